@@ -1,0 +1,109 @@
+//! Limits, windows and intervals of one tunnel. Both sides may differ; what the peer must know
+//! travels in SETTINGS.
+
+use std::time::Duration;
+
+/// Settings of one side of a tunnel.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Streams that the peer may have open at a time.
+    pub max_streams: u32,
+    /// Credit that every stream is sure of, in bytes.
+    pub base_window: u32,
+    /// Credit that a stream starts with while less than half of the growth budget is in use, in bytes.
+    pub initial_window: u32,
+    /// Largest credit of one stream, in bytes.
+    pub max_window: u32,
+    /// Bytes of credit that all streams together may hold above `base_window` each.
+    pub growth_budget: u64,
+    /// Largest payload of a DATA frame that this side accepts, in bytes; 1,024 to 65,528.
+    pub max_frame: u32,
+    /// Bytes that one stream may have queued to send.
+    pub send_queue: usize,
+    /// Longest metadata of an OPEN that this side accepts, in bytes.
+    pub max_metadata: usize,
+    /// CONTROL messages that may wait to be sent.
+    pub control_queue: usize,
+    /// Received CONTROL messages that may wait for the application; more end the tunnel.
+    pub control_backlog: usize,
+    /// Time between pings while a stream is open or being opened.
+    pub ping_active: Duration,
+    /// Silence after which the tunnel is dead while a stream is open or being opened.
+    pub dead_active: Duration,
+    /// Time between pings without streams.
+    pub ping_idle: Duration,
+    /// Silence after which the tunnel is dead without streams.
+    pub dead_idle: Duration,
+    /// Age of an unanswered ping from which on the tunnel is suspect.
+    pub suspect_after: Duration,
+    /// How long a write may make no progress before the tunnel ends.
+    pub write_stall: Duration,
+    /// How long a closing tunnel tries to deliver its GOAWAY.
+    pub close_linger: Duration,
+    /// What the peer may do per second and at once.
+    pub rates: Rates,
+}
+
+/// Token buckets against work that a peer causes without use.
+#[derive(Clone, Debug)]
+pub struct Rates {
+    /// OPEN frames; beyond it a stream is reset with LIMIT.
+    pub opens: Rate,
+    /// PING frames; beyond it the tunnel ends.
+    pub pings: Rate,
+    /// CONTROL frames; beyond it the tunnel ends.
+    pub controls: Rate,
+    /// DATA frames without payload and without FIN; beyond it the tunnel ends.
+    pub empty_data: Rate,
+    /// Frames without effect: unknown types, WINDOW and STREAMS that raise nothing, frames for
+    /// streams that are gone. Every finished stream earns some back, because races produce them.
+    pub useless: Rate,
+}
+
+/// One token bucket: `per_second` tokens flow in, at most `burst` are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Tokens per second.
+    pub per_second: u32,
+    /// Size of the bucket.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// A bucket of `burst` tokens that fills with `per_second`.
+    #[must_use]
+    pub const fn new(per_second: u32, burst: u32) -> Self {
+        Self { per_second, burst }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_streams: 10_000,
+            base_window: 16 * 1024,
+            initial_window: 64 * 1024,
+            max_window: 4 * 1024 * 1024,
+            growth_budget: 64 * 1024 * 1024,
+            max_frame: 16_376,
+            send_queue: 128 * 1024,
+            max_metadata: 4096,
+            control_queue: 256,
+            control_backlog: 1024,
+            ping_active: Duration::from_secs(2),
+            dead_active: Duration::from_secs(6),
+            ping_idle: Duration::from_secs(15),
+            dead_idle: Duration::from_secs(45),
+            suspect_after: Duration::from_secs(1),
+            write_stall: Duration::from_secs(60),
+            close_linger: Duration::from_secs(2),
+            rates: Rates {
+                opens: Rate::new(20_000, 20_000),
+                pings: Rate::new(100, 200),
+                controls: Rate::new(500, 2000),
+                empty_data: Rate::new(100, 1000),
+                useless: Rate::new(1000, 20_000),
+            },
+        }
+    }
+}
