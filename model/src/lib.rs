@@ -1,1 +1,37 @@
-//! Placeholder.
+//! The domain of Secure Gateway in plain values: gateways, destinations, access control lists, and the
+//! configuration that a node serves.
+//!
+//! What it is not: nothing here waits, connects, stores, or asks for the time. Dates come in as
+//! [`Timestamp`]s and every decision is a function of its arguments.
+//!
+//! Where to start: [`Gateway`] and [`Destination`] are what an operator makes; [`Acl::decide`] says
+//! what a client may reach; [`NodeConfig`] is the complete state a node should serve, and
+//! [`NodeConfig::apply`] the only way to change it.
+//!
+//! Invariants held by construction (fields are parsed, not checked later):
+//! - a [`Name`] is 1 to 63 of `a-z 0-9 -`, a [`Host`] is an IP address or a lower-case DNS name
+//!   without a trailing dot, a port is never 0;
+//! - an on-premises destination may have a cloud port and never a client port; a cloud destination
+//!   has a client port and never a cloud port.
+
+mod acl;
+mod destination;
+mod endpoint;
+mod error;
+mod gateway;
+mod id;
+mod node_config;
+mod timestamp;
+mod words;
+
+pub use acl::{Acl, AclEntry, AclVersion, Action, Decision};
+pub use destination::{
+    DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
+};
+pub use endpoint::{Host, HostPort, PortRange};
+pub use error::Invalid;
+pub use gateway::{Gateway, TokenHash, TokenRefusal};
+pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
+pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
+pub use timestamp::Timestamp;
+pub use words::{Policy, Protocol};

@@ -1,1 +1,54 @@
-//! Placeholder.
+//! Every message that leaves a process or is stored, and the only conversions between these and the
+//! domain words of `sg-model`.
+//!
+//! What it is not: no sockets, no decisions. Which package is spoken where:
+//!
+//! | module | between |
+//! |---|---|
+//! | [`api`] (`securegateway.v1`) | anyone with an admin token and the control plane; also its JSON |
+//! | [`node`] (`securegateway.node.v1`) | data-plane nodes and the control plane |
+//! | [`tunnel`] (`securegateway.tunnel.v1`) | client and node, inside their TLS connection |
+//! | [`store`] (`securegateway.store.v1`) | the control plane and its store |
+//!
+//! Start with [`convert`]: a handler never touches a generated type after its first line.
+
+/// Encoded `FileDescriptorSet` of all packages, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+pub mod convert;
+
+/// The public API.
+#[allow(
+    missing_debug_implementations,
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    unused_qualifications
+)]
+pub mod api {
+    include!(concat!(env!("OUT_DIR"), "/securegateway.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/securegateway.v1.serde.rs"));
+}
+
+/// What nodes and control planes say to each other.
+#[allow(
+    missing_debug_implementations,
+    clippy::all,
+    unreachable_pub,
+    unused_qualifications
+)]
+pub mod node {
+    include!(concat!(env!("OUT_DIR"), "/securegateway.node.v1.rs"));
+}
+
+/// What clients and nodes say to each other.
+#[allow(clippy::all, unreachable_pub)]
+pub mod tunnel {
+    include!(concat!(env!("OUT_DIR"), "/securegateway.tunnel.v1.rs"));
+}
+
+/// Values at rest.
+#[allow(clippy::all, unreachable_pub)]
+pub mod store {
+    include!(concat!(env!("OUT_DIR"), "/securegateway.store.v1.rs"));
+}

@@ -1,0 +1,87 @@
+//! Closed sets of words that stand in the API, the command line and the logs alike.
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident, $field:literal { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+
+        impl $name {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The word.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = crate::Invalid;
+
+            fn from_str(text: &str) -> Result<Self, crate::Invalid> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(crate::Invalid::new($field, format!(
+                        "'{}' is not one of {}",
+                        text.escape_debug(),
+                        [$($word,)+].join(", "),
+                    ))),
+                }
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words!(
+    /// What the user of a destination speaks.
+    Protocol, "protocol" {
+        /// Bytes as they are.
+        Tcp = "tcp",
+        /// TLS, ended where the user connects.
+        Tls = "tls",
+        /// TLS that asks the user for a certificate.
+        TlsMutual = "tls-mutual",
+        /// HTTP with the Host header rewritten to the resource.
+        Http = "http",
+        /// HTTP over TLS.
+        Https = "https",
+        /// HTTP over TLS that asks the user for a certificate.
+        HttpsMutual = "https-mutual",
+        /// Datagrams.
+        Udp = "udp",
+    }
+);
+
+words!(
+    /// How new streams are spread over the tunnels of a gateway.
+    Policy, "policy" {
+        /// Each tunnel in turn.
+        RoundRobin = "round-robin",
+        /// The tunnel with the fewest streams.
+        LeastLoaded = "least-loaded",
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip_and_unknown_ones_list_what_is_possible() {
+        for p in Protocol::ALL {
+            assert_eq!(p.as_str().parse::<Protocol>(), Ok(*p));
+        }
+        let err = "tpc".parse::<Protocol>().unwrap_err();
+        assert_eq!(err.field, "protocol");
+        assert!(err.message.contains("tls-mutual"));
+    }
+}

@@ -1,0 +1,1 @@
+//! The public API (`securegateway.v1`) and the domain.

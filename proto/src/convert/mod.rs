@@ -1,0 +1,12 @@
+//! The only place where wire types become domain values and back.
+//!
+//! From the wire a value is parsed (`TryFrom`, failing with a [`sg_model::Invalid`] that names the
+//! field); to the wire it is only written down (`From`).
+
+mod api;
+pub mod node;
+mod store;
+mod time;
+mod tunnel;
+
+pub use time::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};

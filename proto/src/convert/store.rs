@@ -1,0 +1,1 @@
+//! Stored values (`securegateway.store.v1`) and the domain.
