@@ -1,0 +1,93 @@
+//! A value that must not be seen: it has no `Display`, its `Debug` shows nothing of it, and its
+//! memory is wiped when it is dropped. It does not protect against a debugger or a core dump.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use zeroize::Zeroize;
+
+/// Holds a secret. The only way to it is [`Secret::expose`], which is easy to search for.
+pub struct Secret<T: Zeroize>(T);
+
+impl<T: Zeroize> Secret<T> {
+    /// Takes the secret over.
+    pub const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The secret itself. Do not log it, do not put it into an error.
+    pub const fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl Secret<String> {
+    /// Reads a secret from a text file; white space around it is dropped.
+    ///
+    /// # Errors
+    /// Whatever reading gives, and `InvalidData` when nothing is left.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let whole = Self(std::fs::read_to_string(path)?);
+        let trimmed = whole.0.trim();
+        if trimmed.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file is empty",
+            ));
+        }
+        Ok(Self(trimmed.to_owned()))
+    }
+}
+
+impl<T: Zeroize> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<T: Zeroize + Clone> Clone for Secret<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// So that structures with a secret inside can derive `Debug`; shows a placeholder only.
+impl<T: Zeroize> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+impl<T: Zeroize> From<T> for Secret<T> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing_of_the_value() {
+        let secret = Secret::new("sgt_0123".to_owned());
+        assert_eq!(format!("{secret:?}"), "[secret]");
+        assert_eq!(secret.expose(), "sgt_0123");
+    }
+
+    #[test]
+    fn read_trims_and_refuses_an_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "  sgt_ab\n").unwrap();
+        assert_eq!(Secret::read(&path).unwrap().expose(), "sgt_ab");
+        std::fs::write(&path, "\n").unwrap();
+        assert_eq!(
+            Secret::read(&path).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+}
