@@ -1,0 +1,240 @@
+//! The machine: one side of one tunnel.
+//!
+//! Order of calls for a driver: [`Connection::handle_input`] with what came in,
+//! [`Connection::handle_timeout`], then [`Connection::poll_event`] until empty,
+//! [`Connection::poll_transmit`] into an empty batch, and [`Connection::poll_timeout`] for when to
+//! come back. Commands (`open`, `write`, `read`, ...) may come at any time between; what they queue
+//! is sent by the next `poll_transmit`.
+//!
+//! * `commands`: what the owner of the tunnel and of its streams wants.
+//! * `input`: what the peer sends.
+//! * `output`: what goes out, in which order.
+//! * `closing`: how streams and the tunnel end.
+
+mod closing;
+mod commands;
+mod input;
+mod output;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::closed::Closed;
+use crate::config::Config;
+use crate::event::{Event, Incoming};
+use crate::frame::Settings;
+use crate::keepalive::Keepalive;
+use crate::limits::Guard;
+use crate::scheduler::{EPOCH_MS, Scheduler};
+use crate::stream::Key;
+use crate::table::Table;
+use crate::window::Pool;
+
+/// Which end of the connection this is: it decides the parity of stream ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The side that connected; it opens even ids.
+    Client,
+    /// The side that accepted the connection; it opens odd ids.
+    Node,
+}
+
+/// Counters of one tunnel since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes received, frames included.
+    pub received_bytes: u64,
+    /// Bytes handed to the transport, frames included.
+    pub sent_bytes: u64,
+    /// Streams opened by this side.
+    pub streams_opened: u64,
+    /// Streams opened by the peer.
+    pub streams_accepted: u64,
+    /// Credit that the streams hold above their base window, in bytes.
+    pub growth_used: u64,
+    /// Received bytes that wait for their application.
+    pub unread_bytes: u64,
+}
+
+/// One side of one tunnel. See the module for the order of calls.
+#[derive(Debug)]
+pub struct Connection {
+    side: Side,
+    config: Config,
+    streams: Table,
+    scheduler: Scheduler,
+    keepalive: Keepalive,
+    guard: Guard,
+    pool: Pool,
+    events: VecDeque<Event>,
+    incoming: VecDeque<Incoming>,
+    /// CONTROL messages and bytes in `incoming`.
+    waiting_controls: (usize, usize),
+    /// The owner takes no more incoming streams and messages.
+    deaf: bool,
+    stats: Stats,
+    start: Instant,
+    /// Coarse time for the scheduler; commands use the last one seen.
+    epoch: u32,
+
+    /// Limits of the peer; `None` until its SETTINGS came.
+    peer: Option<Settings>,
+    /// Streams that the peer lets us open in all.
+    peer_allows: u32,
+    opened: u32,
+    next_id: u32,
+    /// Streams that the peer has opened, and that we let it open, in all.
+    accepted: u32,
+    announced: u32,
+    returned: u32,
+    /// DATA frame in the middle of which the input stands.
+    partial: Option<Partial>,
+    /// Pieces and bytes in all inboxes, to bound the buffers that small pieces hold on to.
+    unread: (usize, usize),
+
+    settings_sent: bool,
+    /// PONG to send; only the latest matters.
+    pong: Option<u64>,
+    controls: VecDeque<Bytes>,
+    goaway: Option<(u32, Bytes)>,
+    draining_here: bool,
+    draining_there: bool,
+    closed: Option<Closed>,
+}
+
+/// Rest of a DATA frame whose header has been read.
+#[derive(Clone, Copy, Debug)]
+struct Partial {
+    /// `None`: the bytes are dropped.
+    key: Option<Key>,
+    left: usize,
+    fin: bool,
+}
+
+impl Connection {
+    /// A fresh tunnel. Its first `poll_transmit` gives SETTINGS.
+    #[must_use]
+    pub fn new(side: Side, config: Config, now: Instant) -> Self {
+        Self {
+            side,
+            streams: Table::default(),
+            scheduler: Scheduler::default(),
+            keepalive: Keepalive::new(now),
+            guard: Guard::new(&config.rates, now),
+            pool: Pool::new(config.growth_budget),
+            events: VecDeque::new(),
+            incoming: VecDeque::new(),
+            waiting_controls: (0, 0),
+            deaf: false,
+            stats: Stats::default(),
+            start: now,
+            epoch: 0,
+            peer: None,
+            peer_allows: 0,
+            opened: 0,
+            next_id: match side {
+                Side::Client => 2,
+                Side::Node => 1,
+            },
+            accepted: 0,
+            announced: config.max_streams,
+            returned: 0,
+            partial: None,
+            unread: (0, 0),
+            settings_sent: false,
+            pong: None,
+            controls: VecDeque::new(),
+            goaway: None,
+            draining_here: false,
+            draining_there: false,
+            closed: None,
+            config,
+        }
+    }
+
+    /// The next thing that somebody waits for.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next thing that the peer asks for.
+    pub fn poll_incoming(&mut self) -> Option<Incoming> {
+        let next = self.incoming.pop_front()?;
+        if let Incoming::Control(message) = &next {
+            self.waiting_controls.0 -= 1;
+            self.waiting_controls.1 -= message.len();
+        }
+        Some(next)
+    }
+
+    /// When [`Self::handle_timeout`] must be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.closed {
+            Some(_) => None,
+            None => Some(self.keepalive.next_timeout(&self.config)),
+        }
+    }
+
+    /// Tells the time. A ping that is due is sent by the next `poll_transmit`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.see_time(now);
+        if self.closed.is_none() && self.keepalive.dead_at(&self.config) <= now {
+            self.time_out();
+        }
+    }
+
+    /// How the tunnel ended, once it has.
+    #[must_use]
+    pub fn closed(&self) -> Option<&Closed> {
+        self.closed.as_ref()
+    }
+
+    /// Whether either side has announced the drain.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining_here || self.draining_there
+    }
+
+    /// Round-trip time of the last answered ping.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.keepalive.rtt()
+    }
+
+    /// Whether a ping has been unanswered for too long to trust the peer with new streams.
+    #[must_use]
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        self.keepalive
+            .unanswered_for(now)
+            .is_some_and(|age| age >= self.config.suspect_after)
+    }
+
+    /// Streams in the table: open, being opened, or waiting for the peer's last frame.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            growth_used: self.pool.used(),
+            unread_bytes: self.unread.1 as u64,
+            ..self.stats
+        }
+    }
+
+    fn see_time(&mut self, now: Instant) {
+        let epochs = now.saturating_duration_since(self.start).as_millis() / EPOCH_MS;
+        #[allow(clippy::cast_possible_truncation)]
+        {
+            // Only differences of nearby epochs are used.
+            self.epoch = epochs as u32;
+        }
+        self.keepalive.set_active(self.streams.len() > 0, now);
+    }
+}

@@ -1,0 +1,370 @@
+//! What the peer sends: bytes to frames, frames to state. Never waits for an application.
+
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{Connection, Partial, Side};
+use crate::code::close;
+use crate::error::Violation;
+use crate::event::{Event, Incoming};
+use crate::frame::{FIN, Frame, HEADER_LEN, Header, MAX_ID, kind};
+use crate::stream::{Fin, Key, Phase};
+
+/// Size of the driver's receive buffer that a referenced piece may hold on to.
+const BUFFER: usize = 64 * 1024;
+/// Buffers that small unread pieces of all streams may hold on to before they are copied instead.
+const HELD_BUFFERS: usize = 512;
+/// Beyond that, referenced memory may be this many times the unread bytes.
+const HELD_RATIO: usize = 8;
+/// Bytes of CONTROL messages that may wait for the application.
+const CONTROL_BYTES: usize = 4 * 1024 * 1024;
+
+impl Connection {
+    /// Takes what came in. Payloads leave `input` as slices of it; an incomplete frame other than
+    /// DATA stays (at most 16 KiB and a header).
+    pub fn handle_input(&mut self, now: Instant, input: &mut BytesMut) {
+        if self.closed.is_some() {
+            input.clear();
+            return;
+        }
+        self.see_time(now);
+        if let Err(violation) = self.read_frames(now, input) {
+            input.clear();
+            self.fail(violation);
+        }
+    }
+
+    /// Counts bytes that came in, before [`Self::handle_input`]: any byte is a sign of life.
+    pub fn handle_received(&mut self, now: Instant, bytes: usize) {
+        self.stats.received_bytes += bytes as u64;
+        self.keepalive.on_received(now);
+    }
+
+    fn read_frames(&mut self, now: Instant, input: &mut BytesMut) -> Result<(), Violation> {
+        while !input.is_empty() && self.closed.is_none() {
+            if let Some(partial) = self.partial {
+                self.read_payload(partial, input);
+                continue;
+            }
+            let Some(header) = Header::peek(input) else {
+                return Ok(());
+            };
+            if self.peer.is_none() && header.kind != kind::SETTINGS {
+                return Err(Violation::new(
+                    close::SETTINGS,
+                    "SETTINGS is not the first frame",
+                ));
+            }
+            if header.kind == kind::DATA {
+                input.advance(HEADER_LEN);
+                self.on_data(now, header)?;
+                continue;
+            }
+            let known = Frame::check_header(header, self.config.max_metadata)?;
+            if !known {
+                input.advance(HEADER_LEN);
+                self.useless(now, "too many unknown frames")?;
+                let left = usize::from(header.length);
+                self.partial = (left > 0).then_some(Partial {
+                    key: None,
+                    left,
+                    fin: false,
+                });
+                continue;
+            }
+            if input.len() < HEADER_LEN + usize::from(header.length) {
+                return Ok(());
+            }
+            input.advance(HEADER_LEN);
+            // Copied: these live long, and must not hold on to the receive buffer.
+            let payload = Bytes::copy_from_slice(&input[..usize::from(header.length)]);
+            input.advance(usize::from(header.length));
+            self.on_frame(now, Frame::parse(header, payload)?)?;
+        }
+        Ok(())
+    }
+
+    /// The header of a DATA frame: credit is charged for all of it at once.
+    fn on_data(&mut self, now: Instant, header: Header) -> Result<(), Violation> {
+        let length = usize::from(header.length);
+        let fin = header.flags & FIN != 0;
+        if header.flags & !FIN != 0 {
+            return Err(Violation::protocol("undefined flag"));
+        }
+        if length > self.config.max_frame as usize {
+            return Err(Violation::new(close::FRAME_SIZE, "DATA too long"));
+        }
+        if length == 0 && !fin && !self.guard.empty_data.take(now) {
+            return Err(Violation::too_much("too many empty DATA frames"));
+        }
+        let Some(stream) = self.streams.by_id(header.id) else {
+            return Err(Violation::new(close::STREAM_ID, "DATA on no stream"));
+        };
+        if stream.is_done_in() {
+            return Err(Violation::new(
+                close::STREAM_ID,
+                "DATA after the end of its direction",
+            ));
+        }
+        if stream.phase == Phase::Opening {
+            return Err(Violation::protocol("DATA before OPEN_OK"));
+        }
+        if !stream.window.receive(length as u64) {
+            return Err(Violation::new(
+                close::FLOW_CONTROL,
+                "DATA beyond the credit",
+            ));
+        }
+        let key = stream.key;
+        if length > 0 {
+            self.partial = Some(Partial {
+                key: Some(key),
+                left: length,
+                fin,
+            });
+        } else if fin {
+            self.on_fin(key);
+        }
+        Ok(())
+    }
+
+    fn read_payload(&mut self, partial: Partial, input: &mut BytesMut) {
+        let take = partial.left.min(input.len());
+        let stream = partial
+            .key
+            .and_then(|key| self.streams.get_mut(key))
+            .filter(|stream| stream.reset.is_none());
+        if let Some(stream) = stream {
+            let before = stream.inbox.pieces();
+            let (pieces, bytes) = self.unread;
+            if pieces < HELD_BUFFERS || pieces * BUFFER < bytes * HELD_RATIO {
+                stream.inbox.push_reference(input.split_to(take).freeze());
+            } else {
+                stream.inbox.push_copy(&input[..take]);
+                input.advance(take);
+            }
+            self.unread.0 += stream.inbox.pieces() - before;
+            self.unread.1 += take;
+            if std::mem::take(&mut stream.want_read) {
+                self.events.push_back(Event::Readable(stream.key));
+            }
+        } else {
+            input.advance(take);
+        }
+        let left = partial.left - take;
+        self.partial = (left > 0).then_some(Partial { left, ..partial });
+        if let Some(key) = partial.key.filter(|_| left == 0 && partial.fin) {
+            self.on_fin(key);
+        }
+    }
+
+    fn on_fin(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        stream.fin_in = true;
+        stream.pending.window = false;
+        if std::mem::take(&mut stream.want_read) {
+            self.events.push_back(Event::Readable(key));
+        }
+        self.remove_if_done(key);
+    }
+
+    fn on_frame(&mut self, now: Instant, frame: Frame) -> Result<(), Violation> {
+        match frame {
+            Frame::Open {
+                id,
+                credit,
+                metadata,
+            } => self.on_open(now, id, credit, metadata),
+            Frame::OpenOk { id, credit } => self.on_open_ok(now, id, credit),
+            Frame::Reset { id, code } => match self.find(now, id)? {
+                Some(key) => self.on_reset(now, key, code),
+                None => Ok(()),
+            },
+            Frame::Window { id, limit } => match self.find(now, id)? {
+                Some(key) => self.on_window(now, key, limit),
+                None => Ok(()),
+            },
+            Frame::Ping(value) => {
+                if !self.guard.pings.take(now) {
+                    return Err(Violation::too_much("too many PING frames"));
+                }
+                self.pong = Some(value);
+                Ok(())
+            }
+            Frame::Pong(value) => {
+                if self.keepalive.on_pong(value, now) {
+                    return Ok(());
+                }
+                self.useless(now, "too many unasked PONG frames")
+            }
+            Frame::Goaway { code, message } => {
+                self.on_goaway(code, &message);
+                Ok(())
+            }
+            Frame::Control(message) => self.on_control(now, message),
+            Frame::Settings(settings) => {
+                if self.peer.is_some() {
+                    return Err(Violation::new(close::SETTINGS, "second SETTINGS"));
+                }
+                self.peer = Some(settings);
+                self.peer_allows = settings.max_streams;
+                self.fail_unsent_opens(settings.max_streams as usize, crate::code::LIMIT);
+                Ok(())
+            }
+            Frame::Streams { total } => {
+                if total <= self.peer_allows {
+                    return self.useless(now, "too many STREAMS frames");
+                }
+                self.peer_allows = total;
+                Ok(())
+            }
+        }
+    }
+
+    fn on_open(
+        &mut self,
+        now: Instant,
+        id: u32,
+        credit: u32,
+        metadata: Bytes,
+    ) -> Result<(), Violation> {
+        let first = if self.side == Side::Client { 1 } else { 2 };
+        let expected = first + self.accepted * 2;
+        if id != expected {
+            return Err(Violation::new(close::STREAM_ID, "OPEN out of sequence"));
+        }
+        if self.accepted >= self.announced {
+            return Err(Violation::protocol("OPEN beyond the stream credit"));
+        }
+        self.accepted += 1;
+        let refusal = self.refusal(now);
+        let stream = self.streams.insert(id, Phase::Offered);
+        stream.send_limit = credit.into();
+        let key = stream.key;
+        self.keepalive.set_active(true, now);
+        if let Some(code) = refusal {
+            self.release(key, code);
+            return Ok(());
+        }
+        self.stats.streams_accepted += 1;
+        self.push_incoming(Incoming::Offer { key, metadata });
+        Ok(())
+    }
+
+    fn on_open_ok(&mut self, now: Instant, id: u32, credit: u32) -> Result<(), Violation> {
+        let Some(key) = self.find(now, id)? else {
+            return Ok(());
+        };
+        let Some(stream) = self.streams.get_mut(key) else {
+            return Ok(());
+        };
+        if stream.phase != Phase::Opening || stream.is_done_in() {
+            return Err(Violation::protocol(
+                "OPEN_OK for a stream that is not being opened",
+            ));
+        }
+        stream.phase = Phase::Open;
+        stream.send_limit = credit.into();
+        if stream.reset.is_none() {
+            self.events.push_back(Event::Opened(key));
+            self.scheduler.mark_data(stream, self.epoch);
+        }
+        Ok(())
+    }
+
+    fn on_reset(&mut self, now: Instant, key: Key, code: u32) -> Result<(), Violation> {
+        if self.streams.get(key).is_some_and(|s| s.reset_in) {
+            return self.useless(now, "too many RESET frames");
+        }
+        self.reset_there(key, code);
+        Ok(())
+    }
+
+    fn on_window(&mut self, now: Instant, key: Key, limit: u64) -> Result<(), Violation> {
+        let send_queue = self.config.send_queue;
+        let Some(stream) = self.streams.get_mut(key) else {
+            return Ok(());
+        };
+        if stream.phase == Phase::Opening {
+            return Err(Violation::protocol("WINDOW before OPEN_OK"));
+        }
+        if limit <= stream.send_limit || stream.fin_out == Fin::Sent {
+            return self.useless(now, "too many WINDOW frames without effect");
+        }
+        stream.send_limit = limit;
+        if stream.want_write && stream.write_budget(send_queue) > 0 {
+            stream.want_write = false;
+            self.events.push_back(Event::Writable(key));
+        }
+        Ok(())
+    }
+
+    fn on_goaway(&mut self, code: u32, message: &[u8]) {
+        if code != close::DRAIN {
+            self.closed_by_peer(code, message);
+        } else if !self.draining_there {
+            self.draining_there = true;
+            self.fail_unsent_opens(0, crate::code::REFUSED_RETRY);
+            self.push_incoming(Incoming::Draining);
+        }
+    }
+
+    fn on_control(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        if !self.guard.controls.take(now) {
+            return Err(Violation::too_much("too many CONTROL frames"));
+        }
+        if self.deaf {
+            return Ok(());
+        }
+        self.waiting_controls.0 += 1;
+        self.waiting_controls.1 += message.len();
+        let (count, bytes) = self.waiting_controls;
+        if count > self.config.control_backlog || bytes > CONTROL_BYTES {
+            return Err(Violation::too_much("too many unread CONTROL messages"));
+        }
+        self.push_incoming(Incoming::Control(message));
+        Ok(())
+    }
+
+    fn push_incoming(&mut self, incoming: Incoming) {
+        if self.deaf {
+            return;
+        }
+        self.incoming.push_back(incoming);
+        self.events.push_back(Event::Incoming);
+    }
+
+    /// The stream of a control frame. `None`: it is gone, the frame crossed its end.
+    fn find(&mut self, now: Instant, id: u32) -> Result<Option<Key>, Violation> {
+        if let Some(stream) = self.streams.by_id(id) {
+            return Ok(Some(stream.key));
+        }
+        let ours = (id % 2 == 1) == (self.side == Side::Node);
+        let highest = if ours {
+            self.next_id.saturating_sub(2)
+        } else if self.accepted == 0 {
+            0
+        } else {
+            self.accepted * 2 - u32::from(self.side == Side::Client)
+        };
+        if id > highest || id > MAX_ID {
+            return Err(Violation::new(
+                close::STREAM_ID,
+                "frame for a stream that never was",
+            ));
+        }
+        self.useless(now, "too many frames for streams that are gone")?;
+        Ok(None)
+    }
+
+    fn useless(&mut self, now: Instant, detail: &'static str) -> Result<(), Violation> {
+        if self.guard.useless.take(now) {
+            Ok(())
+        } else {
+            Err(Violation::too_much(detail))
+        }
+    }
+}

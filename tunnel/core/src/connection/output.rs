@@ -1,0 +1,233 @@
+//! What goes out, in which order: control first, then interactive streams, then bulk.
+
+use std::time::Instant;
+
+use super::Connection;
+use crate::batch::Batch;
+use crate::event::Event;
+use crate::frame::{FIN, Frame, Header, Settings, kind};
+use crate::scheduler::{BULK_TURN, INTERACTIVE_TURN, MAX_BURST};
+use crate::stream::{Fin, Key};
+
+/// A DATA frame is not started for less than this much room in a batch.
+const MIN_ROOM: usize = 512;
+/// A waiting writer is woken when it can queue at least this much, or everything is sent.
+const WAKE_ROOM: usize = 32 * 1024;
+
+impl Connection {
+    /// Appends up to about `limit` bytes (exceeded by less than one frame) to `batch`. Returns
+    /// whether more waits.
+    pub fn poll_transmit(&mut self, now: Instant, batch: &mut Batch, limit: usize) -> bool {
+        let before = batch.len();
+        self.see_time(now);
+        let limit = before + limit;
+        let more = if self.closed.is_some() {
+            self.put_settings(batch);
+            self.put_goaway(batch);
+            false
+        } else {
+            self.put_tunnel_frames(now, batch, limit);
+            self.put_opens(now, batch, limit);
+            self.put_stream_frames(now, batch, limit);
+            self.put_ping(now, batch);
+            self.put_data(batch, limit);
+            self.put_streams_credit(batch);
+            self.has_more()
+        };
+        self.stats.sent_bytes += (batch.len() - before) as u64;
+        more
+    }
+
+    fn has_more(&self) -> bool {
+        let list = &self.scheduler;
+        !(list.control.is_empty()
+            && list.interactive.is_empty()
+            && list.bulk.is_empty()
+            && self.controls.is_empty()
+            && (list.opens.is_empty() || self.peer.is_none()))
+    }
+
+    fn put_settings(&mut self, batch: &mut Batch) {
+        if !std::mem::replace(&mut self.settings_sent, true) {
+            batch.push_frame(&Frame::Settings(Settings {
+                max_streams: self.config.max_streams,
+                max_frame: self.config.max_frame,
+                max_metadata: u32::try_from(self.config.max_metadata).unwrap_or(u32::MAX),
+            }));
+        }
+    }
+
+    fn put_goaway(&mut self, batch: &mut Batch) {
+        if let Some((code, message)) = self.goaway.take() {
+            batch.push_frame(&Frame::Goaway { code, message });
+        }
+    }
+
+    fn put_tunnel_frames(&mut self, now: Instant, batch: &mut Batch, limit: usize) {
+        self.put_settings(batch);
+        if let Some(value) = self.pong.take() {
+            batch.push_frame(&Frame::Pong(value));
+        }
+        self.put_ping(now, batch);
+        if self.ids_run_out() {
+            self.goaway();
+        }
+        self.put_goaway(batch);
+        while batch.len() < limit {
+            let Some(message) = self.controls.pop_front() else {
+                break;
+            };
+            batch.push_frame(&Frame::Control(message));
+        }
+    }
+
+    fn put_ping(&mut self, now: Instant, batch: &mut Batch) {
+        if let Some(value) = self.keepalive.take_ping(&self.config, now) {
+            batch.push_frame(&Frame::Ping(value));
+        }
+    }
+
+    fn put_opens(&mut self, now: Instant, batch: &mut Batch, limit: usize) {
+        if self.peer.is_none() {
+            return;
+        }
+        while batch.len() < limit {
+            let Some(key) = self.scheduler.opens.pop_front() else {
+                return;
+            };
+            let id = self.next_id;
+            let Some(stream) = self.streams.get_mut(key).filter(|s| s.reset.is_none()) else {
+                continue;
+            };
+            let credit = stream.window.start(&self.config, &mut self.pool, now);
+            let metadata = std::mem::take(&mut stream.metadata);
+            self.streams.set_id(key, id);
+            self.next_id += 2;
+            self.opened += 1;
+            self.stats.streams_opened += 1;
+            self.keepalive.want_ping();
+            batch.push_frame(&Frame::Open {
+                id,
+                credit,
+                metadata,
+            });
+        }
+    }
+
+    fn put_stream_frames(&mut self, now: Instant, batch: &mut Batch, limit: usize) {
+        let min_rtt = self.keepalive.min_rtt();
+        while batch.len() < limit {
+            let Some(key) = self.scheduler.control.pop_front() else {
+                return;
+            };
+            let Some(stream) = self.streams.get_mut(key) else {
+                continue;
+            };
+            stream.in_control = false;
+            let id = stream.id;
+            let pending = std::mem::take(&mut stream.pending);
+            if let Some(code) = pending.reset {
+                stream.reset_out = true;
+                batch.push_frame(&Frame::Reset { id, code });
+                self.remove_if_done(key);
+                continue;
+            }
+            if pending.open_ok {
+                let credit = stream.window.start(&self.config, &mut self.pool, now);
+                batch.push_frame(&Frame::OpenOk { id, credit });
+                self.scheduler.mark_data(stream, self.epoch);
+            }
+            if pending.window && !stream.fin_in {
+                let grant = stream
+                    .window
+                    .grant(&self.config, &mut self.pool, min_rtt, now);
+                if let Some(limit) = grant {
+                    batch.push_frame(&Frame::Window { id, limit });
+                }
+            }
+        }
+    }
+
+    /// Returns the slots of finished streams, not one by one.
+    fn put_streams_credit(&mut self, batch: &mut Batch) {
+        let total = self.config.max_streams.saturating_add(self.returned);
+        let gained = total.saturating_sub(self.announced);
+        let step = self.config.max_streams / 8;
+        let left = self.announced - self.accepted;
+        if gained > 0 && (gained > step || left <= step) {
+            self.announced = total;
+            batch.push_frame(&Frame::Streams { total });
+        }
+    }
+
+    fn put_data(&mut self, batch: &mut Batch, limit: usize) {
+        // Interactive streams leave half of the batch to bulk that waits.
+        let half = batch.len() + limit.saturating_sub(batch.len()) / 2;
+        // Ends: every turn sends something or takes an entry out.
+        loop {
+            let cap = if self.scheduler.bulk.is_empty() {
+                limit
+            } else {
+                half
+            };
+            if batch.len() + MIN_ROOM > cap {
+                break;
+            }
+            let Some(key) = self.scheduler.interactive.pop_front() else {
+                break;
+            };
+            self.put_turn(batch, key, INTERACTIVE_TURN.min(cap - batch.len()));
+        }
+        while batch.len() + MIN_ROOM <= limit {
+            let Some(key) = self.scheduler.bulk.pop_front() else {
+                break;
+            };
+            self.put_turn(batch, key, BULK_TURN.min(limit - batch.len()));
+        }
+    }
+
+    /// One DATA frame of at most `max` payload bytes.
+    fn put_turn(&mut self, batch: &mut Batch, key: Key, max: usize) {
+        let max_frame = self.peer.unwrap_or(Settings::DEFAULT).max_frame as usize;
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if !stream.has_data() {
+            stream.class = crate::stream::Class::None;
+            return;
+        }
+        let queued = stream.outbox.len();
+        let length = queued.min(max).min(max_frame);
+        let fin = stream.fin_out == Fin::Queued && length == queued;
+        let header = Header {
+            kind: kind::DATA,
+            flags: if fin { FIN } else { 0 },
+            length: u16::try_from(length).expect("invariant: a frame is at most 65,528 bytes"),
+            id: stream.id,
+        };
+        batch.push_small(&header.to_bytes());
+        let mut left = length;
+        while left > 0 {
+            let piece = stream
+                .outbox
+                .pop(left)
+                .expect("invariant: the queue holds what its length says");
+            left -= piece.len();
+            batch.push(piece);
+        }
+        stream.sent += length as u64;
+        stream.burst = MAX_BURST.min(stream.burst + u32::from(header.length));
+        if fin {
+            stream.fin_out = Fin::Sent;
+        }
+        self.scheduler.requeue(stream);
+        let room = stream.write_budget(self.config.send_queue);
+        if stream.want_write && (room >= WAKE_ROOM || (room > 0 && stream.outbox.is_empty())) {
+            stream.want_write = false;
+            self.events.push_back(Event::Writable(key));
+        }
+        if fin {
+            self.remove_if_done(key);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Token buckets: what a peer may do at a time and in the long run.
+
+use std::time::Instant;
+
+use crate::config::{Rate, Rates};
+
+/// A bucket that fills with time. Counts in millionths, so that short times are not lost.
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    rate: Rate,
+    micro: u64,
+    filled: Instant,
+}
+
+const ONE: u64 = 1_000_000;
+
+impl Bucket {
+    pub(crate) fn new(rate: Rate, now: Instant) -> Self {
+        Self {
+            rate,
+            micro: u64::from(rate.burst) * ONE,
+            filled: now,
+        }
+    }
+
+    /// Takes one token; false when there is none.
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
+        if self.micro < ONE {
+            self.fill(now);
+        }
+        match self.micro.checked_sub(ONE) {
+            Some(rest) => {
+                self.micro = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives tokens back, up to the burst.
+    pub(crate) fn earn(&mut self, tokens: u32) {
+        let full = u64::from(self.rate.burst) * ONE;
+        self.micro = full.min(self.micro + u64::from(tokens) * ONE);
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let micros = now.saturating_duration_since(self.filled).as_micros();
+        // A day of filling is more than any burst.
+        let micros = u64::try_from(micros).unwrap_or(u64::MAX).min(86_400 * ONE);
+        self.filled = now;
+        let full = u64::from(self.rate.burst) * ONE;
+        self.micro = full.min(self.micro + micros * u64::from(self.rate.per_second));
+    }
+}
+
+/// All buckets of one tunnel.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    pub(crate) opens: Bucket,
+    pub(crate) pings: Bucket,
+    pub(crate) controls: Bucket,
+    pub(crate) empty_data: Bucket,
+    pub(crate) useless: Bucket,
+}
+
+impl Guard {
+    pub(crate) fn new(rates: &Rates, now: Instant) -> Self {
+        Self {
+            opens: Bucket::new(rates.opens, now),
+            pings: Bucket::new(rates.pings, now),
+            controls: Bucket::new(rates.controls, now),
+            empty_data: Bucket::new(rates.empty_data, now),
+            useless: Bucket::new(rates.useless, now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_bucket_allows_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(Rate::new(10, 5), start);
+        assert!((0..5).all(|_| bucket.take(start)));
+        assert!(!bucket.take(start));
+        assert!(!bucket.take(start + Duration::from_millis(99)));
+        let mut taken = 0;
+        for ms in 100..=1100 {
+            taken += u32::from(bucket.take(start + Duration::from_millis(ms)));
+        }
+        assert_eq!(taken, 11);
+        let late = start + Duration::from_secs(1_000_000);
+        assert_eq!((0..20).filter(|_| bucket.take(late)).count(), 5);
+    }
+}

@@ -1,0 +1,140 @@
+//! A queue of bytes that holds references to large pieces and collects small ones.
+//!
+//! Each stream has one per direction. An empty queue owns no buffer.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Pieces shorter than this are copied together when they would otherwise pile up.
+const SMALL: usize = 1024;
+const TAIL_MIN: usize = 256;
+const TAIL_MAX: usize = 16 * 1024;
+/// Entries that an empty queue may keep allocated.
+const KEEP_ENTRIES: usize = 16;
+
+#[derive(Debug, Default)]
+pub(crate) struct ByteQueue {
+    chunks: VecDeque<Bytes>,
+    /// Youngest bytes, still growing.
+    tail: BytesMut,
+    len: usize,
+}
+
+impl ByteQueue {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of buffers that the queue holds on to.
+    pub(crate) fn pieces(&self) -> usize {
+        self.chunks.len() + usize::from(!self.tail.is_empty())
+    }
+
+    /// Appends by reference, except small pieces behind others: those are collected.
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < SMALL && self.len > 0 {
+            self.push_copy(&bytes);
+        } else {
+            self.push_reference(bytes);
+        }
+    }
+
+    /// Appends by reference.
+    pub(crate) fn push_reference(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.seal_tail();
+        self.len += bytes.len();
+        self.chunks.push_back(bytes);
+    }
+
+    /// Appends a copy that costs about its size in memory.
+    pub(crate) fn push_copy(&mut self, mut bytes: &[u8]) {
+        self.len += bytes.len();
+        while !bytes.is_empty() {
+            let room = self.tail.capacity() - self.tail.len();
+            if room == 0 {
+                let grown = (self.tail.len() * 2).clamp(TAIL_MIN, TAIL_MAX);
+                self.seal_tail();
+                self.tail = BytesMut::with_capacity(grown.max(bytes.len().min(TAIL_MAX)));
+                continue;
+            }
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.tail.extend_from_slice(now);
+            bytes = later;
+        }
+    }
+
+    /// Takes up to `max` bytes from the front, as one piece.
+    pub(crate) fn pop(&mut self, max: usize) -> Option<Bytes> {
+        if self.chunks.is_empty() {
+            self.seal_tail();
+        }
+        let front = self.chunks.front_mut()?;
+        let piece = if front.len() <= max {
+            self.chunks.pop_front()?
+        } else {
+            front.split_to(max)
+        };
+        self.len -= piece.len();
+        if self.len == 0 && self.chunks.capacity() > KEEP_ENTRIES {
+            self.chunks = VecDeque::new();
+        }
+        Some(piece)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn seal_tail(&mut self) {
+        let tail = std::mem::take(&mut self.tail);
+        if !tail.is_empty() {
+            self.chunks.push_back(tail.freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_in_order_whatever_way_they_went_in() {
+        let mut queue = ByteQueue::default();
+        let mut expected = Vec::new();
+        for i in 0..2000_u32 {
+            let piece = vec![i.to_le_bytes()[0]; 1 + (i as usize * 7) % 1500];
+            expected.extend_from_slice(&piece);
+            match i % 3 {
+                0 => queue.push(piece.into()),
+                1 => queue.push_copy(&piece),
+                _ => queue.push_reference(piece.into()),
+            }
+        }
+        assert_eq!(queue.len(), expected.len());
+        let mut got = Vec::new();
+        while let Some(piece) = queue.pop(777) {
+            assert!(!piece.is_empty() && piece.len() <= 777);
+            got.extend_from_slice(&piece);
+        }
+        assert_eq!(got, expected);
+        assert!(queue.is_empty());
+        assert_eq!(queue.pieces(), 0);
+    }
+
+    #[test]
+    fn many_tiny_pieces_cost_about_their_size() {
+        let mut queue = ByteQueue::default();
+        for _ in 0..65_536 {
+            queue.push(Bytes::from_static(b"x"));
+        }
+        assert!(queue.pieces() < 20, "{}", queue.pieces());
+    }
+}

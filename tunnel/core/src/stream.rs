@@ -1,0 +1,168 @@
+//! One relayed stream: what is queued, what is promised, and how far its life has gone.
+//!
+//! ```text
+//!   opener                               acceptor
+//!   Opening --OPEN_OK--> Open            Offered --accept--> Open        (phase)
+//!
+//!   per direction:   open --FIN--> finished        either side, any time: RESET ends both
+//!
+//!   An entry leaves the table when this side has sent FIN or RESET, has received FIN or RESET, and
+//!   nobody here holds the stream any more. A side that gets RESET answers with RESET unless it has
+//!   already sent FIN or RESET, so each side sends exactly one last DATA-bearing frame, and an id
+//!   that is gone can be told from one that is wrong.
+//! ```
+
+use bytes::Bytes;
+
+use crate::queue::ByteQueue;
+use crate::window::Window;
+
+/// Names a stream for the commands of [`crate::Connection`]. Never reused within a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    pub(crate) index: u32,
+    pub(crate) serial: u32,
+}
+
+impl Key {
+    /// A small number that no other stream has at the same time; for tables beside the connection.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// We want it; the peer has not answered.
+    Opening,
+    /// The peer wants it; the application has not decided.
+    Offered,
+    /// Both want it.
+    Open,
+}
+
+/// Where the sending direction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fin {
+    No,
+    Queued,
+    Sent,
+}
+
+/// Control frames that a stream has to send, at most one of each.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) open_ok: bool,
+    pub(crate) window: bool,
+    pub(crate) reset: Option<u32>,
+}
+
+impl Pending {
+    pub(crate) fn any(self) -> bool {
+        self.open_ok || self.window || self.reset.is_some()
+    }
+}
+
+/// Which data list of the scheduler the stream stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    None,
+    Interactive,
+    Bulk,
+}
+
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools)]
+pub(crate) struct Stream {
+    pub(crate) key: Key,
+    /// Wire id; 0 until the OPEN has been sent.
+    pub(crate) id: u32,
+    /// Opened by the peer: its end returns a slot.
+    pub(crate) theirs: bool,
+    pub(crate) phase: Phase,
+    /// The application has a handle.
+    pub(crate) held: bool,
+    /// Code of the RESET that ended it, from either side.
+    pub(crate) reset: Option<u32>,
+    pub(crate) pending: Pending,
+    /// In the list of streams with pending control frames.
+    pub(crate) in_control: bool,
+
+    pub(crate) inbox: ByteQueue,
+    pub(crate) window: Window,
+    pub(crate) fin_in: bool,
+    pub(crate) reset_in: bool,
+    pub(crate) want_read: bool,
+
+    pub(crate) outbox: ByteQueue,
+    pub(crate) sent: u64,
+    pub(crate) send_limit: u64,
+    pub(crate) fin_out: Fin,
+    pub(crate) reset_out: bool,
+    pub(crate) want_write: bool,
+
+    pub(crate) class: Class,
+    /// Bytes sent lately, halved in every epoch: tells interactive streams from bulk.
+    pub(crate) burst: u32,
+    pub(crate) burst_epoch: u32,
+    /// Metadata of an OPEN that has not been sent.
+    pub(crate) metadata: Bytes,
+}
+
+impl Stream {
+    pub(crate) fn new(key: Key, id: u32, phase: Phase) -> Self {
+        Self {
+            key,
+            id,
+            theirs: phase == Phase::Offered,
+            phase,
+            held: true,
+            reset: None,
+            pending: Pending::default(),
+            in_control: false,
+            inbox: ByteQueue::default(),
+            window: Window::default(),
+            fin_in: false,
+            reset_in: false,
+            want_read: false,
+            outbox: ByteQueue::default(),
+            sent: 0,
+            send_limit: 0,
+            fin_out: Fin::No,
+            reset_out: false,
+            want_write: false,
+            class: Class::None,
+            burst: 0,
+            burst_epoch: 0,
+            metadata: Bytes::new(),
+        }
+    }
+
+    /// Bytes that the application may queue now.
+    pub(crate) fn write_budget(&self, send_queue: usize) -> usize {
+        if self.phase != Phase::Open || self.fin_out != Fin::No || self.reset.is_some() {
+            return 0;
+        }
+        let queued = self.outbox.len();
+        let credit = self.send_limit.saturating_sub(self.sent + queued as u64);
+        usize::try_from(credit)
+            .unwrap_or(usize::MAX)
+            .min(send_queue.saturating_sub(queued))
+    }
+
+    /// Whether there is data or a FIN to send.
+    pub(crate) fn has_data(&self) -> bool {
+        self.reset.is_none() && (!self.outbox.is_empty() || self.fin_out == Fin::Queued)
+    }
+
+    /// Whether this side has nothing more to send on the wire, ever.
+    pub(crate) fn is_done_out(&self) -> bool {
+        self.reset_out || (self.fin_out == Fin::Sent && self.pending.reset.is_none())
+    }
+
+    /// Whether the peer has nothing more to send.
+    pub(crate) fn is_done_in(&self) -> bool {
+        self.fin_in || self.reset_in
+    }
+}

@@ -1,0 +1,106 @@
+//! The streams of a tunnel, by key and by wire id.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::stream::{Key, Phase, Stream};
+
+/// Slots that an emptied table may keep.
+const KEEP_SLOTS: usize = 64;
+
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    slots: Vec<Option<Stream>>,
+    free: Vec<u32>,
+    by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    next_serial: u32,
+    len: usize,
+}
+
+impl Table {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a stream; an id of 0 is not indexed.
+    pub(crate) fn insert(&mut self, id: u32, phase: Phase) -> &mut Stream {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("invariant: streams are limited below 2^31")
+        });
+        let key = Key {
+            index,
+            serial: self.next_serial,
+        };
+        self.next_serial = self.next_serial.wrapping_add(1);
+        if id != 0 {
+            self.by_id.insert(id, index);
+        }
+        self.len += 1;
+        self.slots[index as usize].insert(Stream::new(key, id, phase))
+    }
+
+    /// Gives a stream its wire id.
+    pub(crate) fn set_id(&mut self, key: Key, id: u32) {
+        if let Some(stream) = self.get_mut(key) {
+            stream.id = id;
+            self.by_id.insert(id, key.index);
+        }
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&Stream> {
+        let stream = self.slots.get(key.index as usize)?.as_ref()?;
+        (stream.key == key).then_some(stream)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Stream> {
+        let stream = self.slots.get_mut(key.index as usize)?.as_mut()?;
+        (stream.key == key).then_some(stream)
+    }
+
+    pub(crate) fn by_id(&mut self, id: u32) -> Option<&mut Stream> {
+        let index = *self.by_id.get(&id)?;
+        self.slots.get_mut(index as usize)?.as_mut()
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) {
+        let Some(stream) = self.get(key) else {
+            return;
+        };
+        let id = stream.id;
+        self.by_id.remove(&id);
+        self.slots[key.index as usize] = None;
+        self.free.push(key.index);
+        self.len -= 1;
+        if self.len == 0 && self.slots.len() > KEEP_SLOTS {
+            self.slots = Vec::new();
+            self.free = Vec::new();
+            self.by_id = HashMap::default();
+        }
+    }
+
+    /// Keys of all streams, in no useful order.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.slots.iter().flatten().map(|s| s.key).collect()
+    }
+}
+
+/// Ids count up by two and cannot be chosen by the peer, so one multiplication spreads them.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0.rotate_left(5) ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}

@@ -1,0 +1,212 @@
+//! Credit that this side grants: how large a stream's window is, and who pays for it.
+//!
+//! Every stream is sure of the base window. What a stream holds above it is charged to one pool per
+//! tunnel, so the memory that a peer can make us hold is bounded by
+//! `streams * base_window + growth_budget`.
+
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+
+/// Round-trip times below this are taken as this: on fast links the scheduling of tasks, not the
+/// link, decides how fast credit comes back.
+const RTT_FLOOR: Duration = Duration::from_millis(2);
+/// A window that lasts longer than this without a new grant is halved.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// Credit above the base windows.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    used: u64,
+    budget: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(budget: u64) -> Self {
+        Self { used: 0, budget }
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
+    fn take(&mut self, bytes: u64) -> bool {
+        let fits = self.budget - self.used >= bytes;
+        if fits {
+            self.used += bytes;
+        }
+        fits
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        debug_assert!(bytes <= self.used);
+        self.used = self.used.saturating_sub(bytes);
+    }
+}
+
+/// The receiving half of one stream's flow control. All offsets count from the stream's first byte.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    /// Bytes that came in, delivered or dropped.
+    received: u64,
+    /// Bytes that the application took.
+    consumed: u64,
+    /// Highest limit that the peer was told.
+    limit: u64,
+    /// Present size.
+    size: u32,
+    /// Part of `size` that the pool pays for.
+    charged: u32,
+    granted_at: Option<Instant>,
+}
+
+impl Window {
+    /// Chooses the first credit of a stream and promises it.
+    pub(crate) fn start(&mut self, config: &Config, pool: &mut Pool, now: Instant) -> u32 {
+        self.size = config.base_window;
+        let extra = config.initial_window.saturating_sub(config.base_window);
+        if pool.used < pool.budget / 2 && pool.take(extra.into()) {
+            self.charged = extra;
+            self.size += extra;
+        }
+        self.limit = self.size.into();
+        self.granted_at = Some(now);
+        self.size
+    }
+
+    /// Counts bytes that came in; false when they exceed the promise.
+    #[must_use]
+    pub(crate) fn receive(&mut self, bytes: u64) -> bool {
+        self.received += bytes;
+        self.received <= self.limit
+    }
+
+    /// Counts bytes that the application took; true when a new grant is due.
+    #[must_use]
+    pub(crate) fn consume(&mut self, bytes: usize) -> bool {
+        self.consumed += bytes as u64;
+        self.grant_is_due()
+    }
+
+    /// The next limit to announce, after adapting the size to how fast the last one was used.
+    pub(crate) fn grant(
+        &mut self,
+        config: &Config,
+        pool: &mut Pool,
+        min_rtt: Option<Duration>,
+        now: Instant,
+    ) -> Option<u64> {
+        if !self.grant_is_due() {
+            return None;
+        }
+        if let Some(since) = self.granted_at {
+            let taken = now.saturating_duration_since(since);
+            let fast = min_rtt.unwrap_or_default().max(RTT_FLOOR) * 2;
+            if taken < fast {
+                self.grow(config, pool);
+            } else if taken > SLOW {
+                self.shrink(config, pool);
+            }
+        }
+        self.granted_at = Some(now);
+        let limit = self.consumed + u64::from(self.size);
+        (limit > self.limit).then(|| {
+            self.limit = limit;
+            limit
+        })
+    }
+
+    /// Gives everything back to the pool; the promise ends with the stream.
+    pub(crate) fn close(&mut self, pool: &mut Pool) {
+        pool.give_back(self.charged.into());
+        self.size -= self.charged;
+        self.charged = 0;
+    }
+
+    fn grant_is_due(&self) -> bool {
+        let next = self.consumed + u64::from(self.size);
+        next.saturating_sub(self.limit) >= u64::from(self.size / 2)
+    }
+
+    fn grow(&mut self, config: &Config, pool: &mut Pool) {
+        let target = self.size.saturating_mul(2).min(config.max_window);
+        let extra = target.saturating_sub(self.size);
+        if extra > 0 && pool.take(extra.into()) {
+            self.size = target;
+            self.charged += extra;
+        }
+    }
+
+    fn shrink(&mut self, config: &Config, pool: &mut Pool) {
+        let target = (self.size / 2).max(config.initial_window);
+        let less = self.size.saturating_sub(target).min(self.charged);
+        pool.give_back(less.into());
+        self.size -= less;
+        self.charged -= less;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            growth_budget: 1024 * 1024,
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_used_up_fast_doubles_until_the_pool_is_empty() {
+        let config = config();
+        let mut pool = Pool::new(config.growth_budget);
+        let now = Instant::now();
+        let mut window = Window::default();
+        assert_eq!(window.start(&config, &mut pool, now), 64 * 1024);
+        for _ in 0..20 {
+            let rest = window.limit - window.received;
+            assert!(window.receive(rest));
+            assert!(window.consume(rest as usize));
+            assert!(window.grant(&config, &mut pool, None, now).is_some());
+        }
+        assert_eq!(window.size, 512 * 1024);
+        assert!(!window.receive(u64::from(window.size) + 1));
+        window.close(&mut pool);
+        assert_eq!(pool.used(), 0);
+    }
+
+    #[test]
+    fn a_slow_stream_gets_smaller_and_the_limit_never_falls() {
+        let config = config();
+        let mut pool = Pool::new(config.growth_budget);
+        let mut now = Instant::now();
+        let mut window = Window::default();
+        window.start(&config, &mut pool, now);
+        let mut last = 0;
+        for i in 0..40 {
+            let rest = window.limit - window.received;
+            assert!(window.receive(rest));
+            assert!(window.consume(rest as usize));
+            now += if i < 3 { Duration::ZERO } else { SLOW * 2 };
+            let limit = window.grant(&config, &mut pool, None, now).unwrap();
+            assert!(limit > last);
+            last = limit;
+        }
+        assert_eq!(window.size, config.initial_window);
+    }
+
+    #[test]
+    fn many_streams_start_with_the_base_window_when_half_of_the_pool_is_gone() {
+        let config = config();
+        let mut pool = Pool::new(config.growth_budget);
+        let now = Instant::now();
+        let sizes: Vec<u32> = (0..30)
+            .map(|_| Window::default().start(&config, &mut pool, now))
+            .collect();
+        assert_eq!(sizes[0], config.initial_window);
+        assert_eq!(sizes[29], config.base_window);
+        assert!(pool.used() < config.growth_budget);
+    }
+}
