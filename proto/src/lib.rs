@@ -21,6 +21,10 @@ pub mod convert;
 #[allow(
     missing_debug_implementations,
     clippy::all,
+    clippy::use_self,
+    clippy::redundant_clone,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
     clippy::pedantic,
     unreachable_pub,
     unused_qualifications
@@ -34,6 +38,10 @@ pub mod api {
 #[allow(
     missing_debug_implementations,
     clippy::all,
+    clippy::use_self,
+    clippy::redundant_clone,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
     unreachable_pub,
     unused_qualifications
 )]
@@ -42,13 +50,25 @@ pub mod node {
 }
 
 /// What clients and nodes say to each other.
-#[allow(clippy::all, unreachable_pub)]
+#[allow(
+    missing_debug_implementations,
+    clippy::all,
+    clippy::use_self,
+    unreachable_pub,
+    unused_qualifications
+)]
 pub mod tunnel {
     include!(concat!(env!("OUT_DIR"), "/securegateway.tunnel.v1.rs"));
 }
 
 /// Values at rest.
-#[allow(clippy::all, unreachable_pub)]
+#[allow(
+    missing_debug_implementations,
+    clippy::all,
+    clippy::use_self,
+    unreachable_pub,
+    unused_qualifications
+)]
 pub mod store {
     include!(concat!(env!("OUT_DIR"), "/securegateway.store.v1.rs"));
 }

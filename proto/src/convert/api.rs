@@ -1,1 +1,391 @@
 //! The public API (`securegateway.v1`) and the domain.
+//!
+//! What a caller sends becomes a draft: everything a caller may choose, parsed, with *all* of its
+//! faults reported at once. What a caller gets is written from a record of [`super::store`].
+
+use std::time::Duration;
+
+use sg_model::{
+    Acl, AclEntry, Destination, DestinationKind, GatewayId, Host, HostPort, Invalid, Name, Policy,
+    Protocol,
+};
+
+use super::node::{entry_from_words, optional_port_from_wire, port_from_wire};
+use super::store::{DestinationRecord, GatewayRecord};
+use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
+use crate::api as wire;
+
+/// Longest description, in bytes.
+pub const MAX_DESCRIPTION: usize = 1024;
+
+/// What a caller may choose of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayDraft {
+    /// Its name.
+    pub name: Name,
+    /// Node group that serves it.
+    pub group: Name,
+    /// How streams are spread.
+    pub policy: Policy,
+    /// Free text.
+    pub description: String,
+}
+
+/// What a caller may choose of a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DestinationDraft {
+    /// Its name.
+    pub name: Name,
+    /// On which side its users are.
+    pub kind: DestinationKind,
+    /// What its users speak.
+    pub protocol: Protocol,
+    /// What they reach.
+    pub resource: HostPort,
+    /// The port on the nodes; `None`: to be allocated, or not of this kind.
+    pub cloud_port: Option<u16>,
+    /// The port on the client, of a cloud destination.
+    pub client_port: Option<u16>,
+    /// How long connecting to the resource may take.
+    pub connect_timeout: Duration,
+    /// Streams without a byte for so long are closed; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Streams open at a time on each node; `None`: no limit.
+    pub max_connections: Option<u32>,
+    /// Free text.
+    pub description: String,
+}
+
+/// Collects what is wrong with a message, so that a caller learns of all of it at once.
+#[derive(Debug, Default)]
+struct Faults(Vec<Invalid>);
+
+impl Faults {
+    fn take<T>(&mut self, result: Result<T, Invalid>) -> Option<T> {
+        result.map_err(|fault| self.0.push(fault)).ok()
+    }
+
+    fn description(&mut self, text: &str) {
+        if text.len() > MAX_DESCRIPTION {
+            let limit = format!("must be at most {MAX_DESCRIPTION} bytes");
+            self.0.push(Invalid::new("description", limit));
+        }
+    }
+}
+
+/// The name of a node group; empty means `default`.
+///
+/// # Errors
+/// When it is not a name.
+pub fn group_from_api(group: &str) -> Result<Name, Invalid> {
+    let group = if group.is_empty() { "default" } else { group };
+    Name::new(group).map_err(|e| e.in_field("group"))
+}
+
+/// Parses what a caller chose of a gateway.
+///
+/// # Errors
+/// Every field that cannot be accepted.
+pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
+    let mut faults = Faults::default();
+    let name = faults.take(Name::new(&g.name));
+    let group = faults.take(group_from_api(&g.group));
+    let policy = faults.take(match g.policy.as_str() {
+        "" => Ok(Policy::RoundRobin),
+        word => word.parse(),
+    });
+    faults.description(&g.description);
+    match (name, group, policy, faults.0.is_empty()) {
+        (Some(name), Some(group), Some(policy), true) => Ok(GatewayDraft {
+            name,
+            group,
+            policy,
+            description: g.description.clone(),
+        }),
+        _ => Err(faults.0),
+    }
+}
+
+/// Parses what a caller chose of a destination.
+///
+/// # Errors
+/// Every field that cannot be accepted.
+pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<Invalid>> {
+    let mut faults = Faults::default();
+    let name = faults.take(Name::new(&d.name));
+    let kind = faults.take(match d.kind.as_str() {
+        "" => Ok(DestinationKind::OnPremises),
+        word => word.parse(),
+    });
+    let protocol = faults.take(d.protocol.parse::<Protocol>());
+    let host = faults.take(
+        d.resource_host
+            .parse::<Host>()
+            .map_err(|e| e.in_field("resource_host")),
+    );
+    let port = faults.take(port_from_wire("resource_port", d.resource_port));
+    let ports = kind.and_then(|kind| listen_ports(&mut faults, kind, d));
+    let connect_timeout = faults.take(
+        optional_duration("connect_timeout", d.connect_timeout.as_ref())
+            .and_then(Destination::checked_connect_timeout),
+    );
+    let idle_timeout = faults.take(optional_duration("idle_timeout", d.idle_timeout.as_ref()));
+    faults.description(&d.description);
+    let resource = host.zip(port).and_then(|(host, port)| {
+        faults.take(HostPort::new(host, port).map_err(|e| e.in_field("resource_port")))
+    });
+    let draft = (|| {
+        let (cloud_port, client_port) = ports?;
+        Some(DestinationDraft {
+            name: name?,
+            kind: kind?,
+            protocol: protocol?,
+            resource: resource?,
+            cloud_port,
+            client_port,
+            connect_timeout: connect_timeout?,
+            idle_timeout: idle_timeout?.filter(|t| !t.is_zero()),
+            max_connections: (d.max_connections != 0).then_some(d.max_connections),
+            description: d.description.clone(),
+        })
+    })();
+    match draft {
+        Some(draft) if faults.0.is_empty() => Ok(draft),
+        _ => Err(faults.0),
+    }
+}
+
+fn optional_duration(
+    field: &'static str,
+    wire: Option<&pbjson_types::Duration>,
+) -> Result<Option<Duration>, Invalid> {
+    wire.map(|t| duration_from_wire(field, t)).transpose()
+}
+
+/// The ports to listen on; on premises the port may still be open.
+fn listen_ports(
+    faults: &mut Faults,
+    kind: DestinationKind,
+    d: &wire::Destination,
+) -> Option<(Option<u16>, Option<u16>)> {
+    let cloud = faults.take(optional_port_from_wire("cloud_port", d.cloud_port));
+    let client = faults.take(optional_port_from_wire("client_port", d.client_port));
+    let (cloud, client) = cloud.zip(client)?;
+    let fault = match kind {
+        DestinationKind::OnPremises if client != 0 => Some(Invalid::new(
+            "client_port",
+            "belongs to cloud destinations; leave it out or set kind to cloud",
+        )),
+        DestinationKind::Cloud if client == 0 => Some(Invalid::new(
+            "client_port",
+            "a cloud destination needs the port that the client listens on, 1 to 65535",
+        )),
+        DestinationKind::Cloud if cloud != 0 => Some(Invalid::new(
+            "cloud_port",
+            "belongs to on-premises destinations; leave it out or set kind to on-premises",
+        )),
+        DestinationKind::OnPremises | DestinationKind::Cloud => None,
+    };
+    match fault {
+        Some(fault) => faults.take(Err(fault)),
+        None => Some((
+            (cloud != 0).then_some(cloud),
+            (client != 0).then_some(client),
+        )),
+    }
+}
+
+/// Parses one access control entry.
+///
+/// # Errors
+/// When a part is not acceptable.
+pub fn acl_entry(entry: &wire::AclEntry) -> Result<AclEntry, Invalid> {
+    entry_from_words(&entry.action, &entry.host, entry.port, &entry.path)
+}
+
+/// Parses the target of an entry to remove; its action does not matter.
+///
+/// # Errors
+/// When a part is not acceptable.
+pub fn acl_target(entry: &wire::AclEntry) -> Result<AclEntry, Invalid> {
+    entry_from_words("deny", &entry.host, entry.port, &entry.path)
+}
+
+/// A gateway for the caller. The secret is the caller's to add.
+#[must_use]
+pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
+    let g = &record.gateway;
+    wire::Gateway {
+        id: g.id.to_string(),
+        name: g.name.to_string(),
+        enabled: g.enabled,
+        group: record.group.to_string(),
+        policy: g.policy.to_string(),
+        security_token: String::new(),
+        token_required: g.token_required,
+        token_expire_time: g
+            .tokens
+            .first()
+            .and_then(|t| t.expires)
+            .map(timestamp_to_wire),
+        create_time: Some(timestamp_to_wire(record.created)),
+        update_time: Some(timestamp_to_wire(record.updated)),
+        generation: g.generation,
+        etag,
+        description: record.description.clone(),
+    }
+}
+
+/// A destination for the caller, without status.
+#[must_use]
+pub fn destination_to_api(
+    record: &DestinationRecord,
+    gateway: &str,
+    cloud_host: &str,
+    etag: String,
+) -> wire::Destination {
+    let d = &record.destination;
+    let cloud_port = d.listen.cloud_port();
+    wire::Destination {
+        id: d.id.to_string(),
+        name: d.name.to_string(),
+        gateway_id: d.gateway.to_string(),
+        gateway: gateway.to_owned(),
+        kind: d.kind().to_string(),
+        protocol: d.protocol.to_string(),
+        resource_host: d.resource.host().to_string(),
+        resource_port: d.resource.port().into(),
+        cloud_host: cloud_port
+            .map(|_| cloud_host.to_owned())
+            .unwrap_or_default(),
+        cloud_port: cloud_port.unwrap_or_default().into(),
+        client_port: d.listen.client_port().unwrap_or_default().into(),
+        enabled: d.enabled,
+        connect_timeout: Some(duration_to_wire(d.connect_timeout)),
+        idle_timeout: d.idle_timeout.map(duration_to_wire),
+        max_connections: d.max_connections.unwrap_or_default(),
+        create_time: Some(timestamp_to_wire(record.created)),
+        update_time: Some(timestamp_to_wire(record.updated)),
+        generation: d.generation,
+        etag,
+        status: None,
+        description: record.description.clone(),
+    }
+}
+
+/// An access control list for the caller, without status.
+#[must_use]
+pub fn acl_to_api(id: &GatewayId, gateway: &str, acl: &Acl, etag: String) -> wire::Acl {
+    wire::Acl {
+        gateway_id: id.to_string(),
+        gateway: gateway.to_owned(),
+        entries: acl
+            .entries
+            .iter()
+            .map(|e| wire::AclEntry {
+                action: e.action.to_string(),
+                host: e.host.as_ref().map(ToString::to_string).unwrap_or_default(),
+                port: e.port.map(u32::from).unwrap_or_default(),
+                path: String::new(),
+            })
+            .collect(),
+        unlisted: acl.unlisted.to_string(),
+        epoch: acl.version.epoch,
+        generation: acl.version.generation,
+        etag,
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn destination() -> wire::Destination {
+        wire::Destination {
+            name: "db".to_owned(),
+            protocol: "tcp".to_owned(),
+            resource_host: "db.plant".to_owned(),
+            resource_port: 5432,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_draft_has_the_documented_defaults() {
+        let draft = destination_draft(&destination()).unwrap();
+        assert_eq!(draft.kind, DestinationKind::OnPremises);
+        assert_eq!((draft.cloud_port, draft.client_port), (None, None));
+        assert_eq!(draft.connect_timeout, sg_model::DEFAULT_CONNECT_TIMEOUT);
+        assert_eq!((draft.idle_timeout, draft.max_connections), (None, None));
+        let draft = gateway_draft(&wire::Gateway {
+            name: "dev".to_owned(),
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(
+            (draft.group.as_str(), draft.policy),
+            ("default", Policy::RoundRobin)
+        );
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let faults = destination_draft(&wire::Destination {
+            name: "No".to_owned(),
+            kind: "cloud".to_owned(),
+            protocol: "tpc".to_owned(),
+            resource_port: 70_000,
+            description: "x".repeat(MAX_DESCRIPTION + 1),
+            connect_timeout: Some(pbjson_types::Duration {
+                seconds: -1,
+                nanos: 0,
+            }),
+            ..destination()
+        })
+        .unwrap_err();
+        let mut fields: Vec<_> = faults.iter().map(|f| f.field).collect();
+        fields.sort_unstable();
+        let expected = [
+            "client_port",
+            "connect_timeout",
+            "description",
+            "name",
+            "protocol",
+            "resource_port",
+        ];
+        assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn each_kind_has_its_own_port() {
+        let field = |d: wire::Destination| destination_draft(&d).unwrap_err()[0].field;
+        assert_eq!(
+            field(wire::Destination {
+                client_port: 1,
+                ..destination()
+            }),
+            "client_port"
+        );
+        let cloud = wire::Destination {
+            kind: "cloud".to_owned(),
+            ..destination()
+        };
+        assert_eq!(
+            field(wire::Destination {
+                client_port: 1,
+                cloud_port: 2,
+                ..cloud.clone()
+            }),
+            "cloud_port"
+        );
+        let draft = destination_draft(&wire::Destination {
+            client_port: 1,
+            ..cloud
+        })
+        .unwrap();
+        assert_eq!(draft.client_port, Some(1));
+    }
+}

@@ -3,9 +3,9 @@
 //! From the wire a value is parsed (`TryFrom`, failing with a [`sg_model::Invalid`] that names the
 //! field); to the wire it is only written down (`From`).
 
-mod api;
+pub mod api;
 pub mod node;
-mod store;
+pub mod store;
 mod time;
 mod tunnel;
 

@@ -59,7 +59,7 @@ impl From<&Gateway> for wire::Gateway {
                 .tokens
                 .iter()
                 .map(|t| wire::TokenHash {
-                    sha256: t.sha256.to_vec().into(),
+                    sha256: t.sha256.to_vec(),
                     expire_time: t.expires.map(timestamp_to_wire),
                 })
                 .collect(),
@@ -310,6 +310,8 @@ pub fn change_to_delta(change: &Change) -> wire::Delta {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use std::time::Duration;
 
     use sg_model::{Action, Policy, Protocol, Timestamp};

@@ -1,1 +1,283 @@
 //! Stored values (`securegateway.store.v1`) and the domain.
+//!
+//! A record is a domain object with what only the control plane keeps: group, dates, description.
+//! Secrets and keys are not here: they are stored sealed, as bytes.
+
+use sg_model::{
+    Acl, AclVersion, Destination, DestinationId, Gateway, GatewayId, Host, HostPort, Invalid,
+    Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
+};
+
+use super::node::{entry_from_words, optional_port_from_wire, port_from_wire};
+use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
+use crate::store as wire;
+
+/// A gateway at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayRecord {
+    /// What its nodes get.
+    pub gateway: Gateway,
+    /// Node group that serves it.
+    pub group: Name,
+    /// Free text.
+    pub description: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was last changed.
+    pub updated: Timestamp,
+}
+
+/// A destination at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DestinationRecord {
+    /// What the nodes get.
+    pub destination: Destination,
+    /// Free text.
+    pub description: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was last changed.
+    pub updated: Timestamp,
+}
+
+/// A node at rest, as it last introduced itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The node.
+    pub id: NodeId,
+    /// Unique among nodes.
+    pub name: Name,
+    /// The group it joined.
+    pub group: Name,
+    /// HOST:PORT of its tunnel listener; empty until it said so.
+    pub tunnel_address: String,
+    /// Host where users reach destination ports; empty until it said so.
+    pub destination_host: String,
+    /// Ports it opens for destinations; `None` until it said so.
+    pub ports: Option<PortRange>,
+    /// Its software version.
+    pub version: String,
+    /// When it joined.
+    pub created: Timestamp,
+}
+
+fn date(field: &'static str, wire: Option<&pbjson_types::Timestamp>) -> Result<Timestamp, Invalid> {
+    wire.map_or_else(
+        || Ok(Timestamp::default()),
+        |t| timestamp_from_wire(field, t),
+    )
+}
+
+impl From<&GatewayRecord> for wire::Gateway {
+    fn from(record: &GatewayRecord) -> Self {
+        let gateway = &record.gateway;
+        let token = gateway.tokens.first();
+        Self {
+            id: gateway.id.to_string(),
+            name: gateway.name.to_string(),
+            enabled: gateway.enabled,
+            group: record.group.to_string(),
+            policy: gateway.policy.to_string(),
+            token_required: gateway.token_required,
+            token_sha256: token.map(|t| t.sha256.to_vec()).unwrap_or_default(),
+            token_expire_time: token.and_then(|t| t.expires).map(timestamp_to_wire),
+            create_time: Some(timestamp_to_wire(record.created)),
+            update_time: Some(timestamp_to_wire(record.updated)),
+            generation: gateway.generation,
+            description: record.description.clone(),
+        }
+    }
+}
+
+impl TryFrom<&wire::Gateway> for GatewayRecord {
+    type Error = Invalid;
+
+    fn try_from(g: &wire::Gateway) -> Result<Self, Invalid> {
+        let tokens = match g.token_sha256.as_slice() {
+            [] => Vec::new(),
+            bytes => vec![TokenHash {
+                sha256: <[u8; 32]>::try_from(bytes)
+                    .map_err(|_| Invalid::new("token_sha256", "a SHA-256 has 32 bytes"))?,
+                expires: g
+                    .token_expire_time
+                    .as_ref()
+                    .map(|t| timestamp_from_wire("token_expire_time", t))
+                    .transpose()?,
+            }],
+        };
+        Ok(Self {
+            gateway: Gateway {
+                id: GatewayId::new(&g.id)?,
+                name: Name::new(&g.name)?,
+                enabled: g.enabled,
+                policy: g.policy.parse()?,
+                token_required: g.token_required,
+                tokens,
+                generation: g.generation,
+            },
+            group: Name::new(&g.group).map_err(|e| e.in_field("group"))?,
+            description: g.description.clone(),
+            created: date("create_time", g.create_time.as_ref())?,
+            updated: date("update_time", g.update_time.as_ref())?,
+        })
+    }
+}
+
+impl From<&DestinationRecord> for wire::Destination {
+    fn from(record: &DestinationRecord) -> Self {
+        let d = &record.destination;
+        Self {
+            id: d.id.to_string(),
+            gateway_id: d.gateway.to_string(),
+            name: d.name.to_string(),
+            kind: d.kind().to_string(),
+            protocol: d.protocol.to_string(),
+            resource_host: d.resource.host().to_string(),
+            resource_port: d.resource.port().into(),
+            cloud_port: d.listen.cloud_port().unwrap_or_default().into(),
+            client_port: d.listen.client_port().unwrap_or_default().into(),
+            enabled: d.enabled,
+            connect_timeout: Some(duration_to_wire(d.connect_timeout)),
+            idle_timeout: d.idle_timeout.map(duration_to_wire),
+            max_connections: d.max_connections.unwrap_or_default(),
+            create_time: Some(timestamp_to_wire(record.created)),
+            update_time: Some(timestamp_to_wire(record.updated)),
+            generation: d.generation,
+            description: record.description.clone(),
+        }
+    }
+}
+
+impl TryFrom<&wire::Destination> for DestinationRecord {
+    type Error = Invalid;
+
+    fn try_from(d: &wire::Destination) -> Result<Self, Invalid> {
+        let timeout = |field, wire: Option<&pbjson_types::Duration>| {
+            wire.map(|t| duration_from_wire(field, t)).transpose()
+        };
+        let host = d.resource_host.parse::<Host>()?;
+        let port = port_from_wire("resource_port", d.resource_port)?;
+        let destination = Destination {
+            id: DestinationId::new(&d.id)?,
+            gateway: GatewayId::new(&d.gateway_id)?,
+            name: Name::new(&d.name)?,
+            listen: Listen::new(
+                d.kind.parse()?,
+                optional_port_from_wire("cloud_port", d.cloud_port)?,
+                optional_port_from_wire("client_port", d.client_port)?,
+            )?,
+            protocol: d.protocol.parse()?,
+            resource: HostPort::new(host, port)?,
+            enabled: d.enabled,
+            connect_timeout: Destination::checked_connect_timeout(timeout(
+                "connect_timeout",
+                d.connect_timeout.as_ref(),
+            )?)?,
+            idle_timeout: timeout("idle_timeout", d.idle_timeout.as_ref())?
+                .filter(|t| !t.is_zero()),
+            max_connections: (d.max_connections != 0).then_some(d.max_connections),
+            generation: d.generation,
+        };
+        Ok(Self {
+            destination,
+            description: d.description.clone(),
+            created: date("create_time", d.create_time.as_ref())?,
+            updated: date("update_time", d.update_time.as_ref())?,
+        })
+    }
+}
+
+/// A list at rest. The epoch is not stored with it: it is that of the store.
+#[must_use]
+pub fn acl_to_store(gateway: &GatewayId, acl: &Acl) -> wire::Acl {
+    wire::Acl {
+        gateway_id: gateway.to_string(),
+        generation: acl.version.generation,
+        entries: acl
+            .entries
+            .iter()
+            .map(|e| wire::AclEntry {
+                action: e.action.to_string(),
+                host: e.host.as_ref().map(ToString::to_string).unwrap_or_default(),
+                port: e.port.map(u32::from).unwrap_or_default(),
+                path: String::new(),
+            })
+            .collect(),
+        unlisted: acl.unlisted.to_string(),
+    }
+}
+
+/// A list as it was stored, under the store's `epoch`.
+///
+/// # Errors
+/// When a field is not acceptable.
+pub fn acl_from_store(epoch: u64, acl: &wire::Acl) -> Result<(GatewayId, Acl), Invalid> {
+    let entries = acl
+        .entries
+        .iter()
+        .map(|e| entry_from_words(&e.action, &e.host, e.port, &e.path))
+        .collect::<Result<_, _>>()?;
+    let version = AclVersion {
+        epoch,
+        generation: acl.generation,
+    };
+    let unlisted = acl.unlisted.parse()?;
+    Ok((
+        GatewayId::new(&acl.gateway_id)?,
+        Acl {
+            version,
+            entries,
+            unlisted,
+        },
+    ))
+}
+
+impl From<&NodeRecord> for wire::Node {
+    fn from(node: &NodeRecord) -> Self {
+        Self {
+            id: node.id.to_string(),
+            name: node.name.to_string(),
+            group: node.group.to_string(),
+            tunnel_address: node.tunnel_address.clone(),
+            destination_host: node.destination_host.clone(),
+            port_first: node.ports.map(|p| p.first().into()).unwrap_or_default(),
+            port_last: node.ports.map(|p| p.last().into()).unwrap_or_default(),
+            version: node.version.clone(),
+            create_time: Some(timestamp_to_wire(node.created)),
+        }
+    }
+}
+
+impl TryFrom<&wire::Node> for NodeRecord {
+    type Error = Invalid;
+
+    fn try_from(n: &wire::Node) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: NodeId::new(&n.id)?,
+            name: Name::new(&n.name)?,
+            group: Name::new(&n.group).map_err(|e| e.in_field("group"))?,
+            tunnel_address: n.tunnel_address.clone(),
+            destination_host: n.destination_host.clone(),
+            ports: port_range("port_first", n.port_first, n.port_last)?,
+            version: n.version.clone(),
+            created: date("create_time", n.create_time.as_ref())?,
+        })
+    }
+}
+
+/// A range of ports on the wire, where 0 to 0 means none.
+///
+/// # Errors
+/// When it is not a range of ports.
+pub fn port_range(
+    field: &'static str,
+    first: u32,
+    last: u32,
+) -> Result<Option<PortRange>, Invalid> {
+    if (first, last) == (0, 0) {
+        return Ok(None);
+    }
+    PortRange::new(port_from_wire(field, first)?, port_from_wire(field, last)?)
+        .map(Some)
+        .map_err(|e| e.in_field(field))
+}
