@@ -1,0 +1,301 @@
+//! Connects to a resource: resolves its name, tries its addresses in turn with a short head start each,
+//! and says in one word why it did not work.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use sg_model::{Host, HostPort};
+use sg_tunnel_io::code;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::socket::tune;
+
+/// Head start of an address before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+const MOST_ADDRESSES: usize = 8;
+/// Names that are resolved at a time. A resolver that hangs then occupies these threads, and not all that the
+/// process has for blocking work.
+static LOOKUPS: Semaphore = Semaphore::const_new(64);
+
+/// Why a resource could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// It refused the connection.
+    #[error("connection refused")]
+    Refused,
+    /// No route to its host or network.
+    #[error("no route to the host")]
+    Unreachable,
+    /// No answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// Its name has no address.
+    #[error("the name has no address")]
+    NameUnknown,
+    /// The addresses of the name are not permitted.
+    #[error("none of its addresses is permitted")]
+    NotPermitted,
+    /// This machine is to blame: out of descriptors, ports or memory.
+    #[error("this machine cannot connect: {0}")]
+    Local(#[source] io::Error),
+}
+
+impl DialError {
+    /// The reset code that tells the far side.
+    #[must_use]
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Refused => code::REFUSED,
+            Self::Unreachable => code::UNREACHABLE,
+            Self::Timeout => code::CONNECT_TIMEOUT,
+            Self::NameUnknown => code::NAME_UNKNOWN,
+            Self::NotPermitted => code::ACL_DENIED,
+            // Nothing was done for the stream, and another machine may well be able to.
+            Self::Local(_) => code::REFUSED_RETRY,
+        }
+    }
+
+    /// The word for logs and metrics.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Local(_) => "local-error",
+            _ => code::word(self.code()),
+        }
+    }
+
+    /// Sorts what `connect` answers.
+    fn from_connect(error: io::Error) -> Self {
+        use io::ErrorKind as K;
+        match error.kind() {
+            K::ConnectionRefused | K::ConnectionReset => Self::Refused,
+            // A firewall on this machine answers with "not permitted".
+            K::HostUnreachable
+            | K::NetworkUnreachable
+            | K::NetworkDown
+            | K::PermissionDenied
+            | K::InvalidInput => Self::Unreachable,
+            K::TimedOut => Self::Timeout,
+            _ => Self::Local(error),
+        }
+    }
+
+    /// How much it says about the resource: of several addresses, the most telling failure is reported.
+    fn weight(&self) -> u8 {
+        match self {
+            Self::Local(_) => 5,
+            Self::Refused => 4,
+            Self::Timeout => 3,
+            Self::Unreachable => 2,
+            Self::NotPermitted => 1,
+            Self::NameUnknown => 0,
+        }
+    }
+}
+
+/// Connects to `resource` within `limit`, name resolution included. Only addresses that `permit` lets through
+/// are tried. The connection has its options set ([`crate::tune`]).
+///
+/// # Errors
+/// [`DialError`].
+pub async fn dial(
+    resource: &HostPort,
+    limit: Duration,
+    permit: impl Fn(&IpAddr) -> bool + Send,
+) -> Result<TcpStream, DialError> {
+    let attempt = async {
+        let found = resolve(resource).await?;
+        let permitted = found.into_iter().filter(|a| permit(&a.ip())).collect();
+        race(interleave(permitted)).await
+    };
+    timeout(limit, attempt)
+        .await
+        .unwrap_or(Err(DialError::Timeout))
+}
+
+async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
+    let port = resource.port();
+    let name = match resource.host() {
+        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
+        Host::Name(name) => name.as_str(),
+    };
+    let _place = LOOKUPS
+        .acquire()
+        .await
+        .expect("invariant: the semaphore is never closed");
+    let found: Vec<_> = match lookup_host((name, port)).await {
+        Ok(found) => found.collect(),
+        Err(error) => {
+            tracing::debug!(name, %error, "name not resolved");
+            return Err(DialError::NameUnknown);
+        }
+    };
+    if found.is_empty() {
+        return Err(DialError::NameUnknown);
+    }
+    Ok(found)
+}
+
+/// Alternates the families, beginning with the resolver's favourite, without repetitions.
+fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+    let mut seen = std::collections::HashSet::new();
+    found.retain(|address| seen.insert(*address));
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (favourite, other): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
+    let (mut favourite, mut other) = (favourite.into_iter(), other.into_iter());
+    let mut order = VecDeque::new();
+    while order.len() < MOST_ADDRESSES {
+        let before = order.len();
+        order.extend(favourite.next());
+        order.extend(other.next());
+        if order.len() == before {
+            break;
+        }
+    }
+    order
+}
+
+async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<TcpStream, DialError> {
+    let mut attempts = FuturesUnordered::new();
+    let mut worst = DialError::NotPermitted;
+    loop {
+        if let Some(address) = addresses.pop_front() {
+            attempts.push(connect(address));
+        } else if attempts.is_empty() {
+            return Err(worst);
+        }
+        let head_start = async {
+            if addresses.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            sleep(HEAD_START).await;
+        };
+        tokio::select! {
+            Some(result) = attempts.next() => match result {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) if error.weight() >= worst.weight() => worst = error,
+                Err(_) => {}
+            },
+            () = head_start => {}
+        }
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
+    let tcp = TcpStream::connect(address)
+        .await
+        .map_err(DialError::from_connect)?;
+    // A connection to a free port of this machine can be answered by itself, when the system happens to give it
+    // that very port.
+    if tcp.local_addr().is_ok_and(|local| local == address) {
+        return Err(DialError::Refused);
+    }
+    tune(&tcp).map_err(|_| DialError::Refused)?;
+    Ok(tcp)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    async fn to(text: &str) -> Result<TcpStream, DialError> {
+        dial(&text.parse().unwrap(), LIMIT, |_| true).await
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_reached_by_address_and_by_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "localhost"] {
+            let tcp = to(&format!("{host}:{port}")).await.unwrap();
+            assert!(tcp.nodelay().unwrap());
+            assert_eq!(tcp.peer_addr().unwrap().port(), port);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_refuses() {
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let error = to(&format!("127.0.0.1:{port}")).await.unwrap_err();
+        assert_eq!((error.as_str(), error.code()), ("refused", code::REFUSED));
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_says_so() {
+        let error = to("does-not-exist.invalid:80").await.unwrap_err();
+        assert_eq!(
+            (error.as_str(), error.code()),
+            ("name-unknown", code::NAME_UNKNOWN)
+        );
+    }
+
+    #[tokio::test]
+    async fn an_address_without_a_route_is_unreachable() {
+        // Class E: the kernel has no route for it.
+        let error = to("240.0.0.1:80").await.unwrap_err();
+        assert!(
+            matches!(error, DialError::Unreachable | DialError::Timeout),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_silent_resource_is_a_timeout() {
+        // A listener whose queue is full does not answer.
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let _first = TcpStream::connect(address).await.unwrap();
+        let resource: HostPort = address.to_string().parse().unwrap();
+        let started = std::time::Instant::now();
+        let error = dial(&resource, Duration::from_millis(200), |_| true)
+            .await
+            .unwrap_err();
+        assert_eq!(error.as_str(), "connect-timeout");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn addresses_that_are_not_permitted_are_not_tried() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let resource: HostPort = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let error = dial(&resource, LIMIT, |ip| !ip.is_loopback())
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), code::ACL_DENIED);
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let order = interleave(
+            ["[::1]:1", "[::2]:1", "[::1]:1", "1.1.1.1:1", "2.2.2.2:1"]
+                .map(parse)
+                .to_vec(),
+        );
+        assert_eq!(
+            Vec::from(order),
+            ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1"].map(parse)
+        );
+    }
+}

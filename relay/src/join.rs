@@ -1,0 +1,161 @@
+//! The bytes of one connection: a TCP connection and a stream of a tunnel, joined until both directions
+//! have ended, or one side fails.
+//!
+//! How ends travel, either way:
+//!
+//! | on one side | on the other |
+//! |---|---|
+//! | FIN of one direction | FIN of that direction, after its bytes; the other direction goes on |
+//! | RST of the TCP connection | RESET `PEER_RESET` of the stream, at once |
+//! | RESET of the stream, loss of the tunnel | RST of the TCP connection, at once |
+//! | idle time over, [`StreamEnd`] | both |
+//!
+//! Both kinds of reset are noticed while a direction is blocked or nobody reads. The socket is read only
+//! when the stream can take bytes, so a slow far side stops the near one by TCP's own window, and an
+//! idle stream holds no buffer.
+
+mod from_tcp;
+mod idle;
+mod to_tcp;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use sg_tunnel_io::{StreamError, TunnelStream, code};
+use tokio::net::TcpStream;
+
+use crate::socket::{ResetOnDrop, socket_error};
+use crate::{ByteCounters, StreamEnd};
+use from_tcp::FromTcp;
+use idle::Idle;
+use to_tcp::ToTcp;
+
+/// What a joined stream is subject to.
+#[derive(Debug, Default)]
+pub struct JoinOptions {
+    /// Ends the stream when no byte has passed for so long; `None`: never.
+    pub idle_timeout: Option<Duration>,
+    /// Where bytes are counted.
+    pub counters: Arc<ByteCounters>,
+    /// Lets somebody else end the stream.
+    pub end: StreamEnd,
+}
+
+/// What passed and how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Bytes from the TCP connection into the tunnel.
+    pub from_tcp: u64,
+    /// Bytes from the tunnel into the TCP connection.
+    pub to_tcp: u64,
+    /// How it ended.
+    pub reason: EndReason,
+}
+
+/// How a joined stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// Both directions ended with FIN.
+    Finished,
+    /// The TCP connection was reset, or failed.
+    TcpReset,
+    /// The far side reset the stream.
+    StreamReset(u32),
+    /// The tunnel ended.
+    TunnelLost,
+    /// No byte passed for the idle time.
+    IdleTimeout,
+    /// Ended from outside with this code.
+    Ended(u32),
+}
+
+impl EndReason {
+    /// The word for the access line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::TcpReset => "tcp-reset",
+            Self::TunnelLost => "tunnel-lost",
+            Self::IdleTimeout => "idle-timeout",
+            Self::StreamReset(code) | Self::Ended(code) => code::word(code),
+        }
+    }
+}
+
+impl From<StreamError> for EndReason {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Reset { code } => Self::StreamReset(code),
+            StreamError::Lost(_) => Self::TunnelLost,
+        }
+    }
+}
+
+/// Relays until both directions have ended or one side has failed; then both sides are closed, the way the
+/// table above says. Dropping the future resets both.
+pub async fn join(tcp: TcpStream, mut stream: TunnelStream, options: JoinOptions) -> Ended {
+    let mut tcp = ResetOnDrop::new(tcp);
+    let reason = relay(tcp.tcp_mut(), &mut stream, &options).await;
+    match reason {
+        EndReason::Finished => {
+            tcp.close();
+        }
+        EndReason::TcpReset => {
+            stream.reset(code::PEER_RESET);
+            tcp.reset();
+        }
+        EndReason::IdleTimeout => {
+            stream.reset(code::IDLE_TIMEOUT);
+            tcp.reset();
+        }
+        EndReason::Ended(code) => {
+            stream.reset(code);
+            tcp.reset();
+        }
+        EndReason::StreamReset(_) | EndReason::TunnelLost => {
+            tcp.reset();
+        }
+    }
+    Ended {
+        from_tcp: options.counters.from_tcp(),
+        to_tcp: options.counters.to_tcp(),
+        reason,
+    }
+}
+
+async fn relay(tcp: &mut TcpStream, stream: &mut TunnelStream, options: &JoinOptions) -> EndReason {
+    let (mut reader, writer) = tcp.split();
+    let tcp: &TcpStream = writer.as_ref();
+    let counters = &*options.counters;
+    let mut ended = pin!(options.end.ended());
+    let mut failed = pin!(socket_error(tcp));
+    let mut idle = Idle::new(options.idle_timeout);
+    let mut up = FromTcp::default();
+    let mut down = ToTcp::default();
+
+    poll_fn(|cx| {
+        // What ends the stream comes first, so that it is never starved by a busy direction.
+        if let Poll::Ready(code) = ended.as_mut().poll(cx) {
+            return Poll::Ready(EndReason::Ended(code));
+        }
+        if let Poll::Ready(error) = failed.as_mut().poll(cx) {
+            tracing::trace!(%error, "connection failed");
+            return Poll::Ready(EndReason::TcpReset);
+        }
+        if let Poll::Ready(error) = stream.poll_reset(cx) {
+            return Poll::Ready(error.into());
+        }
+        let up = up.poll(cx, &mut reader, stream, counters);
+        let down = down.poll(cx, tcp, stream, counters);
+        match (up, down) {
+            (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(reason),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(EndReason::Finished),
+            _ => idle.poll(cx, counters).map(|()| EndReason::IdleTimeout),
+        }
+    })
+    .await
+}

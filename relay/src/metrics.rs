@@ -1,0 +1,233 @@
+//! The series about streams. A destination's series come into being with its first stream, and go when the
+//! destination does ([`StreamMetrics::forget`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sg_runtime::metrics::{
+    Counter, EncodeLabelSet, Family, Gauge, Histogram, Metrics, latency_buckets, lifetime_buckets,
+};
+
+use crate::{ByteCounters, TcpEnd};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpenedLabels {
+    gateway: String,
+    destination: String,
+    protocol: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationLabels {
+    gateway: String,
+    destination: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BytesLabels {
+    gateway: String,
+    destination: String,
+    direction: &'static str,
+}
+
+/// The series of all destinations. Clones share them.
+#[derive(Debug, Clone)]
+pub struct StreamMetrics(Arc<Series>);
+
+#[derive(Debug)]
+struct Series {
+    opened: Family<OpenedLabels, Counter>,
+    active: Family<DestinationLabels, Gauge>,
+    bytes: Family<BytesLabels, Counter>,
+    connect_seconds: Histogram,
+    duration_seconds: Histogram,
+    meters: Mutex<HashMap<(String, String), Arc<DestinationMeter>>>,
+}
+
+impl StreamMetrics {
+    /// Registers the series.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        Self(Arc::new(Series {
+            opened: metrics.register(
+                "streams_opened",
+                "Connections of users, by how opening their stream went",
+                Family::default(),
+            ),
+            active: metrics.register(
+                "streams_active",
+                "Connections of users that are open now",
+                Family::default(),
+            ),
+            bytes: metrics.register("bytes", "Bytes relayed", Family::default()),
+            connect_seconds: metrics.register(
+                "stream_connect_seconds",
+                "Time from the user's connection to the resource's",
+                Histogram::new(latency_buckets()),
+            ),
+            duration_seconds: metrics.register(
+                "stream_duration_seconds",
+                "Time that streams were open",
+                Histogram::new(lifetime_buckets()),
+            ),
+            meters: Mutex::default(),
+        }))
+    }
+
+    /// The series of one destination, made on the first call. `tcp` says who is at the TCP end here.
+    #[must_use]
+    pub fn destination(
+        &self,
+        gateway: &str,
+        destination: &str,
+        protocol: &'static str,
+        tcp: TcpEnd,
+    ) -> Arc<DestinationMeter> {
+        let key = (gateway.to_owned(), destination.to_owned());
+        let mut meters = self.meters();
+        if let Some(meter) = meters.get(&key).filter(|meter| meter.protocol == protocol) {
+            return Arc::clone(meter);
+        }
+        let bytes = |direction| {
+            self.0.bytes.get_or_create_owned(&BytesLabels {
+                gateway: gateway.to_owned(),
+                destination: destination.to_owned(),
+                direction,
+            })
+        };
+        let (to_resource, to_user) = (bytes("to_resource"), bytes("to_user"));
+        let labels = DestinationLabels {
+            gateway: gateway.to_owned(),
+            destination: destination.to_owned(),
+        };
+        let meter = Arc::new(DestinationMeter {
+            gateway: gateway.to_owned(),
+            destination: destination.to_owned(),
+            protocol,
+            active: self.0.active.get_or_create_owned(&labels),
+            bytes: Arc::new(match tcp {
+                TcpEnd::User => ByteCounters::shown_as(to_resource, to_user),
+                TcpEnd::Resource => ByteCounters::shown_as(to_user, to_resource),
+            }),
+            opened: Mutex::new(Some(HashMap::new())),
+            series: Arc::downgrade(&self.0),
+        });
+        meters.insert(key, Arc::clone(&meter));
+        meter
+    }
+
+    /// Removes the series of a destination that is gone. Streams it still has are counted no more.
+    pub fn forget(&self, gateway: &str, destination: &str) {
+        let key = (gateway.to_owned(), destination.to_owned());
+        let Some(meter) = self.meters().remove(&key) else {
+            return;
+        };
+        let (gateway, destination) = key;
+        for result in meter.retire() {
+            self.0.opened.remove(&OpenedLabels {
+                gateway: gateway.clone(),
+                destination: destination.clone(),
+                protocol: meter.protocol,
+                result,
+            });
+        }
+        for direction in ["to_resource", "to_user"] {
+            self.0.bytes.remove(&BytesLabels {
+                gateway: gateway.clone(),
+                destination: destination.clone(),
+                direction,
+            });
+        }
+        self.0.active.remove(&DestinationLabels {
+            gateway,
+            destination,
+        });
+    }
+
+    fn meters(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<DestinationMeter>>> {
+        self.0.meters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The series of one destination.
+#[derive(Debug)]
+pub struct DestinationMeter {
+    gateway: String,
+    destination: String,
+    protocol: &'static str,
+    active: Gauge,
+    bytes: Arc<ByteCounters>,
+    /// `None` once the destination is gone, so that a late stream does not bring its series back.
+    opened: Mutex<Option<HashMap<&'static str, Counter>>>,
+    series: std::sync::Weak<Series>,
+}
+
+impl DestinationMeter {
+    /// Name of the gateway.
+    #[must_use]
+    pub fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
+    /// Name of the destination.
+    #[must_use]
+    pub fn destination(&self) -> &str {
+        &self.destination
+    }
+
+    /// Bytes of all its streams.
+    #[must_use]
+    pub fn bytes(&self) -> &Arc<ByteCounters> {
+        &self.bytes
+    }
+
+    pub(crate) fn begin(&self) {
+        self.active.inc();
+    }
+
+    pub(crate) fn end(&self) {
+        self.active.dec();
+    }
+
+    pub(crate) fn count_opened(&self, result: &'static str) {
+        let Some(series) = self.series.upgrade() else {
+            return;
+        };
+        if let Some(opened) = &mut *self.results() {
+            let counter = opened.entry(result).or_insert_with(|| {
+                series.opened.get_or_create_owned(&OpenedLabels {
+                    gateway: self.gateway.clone(),
+                    destination: self.destination.clone(),
+                    protocol: self.protocol,
+                    result,
+                })
+            });
+            counter.inc();
+        }
+    }
+
+    pub(crate) fn observe_connect(&self, seconds: f64) {
+        if let Some(series) = self.series.upgrade() {
+            series.connect_seconds.observe(seconds);
+        }
+    }
+
+    pub(crate) fn observe_duration(&self, seconds: f64) {
+        if let Some(series) = self.series.upgrade() {
+            series.duration_seconds.observe(seconds);
+        }
+    }
+
+    fn retire(&self) -> Vec<&'static str> {
+        self.results()
+            .take()
+            .unwrap_or_default()
+            .into_keys()
+            .collect()
+    }
+
+    fn results(&self) -> MutexGuard<'_, Option<HashMap<&'static str, Counter>>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
