@@ -110,3 +110,83 @@ async fn scrape(State(served): State<Served>) -> impl IntoResponse {
         served.metrics.encode(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::tasks::{Ended, TaskGroup};
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_three_pages_and_what_is_added_answer() {
+        let listener = AdminListen::Explicit(ANY).bind().unwrap().unwrap();
+        let address = listener.local_addr().unwrap();
+        let (readiness, end) = (Readiness::new(), CancellationToken::new());
+        let mut latch = readiness.latch("store");
+        let metrics = Metrics::new("test", "0.1.0");
+        let more = Router::new().route("/debug/state", routing::get(async || "state"));
+        let mut tasks = TaskGroup::new();
+        let served = serve(listener, readiness, metrics, more, end.clone());
+        tasks.spawn("admin", served);
+        let live = get(address, "/livez").await;
+        assert!(
+            live.starts_with("HTTP/1.1 200") && live.ends_with("\r\n\r\nok\n"),
+            "{live}"
+        );
+        let pending = get(address, "/readyz").await;
+        assert!(pending.starts_with("HTTP/1.1 503"), "{pending}");
+        assert!(
+            pending.ends_with(r#"{"pending":["store"],"ready":false}"#),
+            "{pending}"
+        );
+        latch.set_ready();
+        let ready = get(address, "/readyz").await;
+        assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+        assert!(ready.ends_with(r#"{"pending":[],"ready":true}"#), "{ready}");
+        let scraped = get(address, "/metrics").await;
+        assert!(
+            scraped.contains("content-type: application/openmetrics-text"),
+            "{scraped}"
+        );
+        assert!(
+            scraped.contains("sg_build_info{") && scraped.ends_with("# EOF\n"),
+            "{scraped}"
+        );
+        assert!(get(address, "/debug/state").await.ends_with("state"));
+        assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));
+        end.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(5), tasks.join_next())
+            .await
+            .unwrap();
+        assert_eq!(ended, Some(("admin".to_owned(), Ended::Finished)));
+    }
+
+    #[tokio::test]
+    async fn a_taken_default_is_done_without_and_a_taken_choice_is_an_error() {
+        let taken = crate::net::bind_tcp(ANY).unwrap();
+        let address = taken.local_addr().unwrap();
+        assert!(AdminListen::new(None, address).bind().unwrap().is_none());
+        let error = AdminListen::new(Some(address), ANY).bind().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+}

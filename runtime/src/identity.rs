@@ -165,7 +165,7 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, CertificateErr
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
     match X509Certificate::from_der(certificate.as_ref()) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         _ => Err(CertificateError::Malformed),
     }
 }
@@ -375,4 +375,142 @@ pub fn csr_der(key: &KeyPair) -> Vec<u8> {
         .expect("invariant: a P-256 key signs")
         .der()
         .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn with_uris(uris: &[&str]) -> CertificateDer<'static> {
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = uris
+            .iter()
+            .map(|uri| rcgen::SanType::URI((*uri).try_into().unwrap()))
+            .collect();
+        params
+            .self_signed(KeyPair::generate().signing())
+            .unwrap()
+            .der()
+            .clone()
+    }
+
+    #[test]
+    fn an_identity_is_read_from_exactly_one_uri() {
+        let one = with_uris(&["spiffe://secure-gateway/node/n-1"]);
+        let identity = PeerIdentity::from_cert(&one).unwrap();
+        assert_eq!(identity, PeerIdentity::new(PeerKind::Node, "n-1").unwrap());
+        assert_eq!(identity.to_string(), "spiffe://secure-gateway/node/n-1");
+        for uris in [
+            &[][..],
+            &[
+                "spiffe://secure-gateway/node/a",
+                "spiffe://secure-gateway/control-plane/b",
+            ],
+            &["https://secure-gateway/node/a"],
+        ] {
+            assert_eq!(
+                PeerIdentity::from_cert(&with_uris(uris)),
+                Err(CertificateError::Identity)
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_identities_are_refused() {
+        for uri in [
+            "",
+            "spiffe://secure-gateway/",
+            "spiffe://secure-gateway/node",
+            "spiffe://secure-gateway/node/",
+            "spiffe://secure-gateway/nodes/a",
+            "spiffe://secure-gateway/node/a/b",
+            "spiffe://secure-gateway/node/a b",
+            "spiffe://other/node/a",
+            "SPIFFE://secure-gateway/node/a",
+        ] {
+            assert_eq!(
+                uri.parse::<PeerIdentity>(),
+                Err(CertificateError::Identity),
+                "{uri}"
+            );
+        }
+        assert!(PeerIdentity::new(PeerKind::Node, "x".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_no_certificate_are_an_error() {
+        let mut bytes = self_signed(&KeyPair::generate(), "c").to_vec();
+        bytes.push(0);
+        for der in [bytes, vec![], vec![0x30, 0x80], b"hello".to_vec()] {
+            let der = CertificateDer::from(der);
+            assert_eq!(spki_sha256(&der), Err(CertificateError::Malformed));
+            assert_eq!(
+                PeerIdentity::from_cert(&der),
+                Err(CertificateError::Malformed)
+            );
+        }
+    }
+
+    #[test]
+    fn key_and_certificate_agree_on_the_client_id() {
+        let key = KeyPair::generate();
+        let certificate = self_signed(&key, "client");
+        let hash = spki_sha256(&certificate).unwrap();
+        assert_eq!(hash, key.spki_sha256());
+        assert_eq!(key.client_id(), client_id(&hash));
+        assert_eq!(key.client_id().len(), 25);
+        assert_eq!(key.client_id(), format!("c{}", crypto::hex(&hash[..12])));
+    }
+
+    #[test]
+    fn a_key_file_is_made_once_private_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("client.key");
+        let made = KeyPair::load_or_create(&path).unwrap();
+        let read = KeyPair::load_or_create(&path).unwrap();
+        assert_eq!(made.spki_sha256(), read.spki_sha256());
+        assert!(!files::readable_by_others(&path).unwrap());
+        assert!(!format!("{made:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_malformed_key_file_is_named_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("client.key");
+        std::fs::write(&path, "no key").unwrap();
+        let error = KeyPair::load_or_create(&path).unwrap_err();
+        assert!(matches!(error, KeyFileError::Malformed { .. }));
+        assert!(error.to_string().contains("client.key"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"no key");
+    }
+
+    #[test]
+    fn several_certificates_survive_a_pem_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let chain = [
+            self_signed(&KeyPair::generate(), "a"),
+            self_signed(&KeyPair::generate(), "b"),
+        ];
+        std::fs::write(&path, certificates_to_pem(&chain)).unwrap();
+        assert_eq!(read_certificates(&path).unwrap(), chain);
+        std::fs::write(&path, "nothing").unwrap();
+        assert!(matches!(
+            read_certificates(&path),
+            Err(KeyFileError::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn a_request_proves_its_key() {
+        let key = KeyPair::generate();
+        let request = csr_der(&key).into();
+        let parsed = rcgen::CertificateSigningRequestParams::from_der(&request).unwrap();
+        assert_eq!(
+            crypto::sha256(&parsed.public_key.subject_public_key_info()),
+            key.spki_sha256()
+        );
+    }
 }

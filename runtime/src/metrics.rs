@@ -69,7 +69,6 @@ impl Metrics {
 }
 
 /// Bounds, in seconds, for things that take from half a millisecond to a minute.
-#[must_use]
 pub fn latency_buckets() -> impl Iterator<Item = f64> {
     [
         0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -79,7 +78,6 @@ pub fn latency_buckets() -> impl Iterator<Item = f64> {
 }
 
 /// Bounds, in seconds, for how long connections live: 10 ms to a day.
-#[must_use]
 pub fn lifetime_buckets() -> impl Iterator<Item = f64> {
     [
         0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 21_600.0, 86_400.0,

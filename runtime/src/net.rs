@@ -119,3 +119,70 @@ pub fn accept_error_is_transient(error: &io::Error) -> bool {
     .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
     of_connection || exhausted
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    #[tokio::test]
+    async fn a_port_belongs_to_one_listener_and_is_free_after_it() {
+        let first = bind_tcp(ANY).unwrap();
+        let address = first.local_addr().unwrap();
+        assert_eq!(
+            bind_tcp(address).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        // A connection that the listener closed lingers in TIME_WAIT and must not hold the port.
+        let near = TcpStream::connect(address).await.unwrap();
+        drop(first.accept().await.unwrap());
+        drop((near, first));
+        bind_tcp(address).unwrap();
+        let udp = bind_udp(ANY).unwrap();
+        let taken = bind_udp(udp.local_addr().unwrap()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_seen_as_a_reset() {
+        let listener = bind_tcp(ANY).unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        set_nodelay(&far).unwrap();
+        set_keepalive(&far, Duration::from_secs(15), Duration::from_secs(5), 3).unwrap();
+        reset(far).unwrap();
+        let error = near.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_goes_up_to_the_hard_one() {
+        let limit = raise_nofile_limit().unwrap();
+        assert_eq!(raise_nofile_limit().unwrap(), limit);
+        assert_eq!(
+            getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+            limit
+        );
+    }
+
+    #[test]
+    fn running_out_of_descriptors_does_not_end_a_listener() {
+        let exhausted = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+        assert!(accept_error_is_transient(&exhausted));
+        assert!(accept_error_is_transient(
+            &io::ErrorKind::ConnectionAborted.into()
+        ));
+        assert!(!accept_error_is_transient(
+            &io::ErrorKind::InvalidInput.into()
+        ));
+    }
+}

@@ -103,3 +103,33 @@ impl Latch {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ready_means_that_every_latch_is_set() {
+        let readiness = Readiness::new();
+        assert!(readiness.is_ready());
+        let (mut store, mut listen) = (readiness.latch("store"), readiness.latch("listen"));
+        assert_eq!(readiness.pending(), ["listen", "store"]);
+        store.set_ready();
+        store.set_ready();
+        let waiting = readiness.wait_ready();
+        let setting = async { listen.set_ready() };
+        tokio::join!(waiting, setting);
+        assert!(readiness.is_ready());
+        store.set_pending();
+        assert_eq!(readiness.pending(), ["store"]);
+    }
+
+    #[test]
+    fn latches_of_one_name_count_and_a_dropped_one_stays_pending() {
+        let readiness = Readiness::new();
+        let (mut first, second) = (readiness.latch("node"), readiness.latch("node"));
+        first.set_ready();
+        drop(second);
+        assert_eq!(readiness.pending(), ["node"]);
+    }
+}

@@ -177,3 +177,55 @@ impl Shutdown {
         shutdown
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_at_its_deadline() {
+        let shutdown = Shutdown::manual(TIMEOUT);
+        assert_eq!((shutdown.remaining(), shutdown.deadline()), (TIMEOUT, None));
+        shutdown.begin();
+        let begin = Instant::now();
+        shutdown.begin();
+        assert!(shutdown.is_draining() && !shutdown.forced().is_cancelled());
+        assert_eq!(shutdown.run(std::future::pending::<()>()).await, None);
+        assert!(begin.elapsed() >= TIMEOUT);
+        assert!(shutdown.forced().is_cancelled());
+        assert_eq!(shutdown.remaining(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_ends_early_when_the_work_is_done_or_by_force() {
+        let shutdown = Shutdown::manual(TIMEOUT);
+        assert_eq!(shutdown.run(async { 7 }).await, Some(7));
+        let begin = Instant::now();
+        shutdown.force();
+        assert!(shutdown.is_draining());
+        assert_eq!(shutdown.run(std::future::pending::<()>()).await, None);
+        assert!(begin.elapsed() < TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn the_first_signal_drains_and_the_second_forces() {
+        let shutdown = Shutdown::listen(TIMEOUT).unwrap();
+        let other = shutdown.clone();
+        assert!(!shutdown.is_draining());
+        kill_process(getpid(), Signal::TERM).unwrap();
+        tokio::time::timeout(TIMEOUT / 3, other.wait_draining())
+            .await
+            .unwrap();
+        assert!(!shutdown.forced().is_cancelled());
+        kill_process(getpid(), Signal::INT).unwrap();
+        tokio::time::timeout(TIMEOUT / 3, other.forced().cancelled())
+            .await
+            .unwrap();
+    }
+}

@@ -302,9 +302,108 @@ async fn caught<F: Future<Output = ()>>(future: F) -> Result<(), String> {
     .await
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// The text of a panic, if it has one.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message")
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_group_tells_which_task_ended_and_how() {
+        let mut group = TaskGroup::new();
+        group.spawn("good", async {});
+        group.spawn("bad", async { Err::<(), _>("broken") });
+        let number = 7;
+        group.spawn(
+            "ugly",
+            async move { assert!(number < 7, "at number {number}") },
+        );
+        assert_eq!(group.len(), 3);
+        let mut ends = Vec::new();
+        while let Some(end) = group.join_next().await {
+            ends.push(end);
+        }
+        ends.sort_by(|left, right| left.0.cmp(&right.0));
+        let expected = [
+            ("bad".to_owned(), Ended::Failed("broken".to_owned())),
+            ("good".to_owned(), Ended::Finished),
+            ("ugly".to_owned(), Ended::Panicked("at number 7".to_owned())),
+        ];
+        assert_eq!(ends, expected);
+        assert!(group.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn finishing_names_what_had_to_be_aborted() {
+        let mut group = TaskGroup::new();
+        group.spawn("quick", async {});
+        group.spawn("stuck-b", std::future::pending::<()>());
+        group.spawn("stuck-a", std::future::pending::<()>());
+        assert_eq!(group.finish(SOON).await, ["stuck-a", "stuck-b"]);
+        assert!(TaskGroup::new().finish(SOON).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_group_aborts_its_tasks() {
+        let (held, dropped) = oneshot::channel::<()>();
+        let mut group = TaskGroup::new();
+        group.spawn("holder", async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        drop(group);
+        assert!(dropped.await.is_err(), "the task's values are dropped");
+    }
+
+    #[tokio::test]
+    async fn a_pool_is_bounded_and_empties_itself() {
+        let pool = TaskPool::new("test", 2);
+        let (first, wait) = oneshot::channel::<()>();
+        let waiting = |wait: oneshot::Receiver<()>| async move { drop(wait.await) };
+        pool.spawn(waiting(wait)).expect("room");
+        let slot = pool.reserve().expect("room");
+        assert_eq!(pool.spawn(async {}), Err(PoolFull));
+        drop(slot);
+        pool.spawn(async {}).expect("room again");
+        assert!(!pool.wait_idle(Duration::from_millis(1)).await);
+        drop(first);
+        assert!(pool.wait_idle(SOON).await);
+        assert_eq!(pool.active(), 0);
+        pool.spawn(async {}).expect("goes on after waiting");
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_pool_is_counted_and_frees_its_slot() {
+        let pool = TaskPool::new("test", 1);
+        pool.spawn(async { panic!("on purpose") }).expect("room");
+        let slot = tokio::time::timeout(SOON, pool.reserve_wait())
+            .await
+            .expect("freed");
+        assert_eq!(pool.panics(), 1);
+        let (done, wait) = oneshot::channel();
+        slot.spawn(async move { done.send(1).expect("the receiver waits") });
+        assert_eq!(wait.await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn aborting_a_pool_drops_its_tasks_and_takes_no_more() {
+        let pool = TaskPool::new("test", 8);
+        for _ in 0..3 {
+            pool.spawn(std::future::pending()).expect("room");
+        }
+        assert_eq!(pool.active(), 3);
+        pool.abort_all();
+        assert!(pool.wait_idle(SOON).await);
+        assert_eq!(pool.spawn(async {}), Err(PoolFull));
+    }
 }

@@ -85,7 +85,7 @@ pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str)
 
 fn log_panics(binary: &'static str) {
     std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload_as_str().unwrap_or("no message");
+        let message = crate::tasks::panic_message(panic.payload());
         let place = panic
             .location()
             .map(ToString::to_string)

@@ -15,7 +15,6 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        #[source]
         source: io::Error,
     },
     /// The file is no TOML.

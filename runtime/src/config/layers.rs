@@ -39,7 +39,7 @@ pub(super) fn merge(
     };
     let mut filled = Filled::new(&built, given.keys().cloned().collect());
     for arg in built.get_arguments() {
-        filled.from_environment(arg, environment)?;
+        filled.add_environment(arg, environment)?;
     }
     let path = given
         .get(CONFIG)
@@ -47,7 +47,7 @@ pub(super) fn merge(
         .flatten()
         .or_else(|| filled.value_of(CONFIG));
     if let Some(path) = path.map(PathBuf::from) {
-        filled.from_file(&path, file::read(&path)?)?;
+        filled.add_file(&path, file::read(&path)?)?;
     }
     let all = filled.arguments(arguments);
     command
@@ -120,6 +120,8 @@ struct Filled<'a> {
     command: &'a Command,
     /// Ids that have a value by now.
     set: BTreeSet<String>,
+    /// Ids of switches that a layer has put off, so that a weaker one does not put them on.
+    off: BTreeSet<String>,
     /// Id, where the value stands, and the values.
     added: Vec<Added<'a>>,
 }
@@ -135,6 +137,7 @@ impl<'a> Filled<'a> {
         Self {
             command,
             set,
+            off: BTreeSet::new(),
             added: Vec::new(),
         }
     }
@@ -144,7 +147,7 @@ impl<'a> Filled<'a> {
         added.values.first().cloned()
     }
 
-    fn from_environment(
+    fn add_environment(
         &mut self,
         arg: &'a Arg,
         environment: &dyn Fn(&str) -> Option<OsString>,
@@ -175,7 +178,7 @@ impl<'a> Filled<'a> {
         self.add(arg, name, values)
     }
 
-    fn from_file(&mut self, path: &Path, mut values: Values) -> Result<(), ConfigError> {
+    fn add_file(&mut self, path: &Path, mut values: Values) -> Result<(), ConfigError> {
         let command = self.command;
         for arg in command.get_arguments().filter(|arg| arg.get_id() != CONFIG) {
             let Some(key) = key(arg) else { continue };
@@ -213,17 +216,31 @@ impl<'a> Filled<'a> {
         }
     }
 
+    /// True if a stronger layer has set this argument, or one that excludes it. Clap knows an
+    /// exclusion only by the side that declares it.
+    fn is_overruled(&self, arg: &Arg) -> bool {
+        let excludes = |one: &Arg, other: &Arg| {
+            self.command
+                .get_arg_conflicts_with(one)
+                .iter()
+                .any(|found| found.get_id() == other.get_id())
+        };
+        self.command
+            .get_arguments()
+            .filter(|other| self.set.contains(other.get_id().as_str()))
+            .any(|other| {
+                other.get_id() == arg.get_id() || excludes(arg, other) || excludes(other, arg)
+            })
+    }
+
     fn add(
         &mut self,
         arg: &'a Arg,
         place: String,
         values: Vec<OsString>,
     ) -> Result<(), ConfigError> {
-        let conflicts = self.command.get_arg_conflicts_with(arg);
-        let overruled = conflicts
-            .iter()
-            .any(|other| self.set.contains(other.get_id().as_str()));
-        if overruled || values.is_empty() || self.set.contains(arg.get_id().as_str()) {
+        let id = arg.get_id().as_str();
+        if values.is_empty() || self.off.contains(id) || self.is_overruled(arg) {
             return Ok(());
         }
         if is_switch(arg) {
@@ -232,7 +249,10 @@ impl<'a> Filled<'a> {
                 .map(|value| value.to_string_lossy().to_lowercase());
             match text.as_deref() {
                 Some("true" | "1" | "yes" | "on") => {}
-                Some("false" | "0" | "no" | "off") => return Ok(()),
+                Some("false" | "0" | "no" | "off") => {
+                    self.off.insert(id.to_owned());
+                    return Ok(());
+                }
                 other => {
                     let value = other.unwrap_or_default().to_owned();
                     return Err(Invalid::new(
@@ -245,7 +265,7 @@ impl<'a> Filled<'a> {
                 }
             }
         }
-        self.set.insert(arg.get_id().as_str().to_owned());
+        self.set.insert(id.to_owned());
         self.added.push(Added { arg, place, values });
         Ok(())
     }

@@ -22,6 +22,12 @@ pub type ClientStream<T = TcpStream> = tokio_rustls::client::TlsStream<T>;
 #[derive(Debug, Clone)]
 pub struct ClientTls(Arc<ClientConfig>);
 
+impl ClientTls {
+    pub(super) fn of(config: ClientConfig) -> Self {
+        Self(Arc::new(config))
+    }
+}
+
 /// Trusts servers of kind `expected` under `trust`; shows `credentials` if the server asks; offers
 /// the protocols of `alpn` (none if empty).
 ///
@@ -50,7 +56,7 @@ pub fn client_config(
             .map_err(SetupError::Credentials)?,
     };
     config.alpn_protocols = protocols(alpn);
-    Ok(ClientTls(Arc::new(config)))
+    Ok(ClientTls::of(config))
 }
 
 /// Runs the client's side of the handshake within [`HANDSHAKE_TIMEOUT`].

@@ -1,8 +1,9 @@
 //! Why a TLS connection did not come about, told apart by who can do something about it.
+//! The texts contain their causes, so that one line of a log is enough.
 
 use std::io;
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::verify::PeerMismatch;
 use crate::identity::KeyFileError;
@@ -25,22 +26,22 @@ pub enum Error {
     NoCertificate,
     /// The other end's certificate does not verify.
     #[error("the certificate of the other end is not valid: {0}")]
-    BadCertificate(#[source] rustls::Error),
+    BadCertificate(rustls::Error),
     /// The certificate verifies, but belongs to somebody else.
     #[error("the other end is not the one that is trusted: {0}")]
-    WrongPeer(#[source] PeerMismatch),
+    WrongPeer(PeerMismatch),
     /// The other end refused, and said why in TLS' own words.
     #[error("the other end refused the TLS handshake: {0}")]
     Alert(&'static str),
     /// The two ends have no version, cipher or application protocol in common.
     #[error("no TLS version, cipher or protocol in common: {0}")]
-    Incompatible(#[source] rustls::Error),
+    Incompatible(rustls::Error),
     /// The other end broke the rules of TLS.
     #[error("the TLS handshake went wrong: {0}")]
-    Protocol(#[source] rustls::Error),
+    Protocol(rustls::Error),
     /// The connection failed underneath.
     #[error("the connection failed during the TLS handshake: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 impl Error {
@@ -84,9 +85,14 @@ impl Error {
     fn from_rustls(error: rustls::Error) -> Self {
         use rustls::Error as E;
         match error {
-            E::InvalidMessage(_) | E::PeerSentOversizedRecord | E::InappropriateMessage { .. } => {
-                Self::NotTls
-            }
+            // What cannot even be a record is another protocol; what fails further in is bad TLS.
+            E::PeerSentOversizedRecord
+            | E::InvalidMessage(
+                InvalidMessage::InvalidContentType
+                | InvalidMessage::UnknownProtocolVersion
+                | InvalidMessage::InvalidEmptyPayload
+                | InvalidMessage::MessageTooLarge,
+            ) => Self::NotTls,
             E::NoCertificatesPresented => Self::NoCertificate,
             E::InvalidCertificate(CertificateError::Other(ref other)) => {
                 match other.0.downcast_ref::<PeerMismatch>() {
@@ -118,8 +124,8 @@ pub enum SetupError {
     NoRoot,
     /// A CA certificate cannot be used.
     #[error("a CA certificate cannot be used: {0}")]
-    Root(#[source] rustls::Error),
+    Root(rustls::Error),
     /// Certificate and key do not belong together, or cannot be used.
     #[error("the certificate and its key cannot be used: {0}")]
-    Credentials(#[source] rustls::Error),
+    Credentials(rustls::Error),
 }

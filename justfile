@@ -1,0 +1,29 @@
+# The entry points for daily work. `just` alone lists them.
+
+default:
+    @just --list
+
+# Formatting, lints and the walls: what must be clean before a change is shown.
+check: lint deny
+    cargo fmt --all --check
+
+# Clippy over everything, warnings are errors.
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Unit and integration tests of every crate, without the end-to-end runs.
+test:
+    cargo test --workspace --exclude sg-tests --exclude sg-bench
+
+# Real processes end to end.
+e2e:
+    cargo build --workspace --bins
+    cargo test -p sg-tests
+
+# One benchmark by name: just bench throughput -o json
+bench +arguments:
+    cargo run --release -p sg-bench -- {{ arguments }}
+
+# Licences, bans and sources. `cargo deny check advisories` needs the network besides.
+deny:
+    cargo deny check bans licenses sources
