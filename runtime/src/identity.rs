@@ -6,125 +6,18 @@
 //! A client has no issued certificate at first: its identity is the hash of its own key
 //! ([`client_id`]), which it proves in the handshake with a self-signed certificate.
 
-use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod key;
+mod peer;
 
-use rcgen::PublicKeyData as _;
+use std::path::Path;
+
 pub use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::secret::Secret;
-use crate::{crypto, files};
-
-/// What stands before the kind in an identity's URI.
-pub const URI_PREFIX: &str = "spiffe://secure-gateway/";
-const LONGEST_ID: usize = 128;
-
-/// What kind of process a certificate belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PeerKind {
-    /// A control plane.
-    ControlPlane,
-    /// A data-plane node.
-    Node,
-    /// A client, with an issued certificate.
-    Client,
-}
-
-impl PeerKind {
-    /// The word in the URI.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ControlPlane => "control-plane",
-            Self::Node => "node",
-            Self::Client => "client",
-        }
-    }
-}
-
-impl fmt::Display for PeerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Kind and id out of a certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PeerIdentity {
-    /// What the holder is.
-    pub kind: PeerKind,
-    /// Which one: 1 to 128 of `A-Z a-z 0-9 . _ -`.
-    pub id: String,
-}
-
-impl PeerIdentity {
-    /// Puts an identity together.
-    ///
-    /// # Errors
-    /// [`CertificateError::Identity`] when the id is empty, too long, or has other characters.
-    pub fn new(kind: PeerKind, id: impl Into<String>) -> Result<Self, CertificateError> {
-        let id = id.into();
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if id.is_empty() || id.len() > LONGEST_ID || !id.bytes().all(allowed) {
-            return Err(CertificateError::Identity);
-        }
-        Ok(Self { kind, id })
-    }
-
-    /// Reads the identity of a certificate. It does *not* verify the certificate.
-    ///
-    /// # Errors
-    /// [`CertificateError::Malformed`], or [`CertificateError::Identity`] unless there is exactly
-    /// one identity URI.
-    pub fn from_cert(certificate: &CertificateDer<'_>) -> Result<Self, CertificateError> {
-        let certificate = parse(certificate)?;
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| CertificateError::Malformed)?
-            .ok_or(CertificateError::Identity)?;
-        let mut uris = names
-            .value
-            .general_names
-            .iter()
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) => Some(*uri),
-                _ => None,
-            });
-        match (uris.next(), uris.next()) {
-            (Some(uri), None) => uri.parse(),
-            _ => Err(CertificateError::Identity),
-        }
-    }
-}
-
-impl fmt::Display for PeerIdentity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{URI_PREFIX}{}/{}", self.kind, self.id)
-    }
-}
-
-impl FromStr for PeerIdentity {
-    type Err = CertificateError;
-
-    fn from_str(uri: &str) -> Result<Self, CertificateError> {
-        let path = uri
-            .strip_prefix(URI_PREFIX)
-            .ok_or(CertificateError::Identity)?;
-        let (kind, id) = path.split_once('/').ok_or(CertificateError::Identity)?;
-        let kind = match kind {
-            "control-plane" => PeerKind::ControlPlane,
-            "node" => PeerKind::Node,
-            "client" => PeerKind::Client,
-            _ => return Err(CertificateError::Identity),
-        };
-        Self::new(kind, id)
-    }
-}
+pub use self::key::{KeyFileError, KeyPair, NotAKey};
+pub use self::peer::{PeerIdentity, PeerKind, URI_PREFIX};
+use crate::crypto;
 
 /// A certificate that cannot be used. Whoever sent or stored it is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -137,7 +30,6 @@ pub enum CertificateError {
     #[error("the certificate has no identity {URI_PREFIX}<kind>/<id>")]
     Identity,
 }
-
 /// SHA-256 of a certificate's SubjectPublicKeyInfo in DER: what a pin compares.
 ///
 /// # Errors
@@ -207,143 +99,6 @@ pub fn certificates_to_pem(chain: &[CertificateDer<'_>]) -> String {
     pem::encode_many_config(&blocks, config)
 }
 
-/// An ECDSA P-256 key pair.
-pub struct KeyPair(rcgen::KeyPair);
-
-impl KeyPair {
-    /// A new random key.
-    #[must_use]
-    pub fn generate() -> Self {
-        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256);
-        Self(pair.expect("invariant: the provider makes P-256 keys"))
-    }
-
-    /// Reads PKCS#8 PEM text.
-    ///
-    /// # Errors
-    /// Nothing is told about the text but that it is no such key.
-    pub fn from_pem(text: &str) -> Result<Self, NotAKey> {
-        rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(text, &rcgen::PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(|_| NotAKey)
-    }
-
-    /// PKCS#8 PEM text.
-    #[must_use]
-    pub fn to_pem(&self) -> Secret<String> {
-        Secret::new(self.0.serialize_pem())
-    }
-
-    /// Reads a key file.
-    ///
-    /// # Errors
-    /// [`KeyFileError`].
-    pub fn load(path: &Path) -> Result<Self, KeyFileError> {
-        let text = std::fs::read_to_string(path)
-            .map(Secret::new)
-            .map_err(|source| KeyFileError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-        if files::readable_by_others(path).unwrap_or(false) {
-            tracing::warn!(path = %path.display(), "key file is readable by others; chmod 600 it");
-        }
-        Self::from_pem(text.expose()).map_err(|NotAKey| KeyFileError::Malformed {
-            path: path.to_owned(),
-            expected: "a P-256 key as PKCS#8 PEM",
-        })
-    }
-
-    /// Reads the key file, or makes it (mode 0600). Racing processes end with the same key.
-    ///
-    /// # Errors
-    /// [`KeyFileError`]; a malformed file is never replaced.
-    pub fn load_or_create(path: &Path) -> Result<Self, KeyFileError> {
-        match Self::load(path) {
-            Err(KeyFileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                files::create_private(path, Self::generate().to_pem().expose().as_bytes())
-                    .map_err(|source| KeyFileError::Write {
-                        path: path.to_owned(),
-                        source,
-                    })?;
-                Self::load(path)
-            }
-            result => result,
-        }
-    }
-
-    /// SHA-256 of the public half (SubjectPublicKeyInfo, DER).
-    #[must_use]
-    pub fn spki_sha256(&self) -> [u8; 32] {
-        crypto::sha256(&self.0.subject_public_key_info())
-    }
-
-    /// The client id of this key's holder, see [`client_id`].
-    #[must_use]
-    pub fn client_id(&self) -> String {
-        client_id(&self.spki_sha256())
-    }
-
-    /// For whoever issues certificates with this key.
-    #[must_use]
-    pub const fn signing(&self) -> &rcgen::KeyPair {
-        &self.0
-    }
-
-    pub(crate) fn private_der(&self) -> rustls_pki_types::PrivateKeyDer<'static> {
-        rustls_pki_types::PrivatePkcs8KeyDer::from(self.0.serialize_der()).into()
-    }
-}
-
-impl Clone for KeyPair {
-    fn clone(&self) -> Self {
-        Self::from_pem(self.to_pem().expose()).expect("invariant: a key reads what it wrote")
-    }
-}
-
-impl fmt::Debug for KeyPair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyPair({})", self.client_id())
-    }
-}
-
-/// A text that is no P-256 key in PKCS#8 PEM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a P-256 key as PKCS#8 PEM")]
-pub struct NotAKey;
-
-/// A key or certificate file that cannot be used. The operator is to blame, or the disk.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KeyFileError {
-    /// The file is missing or unreadable.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file holds something else.
-    #[error("{} does not hold {expected}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What it should hold.
-        expected: &'static str,
-    },
-    /// The file cannot be made.
-    #[error("cannot create {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// A self-signed certificate for `key`: it proves the key and claims nothing, so it does not
 /// expire. `name` (the common name) is for whoever reads it.
 ///
@@ -357,7 +112,7 @@ pub fn self_signed(key: &KeyPair, name: &str) -> CertificateDer<'static> {
         .distinguished_name
         .push(rcgen::DnType::CommonName, name);
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-    let certificate = params.self_signed(&key.0);
+    let certificate = params.self_signed(key.signing());
     certificate
         .expect("invariant: a P-256 key signs")
         .der()
@@ -370,7 +125,7 @@ pub fn self_signed(key: &KeyPair, name: &str) -> CertificateDer<'static> {
 pub fn csr_der(key: &KeyPair) -> Vec<u8> {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    let request = params.serialize_request(&key.0);
+    let request = params.serialize_request(key.signing());
     request
         .expect("invariant: a P-256 key signs")
         .der()
@@ -381,7 +136,10 @@ pub fn csr_der(key: &KeyPair) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use rcgen::PublicKeyData as _;
+
     use super::*;
+    use crate::files;
 
     fn with_uris(uris: &[&str]) -> CertificateDer<'static> {
         let mut params = rcgen::CertificateParams::default();

@@ -176,11 +176,14 @@ impl TaskPool {
     #[must_use]
     pub fn new(name: &'static str, limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS);
+        let tasks = TaskTracker::new();
+        // Closed only means that waiting ends when none runs; tasks can still be started.
+        tasks.close();
         let inner = Pool {
             name,
             limit,
             slots: Arc::new(Semaphore::new(limit)),
-            tasks: TaskTracker::new(),
+            tasks,
             abort: CancellationToken::new(),
             panics: AtomicU64::new(0),
         };
@@ -248,12 +251,9 @@ impl TaskPool {
     /// Waits up to `limit` until no task runs; answers whether that came about. New tasks may
     /// still start meanwhile and are waited for too.
     pub async fn wait_idle(&self, limit: Duration) -> bool {
-        self.inner.tasks.close();
-        let idle = tokio::time::timeout(limit, self.inner.tasks.wait())
+        tokio::time::timeout(limit, self.inner.tasks.wait())
             .await
-            .is_ok();
-        self.inner.tasks.reopen();
-        idle
+            .is_ok()
     }
 
     /// Drops all running tasks at their next await point; nothing starts any more.

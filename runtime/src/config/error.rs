@@ -49,7 +49,7 @@ impl ConfigError {
 pub struct Invalid {
     /// The flag, the variable, or the key and its file.
     pub key: String,
-    /// The value as it was given; never a secret.
+    /// The value as it was given, or a placeholder if it looks like a secret.
     pub value: String,
     /// Why it cannot be used.
     pub problem: String,
@@ -68,10 +68,26 @@ impl Invalid {
         let (problem, remedy) = (problem.into(), remedy.into());
         Self {
             key: key.into(),
-            value: value.to_string(),
+            value: shown(&value.to_string()),
             problem,
             remedy,
         }
+    }
+}
+
+/// The value, unless it is one long word as tokens and keys are: people paste them in wrong places.
+fn shown(value: &str) -> String {
+    let word = |text: &str| {
+        text.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-+/=".contains(&b))
+    };
+    if value
+        .split(',')
+        .any(|part| part.len() >= 32 && word(part) && !part.starts_with('/'))
+    {
+        "[not shown]".to_owned()
+    } else {
+        value.to_owned()
     }
 }
 

@@ -232,6 +232,21 @@ fn files_that_cannot_be_used_are_named() {
 }
 
 #[test]
+fn what_looks_like_a_token_is_not_repeated() {
+    let token = format!("sgt_{}", "0a".repeat(32));
+    let text = message(with_file(&format!("tokens = '{token}'"), &["g"], &[]));
+    assert!(
+        text.contains("key `tokens`") && !text.contains("0a0a"),
+        "{text}"
+    );
+    let text = message(load(&["g"], &[("SG_CONNECTIONS", &token)]));
+    assert!(
+        text.contains("SG_CONNECTIONS") && !text.contains("0a0a"),
+        "{text}"
+    );
+}
+
+#[test]
 fn help_and_version_come_before_anything_else() {
     let variables = [("SG_CONFIG", "/nonexistent"), ("SG_CONNECTIONS", "x")];
     for (flag, part) in [

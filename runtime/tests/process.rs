@@ -1,0 +1,104 @@
+//! What only a whole process shows: exit codes, and what reaches stderr. The test program starts
+//! itself again as a daemon would start, so it brings its own `main`.
+
+use std::process::{Command, ExitCode, Output};
+
+use sg_runtime::{config, crypto};
+
+const CHILD: &str = "RUNTIME_TEST_CHILD";
+
+/// A daemon that logs two lines, panics in a thread, and ends.
+#[derive(Debug, clap::Parser)]
+#[command(name = "sg-child", version)]
+struct Args {
+    #[command(flatten)]
+    common: config::CommonArgs,
+}
+
+fn child() -> ExitCode {
+    crypto::install();
+    let args: Args = config::load();
+    args.common.init_telemetry("sg-child");
+    tracing::info!(answer = 42, "hello");
+    tracing::debug!("detail");
+    let panicked = std::thread::spawn(|| panic!("on purpose")).join();
+    ExitCode::from(u8::from(panicked.is_ok()))
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let program = std::env::current_exe().expect("own path");
+    let mut command = Command::new(program);
+    command.env_clear().env(CHILD, "1").args(arguments);
+    command
+        .envs(variables.iter().copied())
+        .output()
+        .expect("started")
+}
+
+fn stderr(output: &Output) -> String {
+    assert!(output.stdout.is_empty(), "stdout is for data only");
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+fn logs_are_json_without_a_terminal() {
+    let output = run(&[], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stderr(&output);
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert_eq!(
+        (&lines[0]["message"], &lines[0]["answer"]),
+        (&"hello".into(), &42.into())
+    );
+    assert_eq!(lines[0]["level"], "INFO");
+    assert_eq!(
+        (&lines[1]["target"], &lines[1]["message"]),
+        (&"panic".into(), &"on purpose".into())
+    );
+}
+
+fn text_has_no_colours_without_a_terminal() {
+    let text = stderr(&run(&["--log-format", "text"], &[("SG_LOG", "debug")]));
+    assert!(
+        text.contains("hello answer=42") && text.contains("detail"),
+        "{text}"
+    );
+    assert!(!text.contains('\u{1b}'), "{text}");
+}
+
+fn bad_usage_ends_with_2_and_says_why() {
+    for (arguments, variables, part) in [
+        (&["--unknown"][..], &[][..], "--unknown"),
+        (&["--drain-timeout", "soon"], &[], "not a duration"),
+        (&[], &[("SG_DRAIN_TIMEOUT", "soon")], "SG_DRAIN_TIMEOUT"),
+        (&["--config", "/nonexistent.toml"], &[], "/nonexistent.toml"),
+        (&[], &[("SG_LOG", "x=loud")], "SG_LOG"),
+    ] {
+        let output = run(arguments, variables);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(part), "{part} is missing in: {text}");
+    }
+}
+
+fn help_and_version_end_with_0() {
+    for flag in ["--help", "--version"] {
+        let output = run(&[flag], &[]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty());
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os(CHILD).is_some() {
+        return child();
+    }
+    logs_are_json_without_a_terminal();
+    text_has_no_colours_without_a_terminal();
+    bad_usage_ends_with_2_and_says_why();
+    help_and_version_end_with_0();
+    ExitCode::SUCCESS
+}
