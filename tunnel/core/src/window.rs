@@ -171,7 +171,7 @@ mod tests {
             assert!(window.consume(rest as usize));
             assert!(window.grant(&config, &mut pool, None, now).is_some());
         }
-        assert_eq!(window.size, 512 * 1024);
+        assert_eq!(window.size, 1024 * 1024);
         assert!(!window.receive(u64::from(window.size) + 1));
         window.close(&mut pool);
         assert_eq!(pool.used(), 0);

@@ -1,10 +1,39 @@
 //! Options of the TCP socket beneath a tunnel.
 
 use std::io;
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// Sets what a tunnel's socket needs.
+/// Unsent bytes that the kernel may hold before it stops taking more. Small, because what is in the
+/// kernel can no longer be overtaken by an interactive stream; not smaller, because each refill
+/// costs a system call.
+#[cfg(target_os = "linux")]
+const NOTSENT_LOWAT: u32 = 64 * 1024;
+/// Silence before the kernel probes; the tunnel's own pings are faster, this is the backstop.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long sent bytes may stay unacknowledged.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sets what a tunnel's socket needs: no Nagle, keepalive, and on Linux a short send queue and a
+/// timeout for unacknowledged bytes.
+///
+/// # Errors
+///
+/// An option that the platform has but refuses.
 pub fn tune(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE / 3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    {
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    }
+    Ok(())
 }

@@ -38,6 +38,19 @@ impl Connection {
         more
     }
 
+    /// Whether `poll_transmit` would give bytes, apart from pings. May be true in vain.
+    #[must_use]
+    pub fn wants_transmit(&self) -> bool {
+        if self.closed.is_some() {
+            return self.goaway.is_some();
+        }
+        !self.settings_sent
+            || self.pong.is_some()
+            || self.goaway.is_some()
+            || self.streams_credit().is_some()
+            || self.has_more()
+    }
+
     fn has_more(&self) -> bool {
         let list = &self.scheduler;
         !(list.control.is_empty()
@@ -150,14 +163,18 @@ impl Connection {
 
     /// Returns the slots of finished streams, not one by one.
     fn put_streams_credit(&mut self, batch: &mut Batch) {
+        if let Some(total) = self.streams_credit() {
+            self.announced = total;
+            batch.push_frame(&Frame::Streams { total });
+        }
+    }
+
+    fn streams_credit(&self) -> Option<u32> {
         let total = self.config.max_streams.saturating_add(self.returned);
         let gained = total.saturating_sub(self.announced);
         let step = self.config.max_streams / 8;
         let left = self.announced - self.accepted;
-        if gained > 0 && (gained > step || left <= step) {
-            self.announced = total;
-            batch.push_frame(&Frame::Streams { total });
-        }
+        (gained > 0 && (gained > step || left <= step)).then_some(total)
     }
 
     fn put_data(&mut self, batch: &mut Batch, limit: usize) {

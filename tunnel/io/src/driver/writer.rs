@@ -1,0 +1,120 @@
+//! From the core to the transport: one batch at a time, of a size that suits the link.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use sg_tunnel::{Batch, Connection};
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+
+/// Slices per vectored write.
+const SLICES: usize = 64;
+/// One TLS record.
+const MIN_BATCH: usize = 16 * 1024;
+const MAX_BATCH: usize = 256 * 1024;
+/// A batch that the transport takes longer than this for makes urgent frames wait: take less.
+const SLOW: Duration = Duration::from_millis(4);
+
+pub(super) struct Writer {
+    batch: Batch,
+    /// Bytes were written that the transport may still hold.
+    unflushed: bool,
+    /// Most bytes that the next batch takes.
+    limit: usize,
+    taken_at: Option<Instant>,
+    /// The transport refused bytes since the batch was taken.
+    blocked: bool,
+    /// Since when the transport has taken nothing.
+    stalled: Option<Instant>,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self {
+            batch: Batch::default(),
+            unflushed: false,
+            limit: MIN_BATCH * 4,
+            taken_at: None,
+            blocked: false,
+            stalled: None,
+        }
+    }
+}
+
+impl Writer {
+    /// Writes and flushes the batch. Ready when nothing is left anywhere in user space.
+    pub(super) fn drain<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        T: AsyncWrite + Unpin,
+    {
+        let result = self.write(io, cx);
+        if result.is_pending() {
+            self.blocked = true;
+            self.stalled.get_or_insert_with(Instant::now);
+        }
+        result
+    }
+
+    fn write<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        T: AsyncWrite + Unpin,
+    {
+        while !self.batch.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.batch.slices(&mut slices);
+            let written = ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.batch.advance(written);
+            self.stalled = None;
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+            self.stalled = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Adapts the size of batches to how long the last one took.
+    pub(super) fn measure(&mut self, now: Instant) {
+        let Some(taken_at) = self.taken_at.take() else {
+            return;
+        };
+        if self.blocked && now.saturating_duration_since(taken_at) > SLOW {
+            self.limit = (self.limit / 2).max(MIN_BATCH);
+        } else {
+            self.limit = (self.limit * 2).min(MAX_BATCH);
+        }
+    }
+
+    pub(super) fn take_batch(&mut self, core: &mut Connection, now: std::time::Instant) {
+        core.poll_transmit(now, &mut self.batch, self.limit);
+        if !self.batch.is_empty() {
+            self.unflushed = true;
+            self.blocked = false;
+            self.taken_at = Some(Instant::from_std(now));
+        }
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        self.unflushed
+    }
+
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        self.stalled
+    }
+
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        self.stalled
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+    }
+
+    /// Gives back the memory of an empty batch.
+    pub(super) fn release(&mut self) {
+        self.batch.release();
+    }
+}

@@ -1,0 +1,130 @@
+//! What the peer asks for: streams, messages, the drain.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use sg_tunnel::{Incoming as Request, code};
+
+use crate::shared::{Interest, Shared};
+use crate::stream::{Held, TunnelStream};
+
+/// What the peer asks for, in order. Dropping it refuses what the peer opens from then on.
+pub struct Incoming {
+    shared: Arc<Shared>,
+}
+
+/// One thing that the peer asks for.
+#[derive(Debug)]
+pub enum Event {
+    /// A stream to accept or refuse.
+    Open(IncomingStream),
+    /// A CONTROL message.
+    Control(Bytes),
+    /// The peer drains: it takes no new streams, and opens none.
+    PeerDraining,
+}
+
+impl Incoming {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The next event; `None` when the tunnel has ended. Cancel safe: nothing is taken before it is
+    /// returned. Whoever owns this must keep calling: messages that nobody takes end the tunnel.
+    pub async fn next(&mut self) -> Option<Event> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Like [`Self::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            let next = self.shared.look(|state| {
+                let next = state.core.poll_incoming();
+                if next.is_none() && state.core.closed().is_none() {
+                    state.wait_incoming(cx);
+                    return Poll::Pending;
+                }
+                Poll::Ready(next)
+            });
+            let event = match next {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(Some(Request::Control(message))) => Event::Control(message),
+                Poll::Ready(Some(Request::Draining)) => Event::PeerDraining,
+                Poll::Ready(Some(Request::Offer { key, metadata })) => {
+                    let held = Held::new(Arc::clone(&self.shared), key, code::INTERNAL);
+                    if self.shared.look(|state| state.core.ended(key).is_some()) {
+                        continue; // the opener gave up before anybody looked
+                    }
+                    Event::Open(IncomingStream { held, metadata })
+                }
+            };
+            return Poll::Ready(Some(event));
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.shared.command(|state| state.core.stop_incoming());
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming").finish_non_exhaustive()
+    }
+}
+
+/// A stream that the peer wants to open. Dropping it refuses with INTERNAL.
+#[derive(Debug)]
+pub struct IncomingStream {
+    held: Held,
+    metadata: Bytes,
+}
+
+impl IncomingStream {
+    /// The metadata of the OPEN.
+    #[must_use]
+    pub fn metadata(&self) -> &Bytes {
+        &self.metadata
+    }
+
+    /// Accepts: the opener gets its stream. If the opener has given up meanwhile, the stream that
+    /// this returns is already reset.
+    #[must_use]
+    pub fn accept(self) -> TunnelStream {
+        let Self { mut held, .. } = self;
+        held.code = code::CANCEL;
+        let key = held.key;
+        let id = held.shared.command(|state| {
+            state.core.accept(key);
+            state.core.wire_id(key)
+        });
+        TunnelStream::new(held, id)
+    }
+
+    /// Refuses with a code of [`code`].
+    pub fn refuse(self, code: u32) {
+        let Self { mut held, .. } = self;
+        held.code = code;
+    }
+
+    /// Completes when the opener gave up or the tunnel ended. Cancel safe.
+    pub async fn cancelled(&mut self) {
+        let key = self.held.key;
+        poll_fn(|cx| {
+            self.held.shared.look(|state| {
+                if state.core.ended(key).is_some() {
+                    return Poll::Ready(());
+                }
+                state.wait(key, Interest::Reset, cx);
+                Poll::Pending
+            })
+        })
+        .await;
+    }
+}

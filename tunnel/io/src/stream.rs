@@ -1,0 +1,285 @@
+//! One stream as its user sees it: chunks without copying, or [`AsyncRead`] and [`AsyncWrite`].
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use sg_tunnel::{Key, Read, StreamEnd};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::error::StreamError;
+use crate::shared::{Interest, Shared, State};
+
+/// Largest piece that one read gives.
+const READ_MAX: usize = 64 * 1024;
+
+/// A stream that somebody holds: dropping it lets go of the stream.
+pub(crate) struct Held {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) key: Key,
+    /// RESET code of a drop before the stream has finished both ways.
+    pub(crate) code: u32,
+}
+
+impl Held {
+    pub(crate) fn new(shared: Arc<Shared>, key: Key, code: u32) -> Self {
+        Self { shared, key, code }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared
+            .command(|state| state.release(self.key, self.code));
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Held").field(&self.key).finish()
+    }
+}
+
+/// One stream in a tunnel. Dropping it before both directions have finished resets it with CANCEL.
+#[derive(Debug)]
+pub struct TunnelStream {
+    held: Held,
+    id: u32,
+    /// What [`AsyncRead`] had no room for.
+    rest: Bytes,
+}
+
+impl TunnelStream {
+    pub(crate) fn new(held: Held, id: u32) -> Self {
+        Self {
+            held,
+            id,
+            rest: Bytes::new(),
+        }
+    }
+
+    /// The next received bytes, never empty; `None` after the peer's FIN. No copy is made.
+    ///
+    /// # Errors
+    ///
+    /// The stream was reset (bytes that were not read yet are lost), or the tunnel has ended.
+    pub fn poll_read_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Ok(Some(std::mem::take(&mut self.rest))));
+        }
+        let key = self.held.key;
+        self.held
+            .shared
+            .command(|state| match state.core.read(key, READ_MAX) {
+                Ok(Read::Chunk(chunk)) => Poll::Ready(Ok(Some(chunk))),
+                Ok(Read::Fin) => Poll::Ready(Ok(None)),
+                Ok(Read::Pending) => {
+                    state.wait(key, Interest::Read, cx);
+                    Poll::Pending
+                }
+                Err(end) => Poll::Ready(Err(state.error(end))),
+            })
+    }
+
+    /// The next received bytes; `None` after the peer's FIN. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_read_chunk`].
+    pub async fn read_chunk(&mut self) -> Result<Option<Bytes>, StreamError> {
+        poll_fn(|cx| self.poll_read_chunk(cx)).await
+    }
+
+    /// Appends received pieces to `out` until they make up `max` bytes or nothing more waits, under
+    /// one lock: for vectored writes. Returns the number of bytes; 0 after the peer's FIN.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_read_chunk`].
+    pub fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, StreamError>> {
+        let key = self.held.key;
+        let mut count = self.rest.len();
+        if count > 0 {
+            out.push(std::mem::take(&mut self.rest));
+        }
+        self.held.shared.command(|state| {
+            while count < max {
+                match state.core.read(key, max - count) {
+                    Ok(Read::Chunk(chunk)) => {
+                        count += chunk.len();
+                        out.push(chunk);
+                    }
+                    // The next call tells it again.
+                    Ok(_) | Err(_) if count > 0 => break,
+                    Ok(Read::Fin) => break,
+                    Ok(Read::Pending) => {
+                        state.wait(key, Interest::Read, cx);
+                        return Poll::Pending;
+                    }
+                    Err(end) => return Poll::Ready(Err(state.error(end))),
+                }
+            }
+            Poll::Ready(Ok(count))
+        })
+    }
+
+    /// Takes bytes from the front of `chunk`, without copying, as far as the stream can take them;
+    /// returns how many, at least 1 unless `chunk` is empty.
+    ///
+    /// # Errors
+    ///
+    /// The stream was reset, the tunnel has ended, or this side has already shut down writing (then
+    /// with code CANCEL).
+    pub fn poll_write_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<usize, StreamError>> {
+        self.poll_write_with(cx, |state, key| state.core.write(key, chunk), |n| n)
+            .map_err(|(error, _)| error)
+    }
+
+    /// Writes all of `chunk`. Not cancel safe: a part may have been taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_write_chunk`].
+    pub async fn write_chunk(&mut self, mut chunk: Bytes) -> Result<(), StreamError> {
+        while !chunk.is_empty() {
+            poll_fn(|cx| self.poll_write_chunk(cx, &mut chunk)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ready with the number of bytes that a write would take now, at least 1: read from a socket
+    /// only when the stream can take the bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_write_chunk`].
+    pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
+        self.poll_write_with(cx, |state, key| state.core.write_budget(key), |n| n)
+            .map_err(|(error, _)| error)
+    }
+
+    /// Ends the sending direction after what is queued; reading goes on.
+    ///
+    /// # Errors
+    ///
+    /// The stream was reset or the tunnel has ended. Finishing twice is not an error.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        let key = self.held.key;
+        self.held
+            .shared
+            .command(|state| state.core.finish(key).map_err(|end| state.error(end)))
+    }
+
+    /// Resets both directions with a code of [`crate::code`], ahead of what is queued.
+    pub fn reset(mut self, code: u32) {
+        let key = self.held.key;
+        self.held.code = code;
+        // Also when both directions have finished but our bytes are still queued.
+        self.held
+            .shared
+            .command(|state| state.core.reset(key, code));
+    }
+
+    /// Completes when the peer reset the stream or the tunnel ended, even while nobody reads.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let key = self.held.key;
+        self.held.shared.look(|state| match state.core.ended(key) {
+            Some(end) => Poll::Ready(state.error(end)),
+            None => {
+                state.wait(key, Interest::Reset, cx);
+                Poll::Pending
+            }
+        })
+    }
+
+    /// The stream's number in its tunnel.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    fn poll_write_with<R: Copy>(
+        &mut self,
+        cx: &mut Context<'_>,
+        f: impl FnOnce(&mut State, Key) -> Result<R, StreamEnd>,
+        count: impl FnOnce(R) -> usize,
+    ) -> Poll<Result<R, (StreamError, StreamEnd)>> {
+        let key = self.held.key;
+        self.held.shared.command(|state| match f(state, key) {
+            Ok(result) if count(result) > 0 => Poll::Ready(Ok(result)),
+            Ok(_) => {
+                state.wait(key, Interest::Write, cx);
+                Poll::Pending
+            }
+            Err(end) => Poll::Ready(Err((state.error(end), end))),
+        })
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(mut chunk) = ready!(self.poll_read_chunk(cx))? else {
+            return Poll::Ready(Ok(()));
+        };
+        let count = chunk.len().min(buf.remaining());
+        buf.put_slice(&chunk[..count]);
+        chunk.advance(count);
+        self.rest = chunk;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let write = |state: &mut State, key| {
+            let room = state.core.write_budget(key)?.min(buf.len());
+            state
+                .core
+                .write(key, &mut Bytes::copy_from_slice(&buf[..room]))
+        };
+        self.poll_write_with(cx, write, |n| n)
+            .map_err(|(error, end)| match end {
+                StreamEnd::Finished => io::ErrorKind::BrokenPipe.into(),
+                StreamEnd::Reset(_) | StreamEnd::Lost => error.into(),
+            })
+    }
+
+    /// Queued bytes are sent without being asked to; this waits for nothing.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.finish().map_err(Into::into))
+    }
+}
