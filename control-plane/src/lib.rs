@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The control plane of Secure Gateway.
+
+pub mod store;
