@@ -7,6 +7,7 @@
 //! A new batch is built only when the last one has left user space, so that what is urgent goes into
 //! the very next write. `reader` and `writer` know the transport; this file knows the order.
 
+mod gather;
 mod reader;
 mod writer;
 
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use crate::shared::Shared;
+use gather::Gather;
 use reader::{Filled, Reader};
 use writer::Writer;
 
@@ -51,6 +53,7 @@ impl Driver {
                 wakes: Vec::new(),
                 write_stall: config.write_stall,
                 linger: config.close_linger,
+                gather: Gather::default(),
                 closing: None,
             }),
         }
@@ -80,6 +83,7 @@ struct Drive<T> {
     wakes: Vec<Waker>,
     write_stall: Duration,
     linger: Duration,
+    gather: Gather,
     closing: Option<Closing>,
 }
 
@@ -95,6 +99,8 @@ struct Exchange {
     closed: Option<Closed>,
     /// There is something to write.
     sending: bool,
+    /// There will be: the tasks that are ready may add to it first.
+    paused: bool,
     deadline: Option<Instant>,
 }
 
@@ -119,6 +125,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Drive<T> {
                 this.start_closing(closed);
                 return this.poll_closing(cx);
             }
+            if exchange.paused {
+                break;
+            }
             if read_waits && (write_waits || !exchange.sending) {
                 let deadline = this.with_write_stall(exchange.deadline);
                 if this.sleep_until(deadline, cx).is_pending() {
@@ -134,7 +143,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Drive<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
     /// One turn with the core under the lock.
     fn exchange(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<()>>) -> Exchange {
-        let Self { reader, writer, .. } = self;
+        let Self {
+            reader,
+            writer,
+            gather,
+            ..
+        } = self;
+        let mut paused = false;
         let time = Instant::now();
         let now = time.into_std();
         let stalled = writer.stalled_for(time) >= self.write_stall;
@@ -152,16 +167,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
             }
             core.handle_timeout(now);
             if ready && core.closed().is_none() {
-                writer.take_batch(core, now);
+                paused = gather.pause(core);
+                if !paused {
+                    writer.take_batch(core, now);
+                }
             }
             let sending = writer.has_work();
             let exchange = Exchange {
                 closed: core.closed().cloned(),
                 sending,
+                paused,
                 deadline: core.poll_timeout().map(Instant::from_std),
             };
             // While there is something to write the transport brings us back.
-            state.park_driver(cx, sending);
+            state.park_driver(cx, sending || paused);
             exchange
         });
         for waker in self.wakes.drain(..) {

@@ -51,6 +51,18 @@ impl Connection {
             || self.has_more()
     }
 
+    /// How many streams wait to send something. May count some that were reset meanwhile.
+    #[must_use]
+    pub fn waiting_frames(&self) -> usize {
+        let list = &self.scheduler;
+        let opens = if self.peer.is_some() {
+            list.opens.len()
+        } else {
+            0
+        };
+        opens + list.control.len() + list.interactive.len() + list.bulk.len()
+    }
+
     fn has_more(&self) -> bool {
         let list = &self.scheduler;
         !(list.control.is_empty()
