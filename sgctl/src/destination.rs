@@ -1,0 +1,470 @@
+//! `sgctl destination`: how users reach one resource through a gateway.
+//!
+//! The calls are here; what is shown of a destination is in [`view`].
+
+mod view;
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use pbjson_types::FieldMask;
+use sg_model::HostPort;
+use sg_proto::api;
+use sg_proto::api::destinations_client::DestinationsClient;
+use sg_proto::convert::duration_to_wire;
+use sg_runtime::duration::HumanDuration;
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::connection::{Api, WatchEnd};
+use crate::failure::Failure;
+use crate::gateway::with_newest;
+use crate::names::{GatewayRef, MemberRef, request_id};
+use crate::session::Session;
+
+const PAGE: i32 = 1000;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a destination and open its port
+    Create(Create),
+    /// Show all destinations of a gateway
+    List {
+        /// Gateway, by name or id
+        gateway: GatewayRef,
+    },
+    /// Show one destination and what the nodes say of it
+    Get {
+        /// Destination
+        #[arg(value_name = "GATEWAY/NAME")]
+        destination: MemberRef,
+    },
+    /// Change a destination
+    Update(Update),
+    /// Delete a destination and close its port
+    Delete(Change),
+    /// Open its port again
+    Enable(WaitedChange),
+    /// Close its port; its configuration stays
+    Disable(WaitedChange),
+}
+
+/// What both creating and updating can set.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fields {
+    /// Port on the nodes where users connect [default: a free one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    cloud_port: Option<u16>,
+    /// Port on the client where users of a cloud destination connect
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    client_port: Option<u16>,
+    /// How long to try to connect to the resource [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    connect_timeout: Option<HumanDuration>,
+    /// Close streams that carry nothing for this long; 0 for never [default: never]
+    #[arg(long, value_name = "DURATION")]
+    idle_timeout: Option<HumanDuration>,
+    /// Streams open at a time on each node; 0 for no limit [default: 0]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<u32>,
+    /// What it is for
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// Name of the new destination
+    #[arg(value_name = "GATEWAY/NAME")]
+    destination: MemberRef,
+    /// What users speak: tcp, tls, tls-mutual, http, https, https-mutual or udp
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp")]
+    protocol: String,
+    /// Where the resource is
+    #[arg(long, value_name = "HOST:PORT")]
+    resource: HostPort,
+    /// on-premises: users are at the nodes; cloud: users are at the client
+    #[arg(long, value_name = "KIND", default_value = "on-premises")]
+    kind: String,
+    #[command(flatten)]
+    fields: Fields,
+    /// Created disabled: no port opens
+    #[arg(long)]
+    disabled: bool,
+    /// Return when every live node serves it, or with exit code 6 after --timeout
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Change {
+    /// Destination
+    #[arg(value_name = "GATEWAY/NAME")]
+    destination: MemberRef,
+    /// Only if it is still this version
+    #[arg(long, value_name = "ETAG")]
+    etag: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WaitedChange {
+    #[command(flatten)]
+    change: Change,
+    /// Return when every live node has applied it, or with exit code 6 after --timeout
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Update {
+    #[command(flatten)]
+    change: WaitedChange,
+    /// New name
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// What users speak
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<String>,
+    /// Where the resource is
+    #[arg(long, value_name = "HOST:PORT")]
+    resource: Option<HostPort>,
+    #[command(flatten)]
+    fields: Fields,
+}
+
+pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failure> {
+    let api = session.api()?;
+    let until = session.deadline();
+    match command {
+        Command::Create(args) => {
+            let wait = args.wait;
+            let created = create(&api, args.into()).await?;
+            session.one(&waited(&api, created, wait, until).await?)
+        }
+        Command::List { gateway } => session.list(&list(&api, &gateway).await?),
+        Command::Get { destination } => session.one_with_details(&get(&api, &destination).await?),
+        Command::Update(args) => {
+            let updated = update(&api, &args).await?;
+            session.one(&waited(&api, updated, args.change.wait, until).await?)
+        }
+        Command::Delete(change) => {
+            let destination = get(&api, &change.destination).await?;
+            delete(&api, &change.destination, change.etag).await?;
+            session.deleted("destination", &destination)
+        }
+        Command::Enable(args) => {
+            let changed = set_enabled(&api, args.change, true).await?;
+            session.one(&waited(&api, changed, args.wait, until).await?)
+        }
+        Command::Disable(args) => {
+            let changed = set_enabled(&api, args.change, false).await?;
+            session.one(&waited(&api, changed, args.wait, until).await?)
+        }
+    }
+}
+
+pub(crate) async fn create(
+    api: &Api,
+    request: api::CreateDestinationRequest,
+) -> Result<api::Destination, Failure> {
+    let gateway = request.parent.trim_start_matches("gateways/").to_owned();
+    api.call(request, |channel, request| async move {
+        DestinationsClient::new(channel)
+            .create_destination(request)
+            .await
+    })
+    .await
+    .map_err(|failure| match failure.code() {
+        Code::NotFound => failure.hint("sgctl gateway list"),
+        Code::AlreadyExists => failure.hint(format!("sgctl destination list {gateway}")),
+        _ => failure,
+    })
+}
+
+pub(crate) async fn list(
+    api: &Api,
+    gateway: &GatewayRef,
+) -> Result<Vec<api::Destination>, Failure> {
+    let mut all = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let message = api::ListDestinationsRequest {
+            parent: gateway.path(),
+            page_size: PAGE,
+            page_token,
+        };
+        let page = api
+            .call(message, |channel, request| async move {
+                DestinationsClient::new(channel)
+                    .list_destinations(request)
+                    .await
+            })
+            .await
+            .map_err(crate::gateway::hint_list)?;
+        all.extend(page.destinations);
+        if page.next_page_token.is_empty() {
+            return Ok(all);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+/// Deletes under this etag, or under the newest one.
+pub(crate) async fn delete(
+    api: &Api,
+    destination: &MemberRef,
+    etag: Option<String>,
+) -> Result<(), Failure> {
+    let remove = async |etag: String| {
+        let message = api::DeleteDestinationRequest {
+            name: destination.path("destinations"),
+            etag,
+            force: false,
+            validate_only: false,
+            request_id: request_id(),
+        };
+        api.call(message, |channel, request| async move {
+            DestinationsClient::new(channel)
+                .delete_destination(request)
+                .await
+        })
+        .await
+        .map(|_| ())
+    };
+    versioned(api, destination, etag, remove).await
+}
+
+/// Waits until every live node of the group has applied this generation or a newer one.
+pub(crate) async fn wait_ready(
+    api: &Api,
+    destination: &api::Destination,
+    until: Instant,
+) -> Result<api::Destination, Failure> {
+    let name = format!("{}/{}", destination.gateway, destination.name);
+    let message = api::WatchDestinationRequest {
+        name: format!(
+            "gateways/{}/destinations/{}",
+            destination.gateway_id, destination.id
+        ),
+    };
+    let generation = destination.generation;
+    let ready = |seen: &api::Destination| {
+        seen.generation >= generation && seen.status.as_ref().is_some_and(|s| s.ready)
+    };
+    let watched = api
+        .watch(
+            until,
+            message,
+            |channel, request| async move {
+                DestinationsClient::new(channel)
+                    .watch_destination(request)
+                    .await
+            },
+            ready,
+        )
+        .await;
+    watched.map_err(|WatchEnd { failure, last }| match failure.code() {
+        Code::DeadlineExceeded | Code::Unavailable => {
+            let failure = Failure::new(
+                failure.code(),
+                "NOT_READY",
+                format!("destination {name} is stored, but not every node has applied it"),
+            );
+            let nodes = last.as_ref().map(view::node_states).unwrap_or_default();
+            nodes
+                .into_iter()
+                .fold(failure, Failure::cause)
+                .hint(format!("sgctl destination get {name}"))
+        }
+        _ => failure,
+    })
+}
+
+async fn waited(
+    api: &Api,
+    destination: api::Destination,
+    wait: bool,
+    until: Instant,
+) -> Result<api::Destination, Failure> {
+    if wait {
+        wait_ready(api, &destination, until).await
+    } else {
+        Ok(destination)
+    }
+}
+
+async fn get(api: &Api, destination: &MemberRef) -> Result<api::Destination, Failure> {
+    let message = api::GetDestinationRequest {
+        name: destination.path("destinations"),
+    };
+    api.call(message, |channel, request| async move {
+        DestinationsClient::new(channel)
+            .get_destination(request)
+            .await
+    })
+    .await
+    .map_err(|failure| hint_list(failure, destination))
+}
+
+async fn update(api: &Api, args: &Update) -> Result<api::Destination, Failure> {
+    let mut changed = api::Destination::default();
+    let mut paths = args.fields.apply(&mut changed);
+    if let Some(name) = &args.name {
+        name.clone_into(&mut changed.name);
+        paths.push("name");
+    }
+    if let Some(protocol) = &args.protocol {
+        protocol.clone_into(&mut changed.protocol);
+        paths.push("protocol");
+    }
+    if let Some(resource) = &args.resource {
+        changed.resource_host = resource.host().to_string();
+        changed.resource_port = resource.port().into();
+        paths.extend(["resource_host", "resource_port"]);
+    }
+    if paths.is_empty() {
+        return Err(
+            Failure::usage("nothing to change was given").hint("sgctl destination update --help")
+        );
+    }
+    let paths: Vec<String> = paths.into_iter().map(str::to_owned).collect();
+    let Change { destination, etag } = &args.change.change;
+    versioned(api, destination, etag.clone(), async |etag| {
+        let message = api::UpdateDestinationRequest {
+            name: destination.path("destinations"),
+            destination: Some(api::Destination {
+                etag,
+                ..changed.clone()
+            }),
+            update_mask: Some(FieldMask {
+                paths: paths.clone(),
+            }),
+            validate_only: false,
+            request_id: request_id(),
+            force: false,
+        };
+        api.call(message, |channel, request| async move {
+            DestinationsClient::new(channel)
+                .update_destination(request)
+                .await
+        })
+        .await
+    })
+    .await
+}
+
+async fn set_enabled(
+    api: &Api,
+    change: Change,
+    enabled: bool,
+) -> Result<api::Destination, Failure> {
+    let Change { destination, etag } = change;
+    versioned(api, &destination, etag, async |etag| {
+        let (name, request_id) = (destination.path("destinations"), request_id());
+        if enabled {
+            let message = api::EnableDestinationRequest {
+                name,
+                etag,
+                request_id,
+            };
+            api.call(message, |channel, request| async move {
+                DestinationsClient::new(channel)
+                    .enable_destination(request)
+                    .await
+            })
+            .await
+        } else {
+            let message = api::DisableDestinationRequest {
+                name,
+                etag,
+                request_id,
+            };
+            api.call(message, |channel, request| async move {
+                DestinationsClient::new(channel)
+                    .disable_destination(request)
+                    .await
+            })
+            .await
+        }
+    })
+    .await
+}
+
+/// Makes a change under the given etag, or under the newest one.
+async fn versioned<T>(
+    api: &Api,
+    destination: &MemberRef,
+    etag: Option<String>,
+    change: impl AsyncFn(String) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let result = match etag {
+        Some(etag) => change(etag).await,
+        None => with_newest(async || get(api, destination).await.map(|d| d.etag), change).await,
+    };
+    result.map_err(|failure| hint_list(failure, destination))
+}
+
+fn hint_list(failure: Failure, destination: &MemberRef) -> Failure {
+    match failure.code() {
+        Code::NotFound => failure.hint(format!(
+            "sgctl destination list {}",
+            destination.gateway.as_str()
+        )),
+        _ => failure,
+    }
+}
+
+impl Fields {
+    /// Sets what was given; answers the names of these fields.
+    fn apply(&self, destination: &mut api::Destination) -> Vec<&'static str> {
+        let mut paths = Vec::new();
+        if let Some(port) = self.cloud_port {
+            destination.cloud_port = port.into();
+            paths.push("cloud_port");
+        }
+        if let Some(port) = self.client_port {
+            destination.client_port = port.into();
+            paths.push("client_port");
+        }
+        if let Some(timeout) = self.connect_timeout {
+            destination.connect_timeout = Some(duration_to_wire(timeout.get()));
+            paths.push("connect_timeout");
+        }
+        if let Some(timeout) = self.idle_timeout {
+            let timeout = Some(timeout.get()).filter(|t| *t > Duration::ZERO);
+            destination.idle_timeout = timeout.map(duration_to_wire);
+            paths.push("idle_timeout");
+        }
+        if let Some(limit) = self.max_connections {
+            destination.max_connections = limit;
+            paths.push("max_connections");
+        }
+        if let Some(text) = &self.description {
+            text.clone_into(&mut destination.description);
+            paths.push("description");
+        }
+        paths
+    }
+}
+
+impl From<Create> for api::CreateDestinationRequest {
+    fn from(args: Create) -> Self {
+        let mut destination = api::Destination {
+            name: args.destination.name,
+            kind: args.kind,
+            protocol: args.protocol,
+            resource_host: args.resource.host().to_string(),
+            resource_port: args.resource.port().into(),
+            enabled: !args.disabled,
+            ..api::Destination::default()
+        };
+        args.fields.apply(&mut destination);
+        Self {
+            parent: args.destination.gateway.path(),
+            destination: Some(destination),
+            disabled: args.disabled,
+            validate_only: false,
+            request_id: request_id(),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What tables show of a destination.
+
+use sg_proto::api::{Destination, DestinationNodeStatus};
+
+use crate::output::{self, Resource};
+use crate::show;
+
+impl Resource for Destination {
+    const PLURAL: &'static str = "destinations";
+    const COLUMNS: &'static [&'static str] = &["NAME", "PROTOCOL", "LISTEN", "RESOURCE", "STATE"];
+    const WIDE: &'static [&'static str] = &[
+        "KIND",
+        "ID",
+        "GENERATION",
+        "CONNECT TIMEOUT",
+        "IDLE TIMEOUT",
+        "MAX CONNECTIONS",
+        "DESCRIPTION",
+    ];
+
+    fn reference(&self) -> String {
+        format!("{}/{}", self.gateway, self.name)
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let limit = match self.max_connections {
+            0 => "none".to_owned(),
+            limit => limit.to_string(),
+        };
+        vec![
+            self.name.clone(),
+            self.protocol.clone(),
+            listen(self),
+            show::address(&self.resource_host, self.resource_port),
+            state(self),
+            self.kind.clone(),
+            self.id.clone(),
+            self.generation.to_string(),
+            show::duration(self.connect_timeout.as_ref(), "10s"),
+            show::duration(self.idle_timeout.as_ref(), "never"),
+            limit,
+            self.description.clone(),
+        ]
+    }
+
+    fn details(&self) -> Option<String> {
+        let nodes = self
+            .status
+            .as_ref()
+            .map(|s| s.nodes.as_slice())
+            .unwrap_or_default();
+        if nodes.is_empty() {
+            return Some("no node has registered for it\n".to_owned());
+        }
+        let columns = [
+            "NODE",
+            "CONNECTED",
+            "APPLIED",
+            "STATE",
+            "REASON",
+            "ADDRESS",
+            "MESSAGE",
+        ];
+        let rows = nodes.iter().map(|n| {
+            vec![
+                n.node.clone(),
+                show::yes_no(n.connected),
+                n.generation_applied.to_string(),
+                n.state.clone(),
+                n.reason.clone(),
+                n.address.clone(),
+                n.message.clone(),
+            ]
+        });
+        Some(output::table(&columns, rows))
+    }
+}
+
+/// One line for each node: what it says of the destination.
+pub(super) fn node_states(destination: &Destination) -> Vec<String> {
+    let nodes = destination
+        .status
+        .as_ref()
+        .map(|s| s.nodes.as_slice())
+        .unwrap_or_default();
+    if nodes.is_empty() {
+        return vec!["no node has registered".to_owned()];
+    }
+    nodes.iter().map(node_state).collect()
+}
+
+fn node_state(node: &DestinationNodeStatus) -> String {
+    let connected = if node.connected {
+        ""
+    } else {
+        ", not connected"
+    };
+    let why = [node.reason.as_str(), node.message.as_str()]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .map(|part| format!(", {part}"))
+        .collect::<String>();
+    format!(
+        "node {}: {}, generation {} applied{connected}{why}",
+        node.node, node.state, node.generation_applied
+    )
+}
+
+fn listen(destination: &Destination) -> String {
+    match destination.client_port {
+        0 => show::address(&destination.cloud_host, destination.cloud_port),
+        port => format!("client:{port}"),
+    }
+}
+
+/// One word for all nodes: what an operator would look at first.
+fn state(destination: &Destination) -> String {
+    let nodes = destination
+        .status
+        .as_ref()
+        .map(|s| s.nodes.as_slice())
+        .unwrap_or_default();
+    let ready = destination.status.as_ref().is_some_and(|s| s.ready);
+    match nodes.iter().find(|n| n.state == "failed") {
+        Some(failed) if failed.reason.is_empty() => "failed".to_owned(),
+        Some(failed) => format!("failed: {}", failed.reason),
+        None if !destination.enabled => "disabled".to_owned(),
+        None if ready => "ready".to_owned(),
+        None => "pending".to_owned(),
+    }
+}

@@ -1,0 +1,198 @@
+//! What `sgctl dev` is asked to reach: `[SCHEME://]HOST:PORT[=LISTEN_PORT]`.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+use sg_model::{HostPort, Protocol};
+
+use crate::failure::Failure;
+
+/// One RESOURCE of the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ResourceArg {
+    pub(super) protocol: Protocol,
+    pub(super) resource: HostPort,
+    pub(super) listen_port: Option<u16>,
+}
+
+impl FromStr for ResourceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (protocol, rest) = match text.split_once("://") {
+            None => (Protocol::Tcp, text),
+            Some((scheme, rest)) => (scheme_protocol(scheme)?, rest),
+        };
+        let (resource, listen_port) = match rest.split_once('=') {
+            None => (rest, None),
+            Some((resource, port)) => match port.parse::<u16>() {
+                Ok(port) if port != 0 => (resource, Some(port)),
+                _ => return Err(format!("'{port}' is not a port of 1 to 65535")),
+            },
+        };
+        // A slash at the end is how people write URLs; there is no path in a resource.
+        let resource = resource.strip_suffix('/').unwrap_or(resource);
+        let resource = resource
+            .parse()
+            .map_err(|invalid: sg_model::Invalid| invalid.message)?;
+        Ok(Self {
+            protocol,
+            resource,
+            listen_port,
+        })
+    }
+}
+
+fn scheme_protocol(scheme: &str) -> Result<Protocol, String> {
+    match scheme {
+        "tcp" => Ok(Protocol::Tcp),
+        "tls" => Ok(Protocol::Tls),
+        "http" => Ok(Protocol::Http),
+        "https" => Ok(Protocol::Https),
+        "udp" => Ok(Protocol::Udp),
+        other => Err(format!(
+            "'{other}' is not one of the schemes tcp, tls, http, https and udp"
+        )),
+    }
+}
+
+/// Refuses what this version parses but does not serve, before anything is started.
+pub(super) fn check_served(resources: &[ResourceArg]) -> Result<(), Failure> {
+    let unserved = resources.iter().find(|r| r.protocol != Protocol::Tcp);
+    if let Some(ResourceArg {
+        protocol, resource, ..
+    }) = unserved
+    {
+        return Err(Failure::new(
+            tonic::Code::Unimplemented,
+            "PROTOCOL_NOT_SERVED",
+            format!("{protocol}://{resource}: this version serves tcp only"),
+        )
+        .hint(format!(
+            "sgctl dev {resource}, which carries the bytes as they are"
+        )));
+    }
+    Ok(())
+}
+
+/// A name for each resource, unique and the same for the same command line: the service it probably
+/// is, else its protocol and port.
+pub(super) fn names(resources: &[ResourceArg]) -> Vec<String> {
+    let mut taken = BTreeSet::new();
+    let mut unique = |base: String| {
+        let mut name = base.clone();
+        let mut number = 1;
+        while !taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{base}-{number}");
+        }
+        name
+    };
+    resources
+        .iter()
+        .map(|r| match Service::of(r.resource.port()) {
+            Some(service) => unique(service.word().to_owned()),
+            None => unique(format!("{}-{}", r.protocol, r.resource.port())),
+        })
+        .collect()
+}
+
+/// What usually listens on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Service {
+    Postgres,
+    Mysql,
+    Redis,
+    Ssh,
+    Http,
+}
+
+impl Service {
+    pub(super) fn of(port: u16) -> Option<Self> {
+        match port {
+            5432 => Some(Self::Postgres),
+            3306 => Some(Self::Mysql),
+            6379 => Some(Self::Redis),
+            22 => Some(Self::Ssh),
+            80 | 8000 | 8080 => Some(Self::Http),
+            _ => None,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Mysql => "mysql",
+            Self::Redis => "redis",
+            Self::Ssh => "ssh",
+            Self::Http => "http",
+        }
+    }
+
+    /// A command that uses it at this address.
+    pub(super) fn command(self, host: &str, port: u16) -> String {
+        match self {
+            Self::Postgres => format!("psql -h {host} -p {port} -U postgres"),
+            Self::Mysql => format!("mysql -h {host} -P {port} -u root -p"),
+            Self::Redis => format!("redis-cli -h {host} -p {port} ping"),
+            Self::Ssh => format!("ssh -p {port} {host}"),
+            Self::Http => format!("curl http://{host}:{port}/"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> ResourceArg {
+        text.parse().expect("parses")
+    }
+
+    #[test]
+    fn the_documented_forms_are_read() {
+        assert_eq!(
+            parse("127.0.0.1:5432"),
+            ResourceArg {
+                protocol: Protocol::Tcp,
+                resource: "127.0.0.1:5432".parse().expect("parses"),
+                listen_port: None,
+            }
+        );
+        assert_eq!(parse("tcp://db:5432=15432").listen_port, Some(15432));
+        assert_eq!(parse("https://[::1]:443").protocol, Protocol::Https);
+        assert_eq!(
+            parse("http://web:80/").resource,
+            "web:80".parse().expect("parses")
+        );
+    }
+
+    #[test]
+    fn others_are_refused() {
+        for bad in [
+            "ftp://h:21",
+            "h",
+            "h:0",
+            "h:1=0",
+            "h:1=x",
+            "tls-mutual://h:1",
+            "",
+            "://h:1",
+        ] {
+            assert!(bad.parse::<ResourceArg>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_tcp_is_served() {
+        assert!(check_served(&[parse("h:1"), parse("tcp://h:2")]).is_ok());
+        let failure = check_served(&[parse("h:1"), parse("udp://h:53")]).expect_err("refused");
+        assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn names_are_unique_and_tell_the_service() {
+        let resources = ["a:5432", "b:5432", "c:7001"].map(parse);
+        assert_eq!(names(&resources), ["postgres", "postgres-2", "tcp-7001"]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Where values come from when no flag and no variable gives them: the file of `--config`, then the
+//! context, then the default.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cli::Global;
+use crate::context::store::{self, Context};
+use crate::failure::Failure;
+use crate::output::Format;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where to connect and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// HOST:PORT of each control plane, tried in this order; never empty.
+    pub(crate) servers: Vec<String>,
+    /// A file or `sha256:HEX`.
+    pub(crate) ca: String,
+    /// Where the admin token is; `-` is stdin.
+    pub(crate) token_file: PathBuf,
+}
+
+/// What flags, variables and the file say, before a context is asked.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    server: Option<String>,
+    ca: Option<String>,
+    token_file: Option<PathBuf>,
+    context: Option<String>,
+    pub(crate) format: Format,
+    pub(crate) timeout: Duration,
+}
+
+/// The file of `--config`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    server: Option<String>,
+    ca: Option<String>,
+    token_file: Option<PathBuf>,
+    context: Option<String>,
+    output: Option<Format>,
+    timeout: Option<String>,
+}
+
+impl Settings {
+    pub(crate) fn read(global: &Global) -> Result<Self, Failure> {
+        let file = match &global.config {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        let timeout = match (global.timeout, &file.timeout) {
+            (Some(given), _) => given.get(),
+            (None, Some(text)) => sg_runtime::duration::parse(text)
+                .map_err(|error| Failure::usage(format!("timeout = \"{text}\": {error}")))?,
+            (None, None) => DEFAULT_TIMEOUT,
+        };
+        Ok(Self {
+            server: global.server.clone().or(file.server),
+            ca: global.ca.clone().or(file.ca),
+            token_file: global.token_file.clone().or(file.token_file),
+            context: global.context.clone().or(file.context),
+            format: global.output.or(file.output).unwrap_or(Format::Table),
+            timeout,
+        })
+    }
+
+    /// Completes what is missing from the context.
+    pub(crate) fn target(&self) -> Result<Target, Failure> {
+        let context = self.context()?;
+        let server = self
+            .server
+            .clone()
+            .or(context.server)
+            .ok_or_else(|| missing("--server"))?;
+        let servers: Vec<String> = server
+            .split(',')
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect();
+        if servers.is_empty() {
+            return Err(missing("--server"));
+        }
+        for server in &servers {
+            server.parse::<sg_model::HostPort>().map_err(|invalid| {
+                Failure::usage(format!("--server {server}: {}", invalid.message))
+            })?;
+        }
+        Ok(Target {
+            servers,
+            ca: self
+                .ca
+                .clone()
+                .or(context.ca)
+                .ok_or_else(|| missing("--ca"))?,
+            token_file: self
+                .token_file
+                .clone()
+                .or(context.token_file)
+                .ok_or_else(|| missing("--token-file"))?,
+        })
+    }
+
+    fn context(&self) -> Result<Context, Failure> {
+        // With all three at hand the store is not read: it may belong to somebody else or be broken.
+        if self.context.is_none()
+            && self.server.is_some()
+            && self.ca.is_some()
+            && self.token_file.is_some()
+        {
+            return Ok(Context::default());
+        }
+        let contexts = store::load()?;
+        match &self.context {
+            Some(name) => contexts.get(name).cloned(),
+            None => Ok(contexts
+                .current()
+                .map(|(_, context)| context.clone())
+                .unwrap_or_default()),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, Failure> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("--config {name}: {error}")))?;
+    toml::from_str(&text).map_err(|error| {
+        Failure::usage(format!("--config {name}: {}", error.message()))
+            .hint("keys of this file: server, ca, token-file, context, output, timeout")
+    })
+}
+
+fn missing(flag: &str) -> Failure {
+    Failure::usage(format!("it is not known which control plane to use: {flag} is missing")).hint(
+        "--server HOST:PORT --ca FILE --token-file FILE, or once: sgctl context add NAME with these flags",
+    )
+}
