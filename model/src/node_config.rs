@@ -378,7 +378,7 @@ mod tests {
                 if remove { next.remove(&object.key()); } else { next.insert(object.key(), (rev, object)); }
                 truth = NodeConfig { epoch: 0, revision: rev, objects: next };
                 // Every third step is skipped, so that changes span several revisions.
-                if rev % 3 != 0 {
+                if !rev.is_multiple_of(3) {
                     prop_assert_eq!(follower.apply(follower.change_to(&truth)), Ok(()));
                     prop_assert_eq!(&follower, &truth);
                     prop_assert_eq!(follower.digest(), truth.digest());
