@@ -1,2 +1,10 @@
-//! Entry point.
-fn main() {}
+//! `sg-client`: parse, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sg_runtime::crypto::install();
+    let settings = sg_client::options::load();
+    sg_runtime::telemetry::init(settings.log_format, &settings.log_filter, "sg-client");
+    ExitCode::from(sg_client::app::main(settings))
+}

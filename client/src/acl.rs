@@ -1,0 +1,330 @@
+//! What the client lets its nodes reach: the gateway's list, which any of its nodes may bring up to
+//! date, and the lists of files on this machine, which can only narrow it.
+//!
+//! All lists must allow a target. Nothing that comes over the network can widen what a file here
+//! allows, and before a node has told the gateway's list nothing is allowed at all.
+
+pub mod file;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use sg_model::{Acl, AclVersion, Action, Host, HostPort};
+use tokio::sync::watch;
+
+/// The lists of one gateway; one writer at a time, many readers.
+#[derive(Debug)]
+pub struct AclState {
+    current: watch::Sender<Arc<Policy>>,
+}
+
+/// The lists as they are at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// `None` until a node has told it.
+    gateway: Option<Acl>,
+    local: Vec<Acl>,
+}
+
+/// What came of a list that a node offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It is newer and in force now.
+    Applied,
+    /// It is the one in force.
+    Same,
+    /// A newer one is in force; it stays.
+    Older,
+    /// It has the version of the one in force and says something else; the one in force stays.
+    Conflict,
+}
+
+impl AclState {
+    /// Denies everything until a list is offered; `local` narrows whatever comes.
+    #[must_use]
+    pub fn new(local: Vec<Acl>) -> Self {
+        Self {
+            current: watch::Sender::new(Arc::new(Policy {
+                gateway: None,
+                local,
+            })),
+        }
+    }
+
+    /// Puts a list in force if it is newer than the present one.
+    pub fn offer(&self, acl: Acl) -> Offer {
+        let mut answer = Offer::Applied;
+        self.current.send_if_modified(|current| {
+            answer = match &current.gateway {
+                Some(present) if acl.version < present.version => Offer::Older,
+                Some(present) if acl.version == present.version && acl == *present => Offer::Same,
+                Some(present) if acl.version == present.version => Offer::Conflict,
+                _ => Offer::Applied,
+            };
+            if answer == Offer::Applied {
+                *current = Arc::new(Policy {
+                    gateway: Some(acl),
+                    local: current.local.clone(),
+                });
+            }
+            answer == Offer::Applied
+        });
+        answer
+    }
+
+    /// To read the lists and to be told of changes.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Policy>> {
+        self.current.subscribe()
+    }
+
+    /// The version in force.
+    #[must_use]
+    pub fn version(&self) -> Option<AclVersion> {
+        self.current.borrow().version()
+    }
+}
+
+impl Policy {
+    /// The version of the gateway's list.
+    #[must_use]
+    pub fn version(&self) -> Option<AclVersion> {
+        self.gateway.as_ref().map(|acl| acl.version)
+    }
+
+    /// Whether a target may be dialled, as far as its name tells.
+    #[must_use]
+    pub fn allows(&self, target: &HostPort) -> bool {
+        self.lists()
+            .is_some_and(|mut lists| lists.all(|acl| acl.decide(target).allowed))
+    }
+
+    /// Whether `address` may be connected to for a target that is allowed: a name must not lead to
+    /// what no entry allows by its address.
+    #[must_use]
+    pub fn allows_address(&self, target: &HostPort, address: IpAddr) -> bool {
+        let address = canonical(address);
+        let Ok(by_address) = HostPort::new(Host::Ip(address), target.port()) else {
+            return false;
+        };
+        let special = is_special(address);
+        let fits = |acl: &Acl| {
+            let decision = acl.decide(&by_address);
+            let named = decision.entry.is_some_and(|entry| entry.host.is_some());
+            match (named, decision.allowed) {
+                (true, allowed) => allowed,
+                // Not named: the target's own name was decided on, which is enough for addresses
+                // that are nobody's secret.
+                (false, _) => !special,
+            }
+        };
+        self.lists().is_some_and(|mut lists| lists.all(fits))
+    }
+
+    /// Whether an open stream to `address` may go on.
+    #[must_use]
+    pub fn allows_stream(&self, target: &HostPort, address: Option<IpAddr>) -> bool {
+        self.allows(target) && address.is_none_or(|address| self.allows_address(target, address))
+    }
+
+    fn lists(&self) -> Option<impl Iterator<Item = &Acl>> {
+        self.gateway
+            .as_ref()
+            .map(|gateway| std::iter::once(gateway).chain(&self.local))
+    }
+
+    /// One line for the log.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let Some(acl) = &self.gateway else {
+            return "none".to_owned();
+        };
+        let unlisted = match acl.unlisted {
+            Action::Allow => "allowed",
+            Action::Deny => "denied",
+        };
+        format!("{} entries, unlisted {unlisted}", acl.entries.len())
+    }
+}
+
+/// Addresses that must be named by an entry: where machines of a cloud read their credentials, the
+/// neighbourhood of the link, and those that mean "here" or "everybody".
+fn is_special(address: IpAddr) -> bool {
+    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    match address {
+        IpAddr::V4(ip) => {
+            ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_unicast_link_local()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip == METADATA_V6
+        }
+    }
+}
+
+/// IPv4 in the forms that IPv6 has for it becomes IPv4.
+fn canonical(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) => match ip.segments() {
+            // NAT64 (64:ff9b::/96): the system may translate it to the IPv4 address inside.
+            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
+                IpAddr::V4((u32::from(high) << 16 | u32::from(low)).into())
+            }
+            _ => IpAddr::V6(ip),
+        },
+        v4 => v4,
+    }
+}
+
+/// Whether connecting to `address` would reach one of the client's own listeners, which are for
+/// people at this machine and not for users of a destination.
+#[must_use]
+pub fn is_own(own: &[SocketAddr], address: IpAddr, port: u16) -> bool {
+    let address = canonical(address);
+    own.iter().filter(|own| own.port() == port).any(|own| {
+        let ip = canonical(own.ip());
+        // The unspecified address leads to this machine, and to a listener on all addresses lead
+        // all of this machine's.
+        ip == address
+            || address.is_unspecified()
+            || (ip.is_unspecified() && (address.is_loopback() || is_of_this_machine(address)))
+    })
+}
+
+fn is_of_this_machine(address: IpAddr) -> bool {
+    // Only addresses of this machine can be bound.
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn acl(generation: u64, text: &str) -> Acl {
+        let mut acl = file::parse(text).unwrap().acl;
+        acl.version = AclVersion {
+            epoch: 1,
+            generation,
+        };
+        acl
+    }
+
+    fn policy(gateway: &str, local: Option<&str>) -> Arc<Policy> {
+        let state = AclState::new(local.into_iter().map(|text| acl(0, text)).collect());
+        state.offer(acl(1, gateway));
+        Arc::clone(&state.subscribe().borrow())
+    }
+
+    fn target(text: &str) -> HostPort {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_allowed_before_a_node_has_told_the_list() {
+        let state = AclState::new(vec![acl(0, "acl allow :")]);
+        assert!(!state.subscribe().borrow().allows(&target("db:1")));
+        assert!(
+            !state
+                .subscribe()
+                .borrow()
+                .allows_address(&target("db:1"), ip("10.0.0.1"))
+        );
+        assert_eq!(state.version(), None);
+    }
+
+    #[test]
+    fn a_local_list_narrows_and_never_widens() {
+        for (gateway, local, expected) in [
+            ("acl allow db:1", Some("acl allow db:1"), true),
+            ("acl allow db:1", None, true),
+            ("acl allow db:1", Some(""), false),
+            ("acl allow db:1", Some("acl allow :\nacl deny db:"), false),
+            ("acl deny db:1", Some("acl allow db:1"), false),
+            ("", Some("acl allow :"), false),
+        ] {
+            assert_eq!(
+                policy(gateway, local).allows(&target("db:1")),
+                expected,
+                "{gateway} / {local:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_newest_list_stays_whoever_offers_another() {
+        let state = AclState::new(Vec::new());
+        assert_eq!(state.offer(acl(5, "acl allow a:1")), Offer::Applied);
+        assert_eq!(state.offer(acl(4, "acl allow b:1")), Offer::Older);
+        assert_eq!(state.offer(acl(5, "acl allow a:1")), Offer::Same);
+        assert_eq!(state.offer(acl(5, "acl allow c:1")), Offer::Conflict);
+        assert!(state.subscribe().borrow().allows(&target("a:1")));
+        assert_eq!(state.offer(acl(6, "acl allow b:1")), Offer::Applied);
+        let mut restored = acl(1, "acl allow d:1");
+        restored.version.epoch = 2;
+        assert_eq!(state.offer(restored), Offer::Applied);
+        assert!(!state.subscribe().borrow().allows(&target("b:1")));
+    }
+
+    #[test]
+    fn special_addresses_must_be_named() {
+        for special in [
+            "169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "0.0.0.0",
+            "::",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "224.0.0.1",
+        ] {
+            let wide = policy("acl allow :\nacl deny secret:1", None);
+            assert!(
+                !wide.allows_address(&target("name:80"), ip(special)),
+                "{special}"
+            );
+            let by_port = policy("acl allow :80", None);
+            assert!(
+                !by_port.allows_address(&target("name:80"), ip(special)),
+                "{special}"
+            );
+        }
+        let named = policy("acl allow 169.254.169.254:80\nacl allow name:80", None);
+        assert!(named.allows_address(&target("name:80"), ip("169.254.169.254")));
+        assert!(!named.allows_address(&target("name:81"), ip("169.254.169.254")));
+        let local = policy("acl allow 169.254.169.254:80", Some("acl allow :"));
+        assert!(!local.allows_address(&target("169.254.169.254:80"), ip("169.254.169.254")));
+    }
+
+    #[test]
+    fn a_name_does_not_lead_to_an_address_that_is_denied() {
+        let policy = policy("acl allow db:5432\nacl deny 10.0.0.5:", None);
+        assert!(policy.allows_address(&target("db:5432"), ip("10.0.0.6")));
+        assert!(!policy.allows_address(&target("db:5432"), ip("10.0.0.5")));
+        assert!(!policy.allows_address(&target("db:5432"), ip("::ffff:10.0.0.5")));
+    }
+
+    #[test]
+    fn own_listeners_are_recognised_in_every_form() {
+        let own = ["127.0.0.1:9002".parse().unwrap()];
+        for (address, port, expected) in [
+            ("127.0.0.1", 9002, true),
+            ("::ffff:127.0.0.1", 9002, true),
+            ("0.0.0.0", 9002, true),
+            ("127.0.0.1", 9003, false),
+            ("10.0.0.1", 9002, false),
+        ] {
+            assert_eq!(is_own(&own, ip(address), port), expected, "{address}");
+        }
+        let everywhere = ["0.0.0.0:9002".parse().unwrap()];
+        assert!(is_own(&everywhere, ip("127.0.0.9"), 9002));
+        assert!(!is_own(&everywhere, ip("192.0.2.1"), 9002));
+    }
+}

@@ -1,0 +1,102 @@
+//! What the client counts beside its streams.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sg_relay::{DestinationMeter, StreamMetrics, TcpEnd};
+use sg_runtime::metrics::{Counter, EncodeLabelSet, Family, Gauge, Metrics};
+
+/// Destinations that get series of their own. Their names come from the nodes, which must not be
+/// able to fill this process' memory with them.
+const MOST_DESTINATIONS: usize = 2000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GatewayLabels {
+    gateway: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    gateway: String,
+    decision: &'static str,
+}
+
+/// The series of this client. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ClientMetrics {
+    streams: StreamMetrics,
+    destinations: Arc<Mutex<HashSet<(String, String)>>>,
+    tunnels: Family<GatewayLabels, Gauge>,
+    reconnects: Family<GatewayLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+}
+
+impl ClientMetrics {
+    /// Registers the series.
+    #[must_use]
+    pub fn register(metrics: &Metrics) -> Self {
+        Self {
+            streams: StreamMetrics::register(metrics),
+            destinations: Arc::default(),
+            tunnels: metrics.register("tunnels", "Tunnels that take streams", Family::default()),
+            reconnects: metrics.register(
+                "reconnects",
+                "Attempts to connect after a tunnel was lost or an attempt failed",
+                Family::default(),
+            ),
+            decisions: metrics.register(
+                "acl_decisions",
+                "Decisions of the access control lists about streams",
+                Family::default(),
+            ),
+        }
+    }
+
+    /// The series of one destination.
+    #[must_use]
+    pub fn destination(&self, gateway: &str, destination: &str) -> Arc<DestinationMeter> {
+        let mut known = self
+            .destinations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (gateway.to_owned(), destination.to_owned());
+        let name = if known.contains(&key) || known.len() < MOST_DESTINATIONS {
+            known.insert(key);
+            destination
+        } else {
+            "other"
+        };
+        self.streams
+            .destination(gateway, name, "tcp", TcpEnd::Resource)
+    }
+
+    /// How many tunnels of a gateway take streams now.
+    pub fn set_tunnels(&self, gateway: &str, count: usize) {
+        let labels = GatewayLabels {
+            gateway: gateway.to_owned(),
+        };
+        self.tunnels
+            .get_or_create(&labels)
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts an attempt to connect again.
+    pub fn count_reconnect(&self, gateway: &str) {
+        self.reconnects
+            .get_or_create(&GatewayLabels {
+                gateway: gateway.to_owned(),
+            })
+            .inc();
+    }
+
+    /// Counts a decision about a stream.
+    pub fn count_decision(&self, gateway: &str, allowed: bool) {
+        let decision = if allowed { "allow" } else { "deny" };
+        self.decisions
+            .get_or_create(&DecisionLabels {
+                gateway: gateway.to_owned(),
+                decision,
+            })
+            .inc();
+    }
+}

@@ -1,0 +1,249 @@
+//! One stream, top to bottom: what the node asks for, whether the lists allow it, the dial, the
+//! answer, the relay, the end.
+//!
+//! The node has sent nothing of the user's before the answer, so a refused stream can be tried on
+//! another client. Work that nobody waits for any more stops: a dial ends when its opener gives up.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+use sg_model::{AclVersion, HostPort};
+use sg_proto::tunnel::StreamOpen;
+use sg_relay::{ByteCounters, DialError, JoinOptions, Parties, StreamAccount, StreamEnd};
+use sg_tunnel_io::{IncomingStream, TunnelStream, code};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::acl::{self, Policy};
+use crate::gateway::GatewayContext;
+
+/// Dials at a time; each holds a descriptor and, for a name, a place at the resolver.
+const MOST_DIALS: usize = 512;
+/// Streams that may wait for a dial to begin.
+const MOST_WAITING: usize = 4096;
+/// How long a dial may take if the node does not say.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// However long the node says.
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a stream waits for a list that its node has and this client has not yet.
+const ACL_WAIT: Duration = Duration::from_secs(1);
+
+/// Bounds the dials of the process.
+#[derive(Debug)]
+pub struct DialGate {
+    places: Semaphore,
+    running: Semaphore,
+}
+
+impl Default for DialGate {
+    fn default() -> Self {
+        Self {
+            places: Semaphore::new(MOST_DIALS + MOST_WAITING),
+            running: Semaphore::new(MOST_DIALS),
+        }
+    }
+}
+
+impl DialGate {
+    /// Waits for permission to dial, in order of arrival. `None` when too many wait already, or
+    /// the wait is longer than `limit`.
+    async fn enter(&self, limit: Duration) -> Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
+        let place = self.places.try_acquire().ok()?;
+        let running = timeout(limit, self.running.acquire()).await.ok()?.ok()?;
+        Some((running, place))
+    }
+}
+
+/// What the streams of one tunnel have in common.
+#[derive(Debug)]
+pub struct TunnelContext {
+    /// The gateway that the tunnel is for.
+    pub gateway: Arc<GatewayContext>,
+    /// The gateway's name, for people.
+    pub gateway_name: Arc<str>,
+    /// The node at the other end.
+    pub node: Arc<str>,
+    /// Bytes of all streams of the tunnel.
+    pub bytes: Arc<ByteCounters>,
+    /// Ends all streams of the tunnel.
+    pub end: CancellationToken,
+}
+
+/// Why a stream was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refusal {
+    code: u32,
+    word: &'static str,
+}
+
+impl From<u32> for Refusal {
+    fn from(code: u32) -> Self {
+        Self {
+            code,
+            word: code::word(code),
+        }
+    }
+}
+
+impl From<DialError> for Refusal {
+    fn from(error: DialError) -> Self {
+        Self {
+            code: error.code(),
+            word: error.as_str(),
+        }
+    }
+}
+
+/// Serves one stream to its end.
+pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
+    let Some((open, resource)) = read(incoming.metadata().clone()) else {
+        tracing::warn!(
+            node = &*tunnel.node,
+            "the node opened a stream that cannot be understood"
+        );
+        return incoming.refuse(code::INTERNAL);
+    };
+    let gateway = &tunnel.gateway;
+    let meter = gateway
+        .shared
+        .metrics
+        .destination(&tunnel.gateway_name, &open.destination);
+    let parties = Parties {
+        client: Arc::clone(&gateway.shared.client_id),
+        node: Arc::clone(&tunnel.node),
+        user: open.user_address.parse().ok(),
+        resource: resource.to_string().into(),
+    };
+    let mut account = StreamAccount::begin(meter, sg_relay::TcpEnd::Resource, parties);
+    let mut policy = gateway.acl.subscribe();
+    let connected = tokio::select! {
+        biased;
+        // The opener gave up, or the tunnel is gone: dropping the dial ends it.
+        () = incoming.cancelled() => Err(Refusal::from(code::CANCEL)),
+        () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
+        connected = connect(&tunnel, &open, &resource, &mut policy) => connected,
+    };
+    let tcp = match connected {
+        Ok(tcp) => tcp,
+        Err(refusal) => {
+            account.set_reason(refusal.word);
+            return incoming.refuse(refusal.code);
+        }
+    };
+    account.opened(Arc::clone(&gateway.shared.client_id), &tunnel.bytes);
+    let reason = relay(&tunnel, &account, policy, &resource, tcp, incoming.accept()).await;
+    account.set_reason(reason);
+}
+
+fn read(metadata: bytes::Bytes) -> Option<(StreamOpen, HostPort)> {
+    let open = StreamOpen::decode(metadata).ok()?;
+    let resource = open.resource().ok()?;
+    Some((open, resource))
+}
+
+/// Decides and dials.
+async fn connect(
+    tunnel: &TunnelContext,
+    open: &StreamOpen,
+    resource: &HostPort,
+    policy: &mut watch::Receiver<Arc<Policy>>,
+) -> Result<TcpStream, Refusal> {
+    if open.protocol != "tcp" {
+        // A newer node; another client of the gateway may know the protocol.
+        return Err(code::REFUSED_RETRY.into());
+    }
+    let shared = &tunnel.gateway.shared;
+    let asked = AclVersion {
+        epoch: open.acl_epoch,
+        generation: open.acl_generation,
+    };
+    let present = wait_for_version(policy, asked).await;
+    let allowed = present.allows(resource);
+    shared.metrics.count_decision(&tunnel.gateway_name, allowed);
+    if !allowed {
+        return Err(code::ACL_DENIED.into());
+    }
+    let limit = match open.connect_timeout_ms {
+        0 => CONNECT_TIMEOUT,
+        millis => Duration::from_millis(millis.into()).min(LONGEST_CONNECT_TIMEOUT),
+    };
+    let Some(_permits) = shared.dials.enter(limit).await else {
+        return Err(code::LIMIT.into());
+    };
+    let permit = |ip: &IpAddr| {
+        present.allows_address(resource, *ip)
+            && !acl::is_own(&shared.own_ports, *ip, resource.port())
+    };
+    let tcp = sg_relay::dial(resource, limit, permit).await?;
+    // The lists may have changed during the dial.
+    let address = tcp.peer_addr().ok().map(|address| address.ip());
+    if !policy.borrow_and_update().allows_stream(resource, address) {
+        return Err(code::ACL_DENIED.into());
+    }
+    Ok(tcp)
+}
+
+/// The lists, once they are as new as the node's; after [`ACL_WAIT`] as they are.
+async fn wait_for_version(
+    policy: &mut watch::Receiver<Arc<Policy>>,
+    asked: AclVersion,
+) -> Arc<Policy> {
+    let new_enough =
+        policy.wait_for(|policy| policy.version().is_some_and(|present| present >= asked));
+    if let Ok(Ok(policy)) = timeout(ACL_WAIT, new_enough).await {
+        return Arc::clone(&policy);
+    }
+    Arc::clone(&policy.borrow())
+}
+
+/// Relays until the stream ends, or may no longer go on; answers the word for it.
+async fn relay(
+    tunnel: &TunnelContext,
+    account: &StreamAccount,
+    mut policy: watch::Receiver<Arc<Policy>>,
+    resource: &HostPort,
+    tcp: TcpStream,
+    stream: TunnelStream,
+) -> &'static str {
+    let end = StreamEnd::new();
+    let address = tcp.peer_addr().ok().map(|address| address.ip());
+    let options = JoinOptions {
+        idle_timeout: None,
+        counters: account.counters(),
+        end: end.clone(),
+    };
+    let join = sg_relay::join(tcp, stream, options);
+    tokio::pin!(join);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut join => ended,
+        code = revoked(tunnel, &mut policy, resource, address) => {
+            end.end(code);
+            join.await
+        }
+    };
+    ended.reason.as_str()
+}
+
+/// Waits until the stream may no longer go on; answers the code that says why.
+async fn revoked(
+    tunnel: &TunnelContext,
+    policy: &mut watch::Receiver<Arc<Policy>>,
+    resource: &HostPort,
+    address: Option<IpAddr>,
+) -> u32 {
+    let forbidden = policy.wait_for(|policy| !policy.allows_stream(resource, address));
+    tokio::select! {
+        biased;
+        () = tunnel.end.cancelled() => code::DRAINED,
+        changed = forbidden => match changed {
+            Ok(_) => code::POLICY_CHANGED,
+            // The gateway's task is gone, and its tunnels with it.
+            Err(_) => code::DRAINED,
+        }
+    }
+}
