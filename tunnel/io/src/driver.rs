@@ -29,7 +29,7 @@ use reader::{Filled, Reader};
 use writer::Writer;
 
 /// Rounds before the driver lets other tasks run.
-const ROUNDS: u32 = 16;
+const ROUNDS: u32 = 4;
 
 /// Drives one tunnel; completes when the tunnel has ended. Its owner spawns it and notices its end.
 /// Dropping it ends the tunnel: all streams and opens fail.

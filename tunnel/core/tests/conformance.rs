@@ -1,0 +1,529 @@
+//! What a peer may and may not do: one scenario each, with the code that it is told.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use sg_tunnel::code::{self, close};
+use sg_tunnel::frame::{Frame, Settings};
+use sg_tunnel::{Config, Event, Incoming, Key, OpenState, Read, StreamEnd};
+use support::Solo;
+
+fn open(id: u32) -> Frame {
+    Frame::Open {
+        id,
+        credit: 1000,
+        metadata: Bytes::from_static(b"meta"),
+    }
+}
+
+/// A node with stream 2, opened by the peer and accepted.
+fn accepted() -> (Solo, Key) {
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&open(2));
+    let Some(Incoming::Offer { key, metadata }) = solo.end.poll_incoming() else {
+        panic!("no offer");
+    };
+    assert_eq!(metadata, "meta");
+    solo.end.accept(key);
+    let sent = solo.sent();
+    assert_eq!(sent[..12], [2, 0, 0, 4, 0, 0, 0, 2, 0, 1, 0, 0]);
+    (solo, key)
+}
+
+/// A node with stream 1, opened by itself and accepted by the peer.
+fn opened() -> (Solo, Key) {
+    let mut solo = Solo::node(Config::default());
+    let key = solo.end.open(Bytes::new()).unwrap();
+    solo.sent();
+    solo.frame(&Frame::OpenOk {
+        id: 1,
+        credit: 1000,
+    });
+    assert_eq!(solo.end.open_state(key), Ok(OpenState::Open));
+    (solo, key)
+}
+
+fn refused(solo: &Solo, code: u32) {
+    assert_eq!(solo.violation(), Some(code), "{:?}", solo.end.closed());
+}
+
+fn alive(solo: &Solo) {
+    assert_eq!(solo.end.closed(), None);
+}
+
+#[test]
+fn the_first_frame_must_be_settings_and_the_only_one() {
+    let mut solo = Solo::silent(Config::default());
+    solo.frame(&Frame::Ping(1));
+    refused(&solo, close::SETTINGS);
+    let goaway = solo.sent();
+    assert!(goaway.ends_with(b"SETTINGS is not the first frame"));
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&Frame::Settings(Settings::DEFAULT));
+    refused(&solo, close::SETTINGS);
+}
+
+#[test]
+fn a_header_may_be_split_anywhere() {
+    let mut bytes = Vec::new();
+    Frame::Settings(Settings::DEFAULT).put(&mut bytes);
+    open(2).put(&mut bytes);
+    Frame::Control(Bytes::from_static(b"c")).put(&mut bytes);
+    for cut in 0..bytes.len() {
+        let mut solo = Solo::silent(Config::default());
+        solo.bytes(&bytes[..cut]);
+        solo.bytes(&bytes[cut..]);
+        alive(&solo);
+        assert!(matches!(
+            solo.end.poll_incoming(),
+            Some(Incoming::Offer { .. })
+        ));
+        assert_eq!(
+            solo.end.poll_incoming(),
+            Some(Incoming::Control(Bytes::from_static(b"c")))
+        );
+    }
+}
+
+#[test]
+fn stream_ids_have_parity_order_and_no_gaps() {
+    for wrong in [1, 4, 0x8000_0002] {
+        let mut solo = Solo::node(Config::default());
+        solo.frame(&open(wrong));
+        refused(&solo, close::STREAM_ID);
+    }
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&open(2));
+    solo.frame(&open(2));
+    refused(&solo, close::STREAM_ID);
+}
+
+#[test]
+fn frames_for_streams_that_never_were_end_the_tunnel() {
+    for id in [1, 2, 77] {
+        let mut solo = Solo::node(Config::default());
+        solo.data(id, b"x", false);
+        refused(&solo, close::STREAM_ID);
+        for frame in [
+            Frame::Reset { id, code: 1 },
+            Frame::Window { id, limit: 1 },
+            Frame::OpenOk { id, credit: 1 },
+        ] {
+            let mut solo = Solo::node(Config::default());
+            solo.frame(&frame);
+            refused(&solo, close::STREAM_ID);
+        }
+    }
+}
+
+#[test]
+fn data_before_the_answer_after_the_fin_and_after_the_reset_ends_the_tunnel() {
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&open(2));
+    solo.data(2, b"x", false);
+    refused(&solo, close::FLOW_CONTROL);
+
+    let mut solo = Solo::node(Config::default());
+    solo.end.open(Bytes::new()).unwrap();
+    solo.sent();
+    solo.data(1, b"x", false);
+    refused(&solo, close::PROTOCOL_ERROR);
+
+    let (mut solo, _) = accepted();
+    solo.data(2, b"x", true);
+    solo.data(2, b"y", false);
+    refused(&solo, close::STREAM_ID);
+
+    let (mut solo, _) = accepted();
+    solo.frame(&Frame::Reset {
+        id: 2,
+        code: code::CANCEL,
+    });
+    solo.data(2, b"y", false);
+    refused(&solo, close::STREAM_ID);
+}
+
+#[test]
+fn one_byte_beyond_the_credit_ends_the_tunnel() {
+    let (mut solo, key) = accepted();
+    for _ in 0..4 {
+        solo.data(2, &[0; 16_376], false);
+    }
+    solo.data(2, &[0; 32], false);
+    alive(&solo);
+    assert_eq!(solo.end.stats().unread_bytes, 65_536);
+    let mut more = solo;
+    more.data(2, b"x", false);
+    refused(&more, close::FLOW_CONTROL);
+    assert_eq!(more.end.read(key, 100), Err(StreamEnd::Lost));
+}
+
+#[test]
+fn credit_comes_back_when_half_is_consumed_and_grows_when_used_fast() {
+    let (mut solo, key) = accepted();
+    for _ in 0..4 {
+        solo.data(2, &[0; 16_376], false);
+    }
+    assert!(matches!(solo.end.read(key, 16_376), Ok(Read::Chunk(_))));
+    assert!(!solo.end.wants_transmit());
+    assert!(matches!(solo.end.read(key, 16_376), Ok(Read::Chunk(_))));
+    assert!(matches!(solo.end.read(key, 16_376), Ok(Read::Chunk(_))));
+    let window = solo.sent();
+    assert_eq!(window[..8], [4, 0, 0, 8, 0, 0, 0, 2]);
+    let limit = u64::from_be_bytes(window[8..16].try_into().unwrap());
+    assert_eq!(limit, 3 * 16_376 + 128 * 1024);
+}
+
+#[test]
+fn a_lower_or_equal_window_is_ignored_and_the_largest_does_not_overflow() {
+    let (mut solo, key) = opened();
+    assert_eq!(solo.end.write_budget(key), Ok(1000));
+    solo.frame(&Frame::Window { id: 1, limit: 1000 });
+    solo.frame(&Frame::Window { id: 1, limit: 10 });
+    assert_eq!(solo.end.write_budget(key), Ok(1000));
+    assert_eq!(
+        solo.end.write(key, &mut Bytes::from(vec![0; 2000])),
+        Ok(1000)
+    );
+    assert_eq!(solo.end.write_budget(key), Ok(0));
+    solo.frame(&Frame::Window {
+        id: 1,
+        limit: u64::MAX,
+    });
+    assert_eq!(solo.end.poll_event(), Some(Event::Opened(key)));
+    assert_eq!(solo.end.poll_event(), Some(Event::Writable(key)));
+    assert_eq!(solo.end.write_budget(key), Ok(128 * 1024 - 1000));
+    alive(&solo);
+}
+
+#[test]
+fn lengths_flags_and_types_are_checked_by_the_header_alone() {
+    let cases: [(&[u8], u32); 9] = [
+        (&[3, 0, 0, 5, 0, 0, 0, 2], close::FRAME_SIZE),
+        (&[5, 0, 0, 7, 0, 0, 0, 0], close::FRAME_SIZE),
+        (&[1, 0, 0x20, 0, 0, 0, 0, 2], close::FRAME_SIZE),
+        (&[0, 0, 0x3f, 0xf9, 0, 0, 0, 2], close::FRAME_SIZE),
+        (&[9, 0, 0x40, 1, 0, 0, 0, 0], close::FRAME_SIZE),
+        (&[5, 1, 0, 8, 0, 0, 0, 0], close::PROTOCOL_ERROR),
+        (&[0, 2, 0, 0, 0, 0, 0, 2], close::PROTOCOL_ERROR),
+        (&[8, 0, 0, 0, 0, 0, 0, 2], close::PROTOCOL_ERROR),
+        (&[5, 0, 0, 8, 0, 0, 0, 1], close::STREAM_ID),
+    ];
+    for (header, expected) in cases {
+        let mut solo = Solo::node(Config::default());
+        solo.bytes(header);
+        refused(&solo, expected);
+    }
+}
+
+#[test]
+fn unknown_types_from_0x40_on_are_skipped() {
+    let mut solo = Solo::node(Config::default());
+    let mut bytes = vec![0x40, 0xff, 0xff, 0xff, 0, 0, 0, 9];
+    bytes.extend(std::iter::repeat_n(0xaa, 65_535));
+    for piece in bytes.chunks(1000) {
+        solo.bytes(piece);
+    }
+    solo.frame(&Frame::Ping(5));
+    assert!(
+        solo.sent()
+            .starts_with(&[6, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5])
+    );
+}
+
+#[test]
+fn a_reset_is_answered_once_and_the_stream_is_gone_when_released() {
+    let (mut solo, key) = accepted();
+    solo.frame(&Frame::Reset {
+        id: 2,
+        code: code::PEER_RESET,
+    });
+    assert_eq!(
+        solo.end.read(key, 10),
+        Err(StreamEnd::Reset(code::PEER_RESET))
+    );
+    let mut answer = Vec::new();
+    Frame::Reset {
+        id: 2,
+        code: code::PEER_RESET,
+    }
+    .put(&mut answer);
+    assert_eq!(solo.sent(), answer);
+    assert_eq!(solo.end.streams(), 1);
+    solo.end.release(key, code::CANCEL);
+    assert_eq!(solo.end.streams(), 0);
+    assert!(solo.sent().is_empty());
+}
+
+#[test]
+fn late_data_after_our_reset_is_dropped_within_the_promise_only() {
+    let (mut solo, key) = accepted();
+    solo.end.release(key, code::IDLE_TIMEOUT);
+    assert_eq!(solo.sent()[..8], [3, 0, 0, 4, 0, 0, 0, 2]);
+    // A tombstone: the peer has not answered.
+    assert_eq!(solo.end.streams(), 1);
+    solo.data(2, &[0; 16_000], false);
+    solo.frame(&Frame::Window { id: 2, limit: 5000 });
+    alive(&solo);
+    assert_eq!(solo.end.stats().unread_bytes, 0);
+    solo.data(2, b"last", true);
+    assert_eq!(solo.end.streams(), 0);
+    // Whatever crosses the end is ignored, except DATA.
+    solo.frame(&Frame::Reset { id: 2, code: 1 });
+    solo.frame(&Frame::Window { id: 2, limit: 9000 });
+    alive(&solo);
+    solo.data(2, b"x", false);
+    refused(&solo, close::STREAM_ID);
+}
+
+#[test]
+fn a_reset_goes_ahead_of_queued_data_and_drops_it() {
+    let (mut solo, key) = opened();
+    solo.end.write(key, &mut Bytes::from(vec![1; 900])).unwrap();
+    solo.end.reset(key, code::PEER_RESET);
+    let mut reset = Vec::new();
+    Frame::Reset {
+        id: 1,
+        code: code::PEER_RESET,
+    }
+    .put(&mut reset);
+    assert_eq!(solo.sent(), reset);
+}
+
+#[test]
+fn reset_and_fin_may_cross_in_either_order() {
+    // Our FIN is out, the peer's RESET needs no answer.
+    let (mut solo, key) = accepted();
+    solo.end.finish(key).unwrap();
+    assert_eq!(solo.sent()[..], [0, 1, 0, 0, 0, 0, 0, 2]);
+    solo.frame(&Frame::Reset { id: 2, code: 1 });
+    solo.end.release(key, code::CANCEL);
+    assert!(solo.sent().is_empty());
+    assert_eq!(solo.end.streams(), 0);
+    // Our RESET is out, the peer's FIN is its answer.
+    let (mut solo, key) = accepted();
+    solo.end.release(key, code::CANCEL);
+    solo.sent();
+    solo.data(2, b"", true);
+    assert_eq!(solo.end.streams(), 0);
+    alive(&solo);
+}
+
+#[test]
+fn opens_beyond_the_stream_credit_end_the_tunnel_and_slots_return_in_steps() {
+    let config = Config {
+        max_streams: 8,
+        ..Config::default()
+    };
+    let mut solo = Solo::node(config);
+    for i in 1..=8 {
+        solo.frame(&open(i * 2));
+    }
+    alive(&solo);
+    while let Some(Incoming::Offer { key, .. }) = solo.end.poll_incoming() {
+        solo.end.release(key, code::REFUSED);
+    }
+    solo.sent();
+    // Refused, but the opener has not confirmed: no slot yet.
+    for i in 1..=4 {
+        solo.frame(&Frame::Reset { id: i * 2, code: 1 });
+    }
+    let mut streams = Vec::new();
+    Frame::Streams { total: 12 }.put(&mut streams);
+    assert_eq!(solo.sent(), streams);
+    for i in 9..=12 {
+        solo.frame(&open(i * 2));
+    }
+    alive(&solo);
+    solo.frame(&open(26));
+    refused(&solo, close::PROTOCOL_ERROR);
+}
+
+#[test]
+fn opens_wait_for_settings_and_what_is_too_much_fails() {
+    let mut solo = Solo::silent(Config::default());
+    let keys: Vec<Key> = (0..5)
+        .map(|_| solo.end.open(Bytes::new()).unwrap())
+        .collect();
+    let first = solo.sent();
+    assert_eq!(first[0], 0x0a);
+    assert_eq!(first.len(), 32 + 16, "SETTINGS and PING, no OPEN");
+    solo.frame(&Frame::Settings(Settings {
+        max_streams: 3,
+        ..Settings::DEFAULT
+    }));
+    let states: Vec<_> = keys.iter().map(|k| solo.end.open_state(*k)).collect();
+    assert_eq!(states[2], Ok(OpenState::Waiting));
+    assert_eq!(states[3], Err(StreamEnd::Reset(code::LIMIT)));
+    let opens = solo.sent();
+    assert_eq!(opens.len(), 3 * 12);
+    assert_eq!(opens[24..32], [1, 0, 0, 4, 0, 0, 0, 5]);
+    assert!(solo.end.open(Bytes::new()).is_err());
+}
+
+#[test]
+fn an_open_carries_a_ping_and_an_unanswered_one_makes_the_tunnel_suspect() {
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&Frame::Pong(1));
+    assert!(solo.end.rtt().is_some());
+    solo.wait(Duration::from_secs(1));
+    solo.end.open(Bytes::new()).unwrap();
+    let sent = solo.sent();
+    assert_eq!(sent.len(), 12 + 16);
+    assert_eq!(sent[12], 5);
+    solo.wait(Duration::from_millis(999));
+    assert!(!solo.end.is_suspect(solo.now));
+    solo.wait(Duration::from_millis(1));
+    assert!(solo.end.is_suspect(solo.now));
+    solo.wait(Duration::from_secs(4));
+    alive(&solo);
+    solo.wait(Duration::from_secs(1));
+    assert_eq!(solo.end.closed().unwrap().word(), "timeout");
+}
+
+#[test]
+fn any_received_byte_keeps_the_tunnel_alive() {
+    let (mut solo, _) = accepted();
+    for _ in 0..20 {
+        solo.wait(Duration::from_secs(5));
+        solo.data(2, b"x", false);
+    }
+    alive(&solo);
+}
+
+#[test]
+fn an_open_after_our_goaway_is_refused_for_retry() {
+    let mut solo = Solo::node(Config::default());
+    solo.end.goaway();
+    solo.sent();
+    solo.frame(&open(2));
+    let mut reset = Vec::new();
+    Frame::Reset {
+        id: 2,
+        code: code::REFUSED_RETRY,
+    }
+    .put(&mut reset);
+    assert_eq!(solo.sent(), reset);
+    assert_eq!(solo.end.poll_incoming(), None);
+}
+
+#[test]
+fn floods_of_useless_work_end_the_tunnel_and_honest_rates_do_not() {
+    let floods: [&dyn Fn(&mut Solo); 6] = [
+        &|s| s.frame(&Frame::Ping(1)),
+        &|s| s.frame(&Frame::Pong(999)),
+        &|s| s.data(2, b"", false),
+        &|s| s.frame(&Frame::Window { id: 2, limit: 1 }),
+        &|s| s.frame(&Frame::Streams { total: 1 }),
+        &|s| s.bytes(&[0x77, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    for (i, flood) in floods.iter().enumerate() {
+        let (mut solo, _) = accepted();
+        for _ in 0..30_000 {
+            flood(&mut solo);
+        }
+        assert_eq!(solo.violation(), Some(close::TOO_MUCH), "flood {i}");
+        let (mut solo, _) = accepted();
+        for _ in 0..3000 {
+            flood(&mut solo);
+            solo.wait(Duration::from_millis(20));
+        }
+        assert_eq!(solo.violation(), None, "honest {i}");
+    }
+}
+
+#[test]
+fn opens_beyond_the_rate_are_refused_without_asking_anybody() {
+    let mut config = Config::default();
+    config.rates.opens = sg_tunnel::Rate::new(1, 3);
+    let mut solo = Solo::node(config);
+    for i in 1..=5 {
+        solo.frame(&open(i * 2));
+    }
+    let offers = std::iter::from_fn(|| solo.end.poll_incoming()).count();
+    assert_eq!(offers, 3);
+    let mut resets = Vec::new();
+    for id in [8, 10] {
+        Frame::Reset {
+            id,
+            code: code::LIMIT,
+        }
+        .put(&mut resets);
+    }
+    assert_eq!(solo.sent(), resets);
+}
+
+#[test]
+fn unread_control_messages_are_bounded() {
+    let config = Config {
+        control_backlog: 10,
+        ..Config::default()
+    };
+    let mut solo = Solo::node(config);
+    for _ in 0..10 {
+        solo.frame(&Frame::Control(Bytes::from_static(b"m")));
+    }
+    alive(&solo);
+    solo.frame(&Frame::Control(Bytes::new()));
+    refused(&solo, close::TOO_MUCH);
+}
+
+#[test]
+fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
+    // 5,000 one-byte frames for a reader that never reads: copied together, not 5,000 references.
+    let (mut solo, key) = accepted();
+    for _ in 0..5000 {
+        solo.data(2, b"x", false);
+    }
+    let mut pieces = 0;
+    let mut bytes = 0;
+    while let Ok(Read::Chunk(chunk)) = solo.end.read(key, usize::MAX) {
+        pieces += 1;
+        bytes += chunk.len();
+    }
+    assert_eq!(bytes, 5000);
+    assert!(pieces < 600, "{pieces}");
+}
+
+#[test]
+fn an_interactive_stream_goes_before_bulk() {
+    let mut solo = Solo::node(Config::default());
+    let keys: Vec<Key> = (0..9)
+        .map(|_| solo.end.open(Bytes::new()).unwrap())
+        .collect();
+    solo.sent();
+    for i in 0..9 {
+        solo.frame(&Frame::OpenOk {
+            id: 1 + 2 * i,
+            credit: 10_000_000,
+        });
+    }
+    // Eight streams have shown that they are bulk.
+    for _ in 0..2 {
+        for key in &keys[..8] {
+            solo.end
+                .write(*key, &mut Bytes::from(vec![0; 60_000]))
+                .unwrap();
+        }
+        while !support::transmit(&mut solo.end, solo.now, 65_536).is_empty() {}
+    }
+    for key in &keys[..8] {
+        solo.end
+            .write(*key, &mut Bytes::from(vec![0; 60_000]))
+            .unwrap();
+    }
+    solo.end
+        .write(keys[8], &mut Bytes::from_static(b"quick"))
+        .unwrap();
+    let batch = support::transmit(&mut solo.end, solo.now, 65_536);
+    assert_eq!(batch[..8], [0, 0, 0, 5, 0, 0, 0, 17]);
+    // And bulk takes turns.
+    let ids: Vec<u8> = [13, 13 + 16_384, 13 + 2 * 16_384]
+        .iter()
+        .map(|at| batch[at + 7])
+        .collect();
+    assert_eq!(ids, [1, 3, 5]);
+}
