@@ -246,6 +246,12 @@ impl Site {
         self.folder.path()
     }
 
+    /// HOST:PORT of each control plane.
+    #[must_use]
+    pub fn control_addresses(&self) -> &[String] {
+        &self.control_addresses
+    }
+
     /// The CA that verifies control planes and nodes.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {

@@ -36,7 +36,7 @@ impl Etcd {
             address,
             process: None,
         };
-        etcd.launch().await?;
+        etcd.launch()?;
         etcd.ready().await?;
         Ok(etcd)
     }
@@ -51,7 +51,7 @@ impl Etcd {
     ///
     /// # Errors
     /// It cannot be started.
-    pub async fn launch(&mut self) -> Result<()> {
+    pub fn launch(&mut self) -> Result<()> {
         self.process = Some(self.launch.start()?);
         Ok(())
     }
