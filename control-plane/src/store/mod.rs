@@ -16,6 +16,7 @@ mod url;
 mod watch;
 
 pub mod embedded;
+pub mod etcd;
 pub mod follow;
 pub mod limits;
 pub mod memory;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::embedded::EmbeddedStore;
+use super::etcd::EtcdStore;
 use super::memory::MemoryStore;
 use super::{Store, StoreError, StoreUrl};
 
@@ -32,7 +33,9 @@ pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Arc<dyn Stor
         refuse_etcd_options(options)?;
     }
     match url {
-        StoreUrl::Etcd { .. } => Err(StoreError::Invalid("etcd comes next".to_owned())),
+        StoreUrl::Etcd { endpoints, prefix } => {
+            Ok(Arc::new(EtcdStore::new(endpoints, prefix, options)?))
+        }
         StoreUrl::Embedded(path) => {
             let path = path.clone();
             let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path))
