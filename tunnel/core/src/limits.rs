@@ -77,6 +77,7 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods)]
     use super::*;
     use std::time::Duration;
 

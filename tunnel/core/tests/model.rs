@@ -10,7 +10,7 @@ mod support;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sg_tunnel::{Config, Incoming, Key, OpenState, Read, StreamEnd, code};
+use sg_tunnel::{Config, Event, Incoming, Key, OpenState, Read, StreamEnd, code};
 use support::{Pair, Random};
 
 /// One stream as the model sees it; index 0 is the node's end, 1 the client's.
@@ -26,6 +26,9 @@ struct Stream {
     broken: bool,
     /// An error was seen here; nothing may follow.
     failed: [bool; 2],
+    /// A read found nothing, a write no room: an event must tell when that changes.
+    waits_read: [bool; 2],
+    waits_write: [bool; 2],
 }
 
 struct World {
@@ -85,6 +88,7 @@ impl World {
             self.link();
             self.invariants();
         }
+        self.nobody_was_forgotten();
         self.finish_everything();
     }
 
@@ -106,8 +110,52 @@ impl World {
             }
             self.take_incoming(side);
         }
-        self.pair.drop_events();
+        self.take_events();
         self.see_answers();
+    }
+
+    fn take_events(&mut self) {
+        for side in [0, 1] {
+            while let Some(event) = self.pair.ends[side].poll_event() {
+                let (key, read, write) = match event {
+                    Event::Readable(key) => (key, true, false),
+                    Event::Writable(key) => (key, false, true),
+                    Event::Ended(key) => (key, true, true),
+                    Event::Opened(_) | Event::Incoming | Event::Closed => continue,
+                };
+                let found = self.streams.iter_mut().find(|s| s.key[side] == Some(key));
+                if let Some(stream) = found {
+                    stream.waits_read[side] &= !read;
+                    stream.waits_write[side] &= !write;
+                }
+            }
+        }
+    }
+
+    /// Nobody sleeps who could go on: everything that moved was told.
+    fn nobody_was_forgotten(&mut self) {
+        for _ in 0..2 {
+            self.pair.settle();
+            self.take_events();
+            for side in [0, 1] {
+                self.take_incoming(side);
+            }
+            self.see_answers();
+        }
+        for stream in &self.streams {
+            for side in [0, 1] {
+                let Some(key) = stream.key[side].filter(|_| stream.ready[side]) else {
+                    continue;
+                };
+                let end = &mut self.pair.ends[side];
+                if stream.waits_read[side] {
+                    assert_eq!(end.read(key, 1), Ok(Read::Pending), "reader was not told");
+                }
+                if stream.waits_write[side] && !stream.finished[side] {
+                    assert_eq!(end.write_budget(key), Ok(0), "writer was not told");
+                }
+            }
+        }
     }
 
     fn command(&mut self) {
@@ -213,6 +261,7 @@ impl World {
         match self.pair.ends[side].write(key, &mut Bytes::from(bytes)) {
             Ok(count) => {
                 assert!(!stream.failed[side], "a write after an error");
+                stream.waits_write[side] = count == 0;
                 stream.sent[side] += count as u64;
             }
             Err(StreamEnd::Finished) => assert!(stream.finished[side]),
@@ -239,7 +288,10 @@ impl World {
                 assert_eq!(stream.read[side], stream.sent[1 - side], "FIN too early");
                 stream.fin_read[side] = true;
             }
-            Ok(Read::Pending) => assert!(!stream.fin_read[side]),
+            Ok(Read::Pending) => {
+                assert!(!stream.fin_read[side]);
+                stream.waits_read[side] = true;
+            }
             Err(end) => self.error(number, side, end),
         }
     }
@@ -292,7 +344,7 @@ impl World {
                 }
                 self.take_incoming(side);
             }
-            self.pair.drop_events();
+            self.take_events();
             self.see_answers();
             for number in 0..self.streams.len() {
                 for side in [0, 1] {

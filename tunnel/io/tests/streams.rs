@@ -1,5 +1,5 @@
 //! Many streams, half-close, resets, stalled readers: over an in-memory pipe and over TCP.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod pair;
 

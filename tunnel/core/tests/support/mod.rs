@@ -1,5 +1,10 @@
 //! Two connections and a link between them, all in virtual time; a random source that a seed replays.
-#![allow(dead_code, unreachable_pub, missing_debug_implementations)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_debug_implementations,
+    clippy::disallowed_methods
+)]
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
