@@ -1,0 +1,301 @@
+//! What each command asks of the API, and what it prints: the real program against a control plane of
+//! cardboard over real TLS.
+
+#![allow(clippy::unwrap_used)]
+
+mod mock;
+
+use mock::Mock;
+use sg_proto::api;
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_in_every_form() {
+    let mock = Mock::start().await;
+    let table = mock.run("gateway list").await;
+    assert_eq!(table.code, 0, "{table:?}");
+    assert_eq!(
+        table.out,
+        "NAME    ID     ENABLED  TOKEN EXPIRES\n\
+         dev     g0123  yes      2030-03-17T17:46:40Z\n\
+         second  g0123  no       2030-03-17T17:46:40Z\n"
+    );
+    assert_eq!(mock.run("gateway list -o name").await.out, "dev\nsecond\n");
+    let wide = mock.run("-o wide gw list").await.out;
+    assert!(
+        lines(&wide)[0].ends_with("GROUP    POLICY       CREATED               DESCRIPTION"),
+        "{wide}"
+    );
+
+    let json = mock.run("gateway list -o json").await.json();
+    assert_eq!(json.as_object().unwrap().len(), 1);
+    let first = &json["gateways"][0];
+    assert_eq!(first["name"], "dev");
+    assert_eq!(first["generation"], "1", "64-bit numbers are strings");
+    assert_eq!(first["description"], "", "defaults are printed");
+    assert_eq!(first["tokenExpireTime"], "2030-03-17T17:46:40+00:00");
+
+    let yaml = mock.run("gateway get dev -o yaml").await.out;
+    assert!(yaml.contains("name: dev\n"), "{yaml}");
+    assert!(yaml.contains("tokenRequired: true\n"), "{yaml}");
+    assert!(
+        yaml.contains("generation: \"1\"\n"),
+        "a string stays one: {yaml}"
+    );
+    // Both pages were asked for, each time.
+    assert_eq!(
+        mock.asked()[..2],
+        ["list gateways ", "list gateways page-2"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_security_token_is_shown_once_and_can_go_into_a_file() {
+    let mock = Mock::start().await;
+    let shown = mock.run("gateway create north -o json").await;
+    assert_eq!(shown.json()["securityToken"], "sgt_secret");
+    assert!(shown.err.contains("shown this once"), "{}", shown.err);
+    let table = mock.run("gateway create north").await;
+    assert!(
+        table.out.ends_with("\nsecurity token: sgt_secret\n"),
+        "{}",
+        table.out
+    );
+
+    let file = mock.path("client.token");
+    let saved = mock
+        .run(&format!(
+            "gateway token rotate dev --days 7 -o json --token-out {}",
+            file.display()
+        ))
+        .await;
+    assert_eq!(saved.json()["securityToken"], "");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "sgt_new\n");
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    assert!(!saved.err.contains("sgt_"), "{}", saved.err);
+
+    let asked = mock.asked().len();
+    let lost = mock
+        .run("gateway create north --token-out /no/such/folder/t")
+        .await;
+    assert_eq!(lost.code, 1);
+    assert_eq!(mock.asked().len(), asked, "nothing was created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_use_the_newest_version_and_try_again_when_somebody_was_faster() {
+    let mock = Mock::start().await;
+    mock.script.lock().unwrap().conflicts = 2;
+    let run = mock.run("gateway disable dev -o name").await;
+    assert_eq!((run.code, run.out.as_str()), (0, "dev\n"), "{}", run.err);
+    let round = [
+        "get gateway gateways/dev",
+        "disable gateway e1 gateways/dev",
+    ];
+    assert_eq!(mock.asked(), [round, round, round].concat());
+
+    // With a version of the caller's there is one attempt.
+    mock.script.lock().unwrap().conflicts = 1;
+    let run = mock.run("gateway enable dev --etag old").await;
+    assert_eq!(run.code, 5);
+    assert!(run.err.contains("(ETAG_MISMATCH)"), "{}", run.err);
+    assert_eq!(
+        mock.asked().last().unwrap(),
+        "enable gateway old gateways/dev"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_names_exactly_the_fields_that_were_given() {
+    let mock = Mock::start().await;
+    mock.run("gateway update dev --policy least-loaded --token-required false")
+        .await;
+    mock.run("destination update dev/pg --resource db:5433 --idle-timeout 5m")
+        .await;
+    let asked = mock.asked();
+    assert_eq!(
+        asked[1],
+        "update gateway policy,token_required e1 gateways/dev"
+    );
+    assert_eq!(
+        asked[3],
+        "update destination idle_timeout,resource_host,resource_port gateways/dev/destinations/pg"
+    );
+    assert_eq!(mock.run("gateway update dev").await.code, 2);
+    assert_eq!(mock.run("destination update dev/pg --wait").await.code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_prints_data_only_for_scripts() {
+    let mock = Mock::start().await;
+    let table = mock.run("destination delete dev/pg").await;
+    assert_eq!((table.code, table.out.as_str()), (0, ""));
+    assert_eq!(table.err, "destination dev/pg deleted\n");
+    let json = mock.run("gateway delete dev --cascade -o json").await;
+    assert_eq!(json.json()["id"], "g0123");
+    assert!(
+        mock.asked()
+            .contains(&"delete destination e3 gateways/dev/destinations/pg".to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn destinations_and_what_the_nodes_say() {
+    let mock = Mock::start().await;
+    let run = mock
+        .run("destination create dev/pg --protocol tcp --resource 10.0.0.5:5432")
+        .await;
+    assert_eq!(
+        run.out,
+        "NAME  PROTOCOL  LISTEN              RESOURCE       STATE\n\
+         pg    tcp       node.example:15000  10.0.0.5:5432  pending\n"
+    );
+    mock.run("destination create dev/in --kind cloud --client-port 7000 --resource web:80")
+        .await;
+    assert_eq!(
+        mock.asked(),
+        [
+            "create on-premises tcp 10.0.0.5:5432 in gateways/dev/pg",
+            "create cloud tcp web:80 in gateways/dev/in"
+        ]
+    );
+    let get = mock.run("destination get dev/pg").await.out;
+    assert_eq!(
+        lines(&get)[3..],
+        [
+            "NODE    CONNECTED  APPLIED  STATE    REASON  ADDRESS  MESSAGE",
+            "node-1  yes        2        pending  -       -        -"
+        ]
+    );
+    let json = mock.run("destination get dev/pg -o json").await.json();
+    assert_eq!(json["cloudPort"], 15000);
+    assert_eq!(json["status"]["nodes"][0]["generationApplied"], "2");
+    assert_eq!(mock.run("dest list dev -o name").await.out, "dev/pg\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wait_returns_when_the_generation_is_ready_and_not_before() {
+    let mock = Mock::start().await;
+    let state = |generation, ready| api::Destination {
+        generation,
+        name: "pg".into(),
+        status: Some(api::DestinationStatus {
+            ready,
+            nodes: vec![api::DestinationNodeStatus {
+                node: "node-1".into(),
+                connected: true,
+                state: "failed".into(),
+                reason: "address-in-use".into(),
+                ..Default::default()
+            }],
+        }),
+        ..Default::default()
+    };
+    // An older generation that is ready proves nothing.
+    mock.script.lock().unwrap().destination_states =
+        vec![state(2, true), state(3, false), state(3, true)];
+    let run = mock
+        .run("destination create dev/pg --resource db:1 --wait -o json")
+        .await;
+    assert_eq!(run.code, 0, "{}", run.err);
+    assert_eq!(run.json()["generation"], "3");
+
+    mock.script.lock().unwrap().destination_states = vec![state(3, false)];
+    let run = mock
+        .run("destination enable dev/pg --wait --timeout 1s")
+        .await;
+    assert_eq!((run.code, run.out.as_str()), (6, ""));
+    assert_eq!(
+        run.err,
+        "error: destination dev/pg is stored, but not every node has applied it (NOT_READY)\n\
+         cause: node node-1: failed, generation 0 applied, address-in-use\n\
+         try: sgctl destination get dev/pg\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn access_control_and_its_wait() {
+    let mock = Mock::start().await;
+    let run = mock.run("acl allow dev 10.0.0.5:5432").await;
+    assert_eq!(
+        lines(&run.out)[3..],
+        [
+            "TARGET           ACTION",
+            "10.0.0.5:5432    allow",
+            "everything else  deny"
+        ]
+    );
+    let mut enforced = api::Acl {
+        epoch: 1,
+        generation: 7,
+        ..Default::default()
+    };
+    mock.script.lock().unwrap().acl_states = vec![enforced.clone()];
+    let late = mock.run("acl deny dev :22 --wait 300ms").await;
+    assert_eq!(late.code, 6, "{late:?}");
+    assert!(late.err.contains("(NOT_ENFORCED)"), "{}", late.err);
+    enforced.status = Some(api::AclStatus {
+        enforced: true,
+        ..Default::default()
+    });
+    mock.script.lock().unwrap().acl_states.push(enforced);
+    let run = mock.run("acl deny dev :22 --wait 5s -o json").await;
+    assert_eq!(run.json()["status"]["enforced"], true);
+    assert_eq!(mock.asked()[0], "allow 10.0.0.5:5432 in gateways/dev");
+    assert_eq!(mock.asked()[1], "deny :22 in gateways/dev");
+    assert_eq!(
+        mock.run("acl reset dev -o json").await.json()["entries"][0],
+        serde_json::Value::Null
+    );
+    assert_eq!(
+        mock.run("acl list dev -o json").await.json()["unlisted"],
+        "deny"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_nodes_tokens_and_status() {
+    let mock = Mock::start().await;
+    let clients = mock.run("client list dev -o json").await.json();
+    let client = &clients["clients"][0];
+    assert_eq!(client["bytesToUser"], "9007199254740993");
+    assert_eq!(client["rttMs"], 1.25);
+    assert_eq!(client["activeStreams"], 2);
+    let get = mock
+        .run("client get dev/c0123456789abcdef01234567")
+        .await
+        .out;
+    assert!(lines(&get)[3].starts_with("NODE    ADDRESS"), "{get}");
+
+    let nodes = mock.run("node list").await.out;
+    assert_eq!(
+        nodes,
+        "NAME    ID  STATE  ADDRESS            TUNNELS  STREAMS\n\
+         node-1  n1  ready  node.example:9000  1        2\n"
+    );
+    assert_eq!(
+        mock.run("node get n1 -o json").await.json()["revision"],
+        "42"
+    );
+    assert_eq!(
+        mock.run("node token create --ttl 30m -o name").await.out,
+        "sgj_secret\n"
+    );
+    assert_eq!(mock.asked().last().unwrap(), "join token 1800 ");
+
+    let status = mock.run("status").await.out;
+    assert_eq!(
+        lines(&status)[1..3],
+        [
+            "store          embedded, answers, revision 42",
+            "nodes          1 of 2 connected"
+        ]
+    );
+    assert!(status.ends_with("problem        node node-2 is not connected\n"));
+    assert_eq!(mock.run("status -o json").await.json()["nodesConnected"], 1);
+}

@@ -1,0 +1,206 @@
+//! How things go wrong: exit codes, texts, other addresses, and what may be tried again.
+
+#![allow(clippy::unwrap_used)]
+
+mod mock;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use mock::{Ca, Mock, Run, sgctl};
+use tokio::net::TcpListener;
+
+/// Each way a call can end, by the exit code of the documentation.
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes() {
+    let mock = Mock::start().await;
+    for (command, code, reason) in [
+        ("gateway get missing", 3, "NOT_FOUND"),
+        ("gateway get denied", 4, "PERMISSION_DENIED"),
+        ("gateway create taken", 5, "NAME_TAKEN"),
+        ("gateway delete busy", 5, "NOT_EMPTY"),
+        ("gateway get odd", 1, "INTERNAL"),
+        (
+            "destination create dev/bad --resource h:1",
+            2,
+            "INVALID_ARGUMENT",
+        ),
+        ("destination get dev/missing", 3, "NOT_FOUND"),
+        ("acl list missing", 3, "NOT_FOUND"),
+        ("client list missing", 3, "NOT_FOUND"),
+        ("node get missing", 3, "NOT_FOUND"),
+    ] {
+        let run = mock.run(command).await;
+        assert_eq!(run.code, code, "{command}: {run:?}");
+        assert_eq!(run.out, "", "{command}");
+        assert!(
+            run.err.starts_with("error: ") && run.err.contains(&format!("({reason})")),
+            "{command}: {}",
+            run.err
+        );
+        let json = mock.run(&format!("{command} -o json")).await;
+        assert_eq!(json.code, code, "{command}");
+        assert_eq!(json.json()["reason"], reason, "{command}");
+        assert!(json.json()["code"].is_string() && json.json()["message"].is_string());
+    }
+    let run = mock.run("destination create dev/bad --resource h:1").await;
+    assert_eq!(
+        run.err,
+        "error: a field cannot be accepted (INVALID_ARGUMENT)\n\
+         cause: protocol: 'gopher' is not one of tcp, udp\n"
+    );
+    let run = mock.run("gateway get missing").await;
+    assert!(
+        run.err.ends_with("try: sgctl gateway list\n"),
+        "{}",
+        run.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_usage_is_2_and_says_so_to_scripts_too() {
+    let mock = Mock::start().await;
+    for command in [
+        "",
+        "gateway",
+        "gateway fly dev",
+        "gateway create a --token-days 0",
+        "gateway create a --no-token --token-days 5",
+        "destination create pg --resource h:1",
+        "destination create dev/pg --resource h",
+        "destination create dev/pg --resource h:1 --cloud-port 0",
+        "destination create dev/pg --resource h:1 --resource-tls mutual",
+        "acl allow dev db:x",
+        "gateway list --timeout 5",
+        "gateway list -o xml",
+        "gateway list --server nohost",
+        "gateway list --config /no/such/file",
+        "dev ftp://h:21",
+        "dev h:1=0",
+    ] {
+        let run = mock.run(command).await;
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{command}: {run:?}");
+        assert!(!run.err.is_empty(), "{command}");
+    }
+    let run = mock.run("gateway fly dev -o json").await;
+    assert_eq!(run.code, 2);
+    assert_eq!(run.json()["code"], "INVALID_ARGUMENT");
+    assert_eq!(mock.asked(), [""; 0]);
+    let unserved = mock.run("dev udp://h:53").await;
+    assert_eq!((unserved.code, unserved.out.as_str()), (1, ""));
+    assert!(unserved.err.contains("tcp only"), "{}", unserved.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_is_4_and_is_not_printed() {
+    let mock = Mock::start().await;
+    std::fs::write(mock.path("token"), "sga_wrong\n").unwrap();
+    let run = mock.run("gateway list").await;
+    assert_eq!(run.code, 4);
+    assert!(run.err.contains("try: --token-file"), "{}", run.err);
+    assert!(!run.err.contains("sga_wrong"), "{}", run.err);
+    std::fs::remove_file(mock.path("token")).unwrap();
+    assert_eq!(mock.run("gateway list").await.code, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_control_plane_of_the_right_authority_is_talked_to() {
+    let ca = Ca::new();
+    let node = Mock::start_as(&ca, "node").await;
+    let run = node.run("gateway list").await;
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.err.contains("(WRONG_PEER)"), "{}", run.err);
+
+    let mock = Mock::start().await;
+    Ca::new().write(&mock.path("ca.pem"));
+    let run = mock.run("gateway list").await;
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.err.contains("(BAD_CERTIFICATE)"), "{}", run.err);
+    assert_eq!(node.asked().len() + mock.asked().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_is_6() {
+    let mock = Mock::start().await;
+    let run = mock.run_at(&closed_port().await, "gateway list").await;
+    assert_eq!(run.code, 6);
+    assert!(run.err.contains("(UNREACHABLE)"), "{}", run.err);
+    mock.script.lock().unwrap().unavailable = true;
+    assert_eq!(mock.run("gateway list").await.code, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_address_is_tried_when_one_is_dead_silent_or_unavailable() {
+    let ca = Ca::new();
+    let (live, sick) = tokio::join!(
+        Mock::start_as(&ca, "control-plane"),
+        Mock::start_as(&ca, "control-plane")
+    );
+    sick.script.lock().unwrap().unavailable = true;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_address = silent.local_addr().unwrap();
+    for first in [
+        closed_port().await,
+        sick.address.to_string(),
+        silent_address.to_string(),
+    ] {
+        let began = Instant::now();
+        let run = live
+            .run_at(
+                &format!("{first},{}", live.address),
+                "gateway list -o name --timeout 4s",
+            )
+            .await;
+        assert_eq!(run.out, "dev\nsecond\n", "{first}: {}", run.err);
+        assert!(began.elapsed() < Duration::from_secs(4), "{first}");
+    }
+    // A silent one alone: the time ends, the command too.
+    let began = Instant::now();
+    let run = live
+        .run_at(&silent_address.to_string(), "gateway list --timeout 500ms")
+        .await;
+    assert_eq!(run.code, 6, "{run:?}");
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_sent_again_carries_the_same_request_id() {
+    let ca = Ca::new();
+    let (live, sick) = tokio::join!(
+        Mock::start_as(&ca, "control-plane"),
+        Mock::start_as(&ca, "control-plane")
+    );
+    sick.script.lock().unwrap().unavailable = true;
+    let both = format!("{},{}", sick.address, live.address);
+    let run = live.run_at(&both, "gateway create north -o name").await;
+    assert_eq!(run.out, "north\n", "{}", run.err);
+    let (first, second) = (sick.asked(), live.asked());
+    assert_eq!(first, second);
+    let id = first[0].split(' ').nth(2).unwrap();
+    assert_eq!(id.len(), 32, "{first:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pipe_is_success() {
+    let home = tempfile::tempdir().unwrap();
+    for arguments in [
+        ["completion", "bash"].as_slice(),
+        &["--help"],
+        &["version", "-o", "json"],
+    ] {
+        let mut child = sgctl(home.path())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let run = Run::of(child.wait_with_output().await.unwrap());
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");
+    }
+}
+
+async fn closed_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
