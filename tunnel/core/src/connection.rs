@@ -181,6 +181,7 @@ impl Connection {
     /// Tells the time. A ping that is due is sent by the next `poll_transmit`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.see_time(now);
+        self.keepalive.see_time(&self.config, now);
         if self.closed.is_none() && self.keepalive.dead_at(&self.config) <= now {
             self.time_out();
         }

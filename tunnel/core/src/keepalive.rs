@@ -21,6 +21,8 @@ pub(crate) struct Keepalive {
     last_ping: Instant,
     /// A ping is wanted as soon as [`MIN_GAP`] allows.
     wanted: bool,
+    /// A ping is due; it waits for the transport, no longer for the time.
+    due: bool,
     next_value: u64,
     rtt: Option<Duration>,
     /// Minimum of this epoch and of the one before.
@@ -36,6 +38,7 @@ impl Keepalive {
             outstanding: None,
             last_ping: now.checked_sub(MIN_GAP).unwrap_or(now),
             wanted: true,
+            due: false,
             next_value: 1,
             rtt: None,
             minimum: [None; 2],
@@ -61,6 +64,16 @@ impl Keepalive {
         self.wanted = true;
     }
 
+    /// Tells the time, so that a ping that is due is not asked for again.
+    pub(crate) fn see_time(&mut self, config: &Config, now: Instant) {
+        self.due = self.ping_at(config).is_some_and(|at| at <= now);
+    }
+
+    /// Whether a ping waits to be sent.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due
+    }
+
     /// The value of a ping that is due now. The caller sends it.
     pub(crate) fn take_ping(&mut self, config: &Config, now: Instant) -> Option<u64> {
         if self.ping_at(config)? > now {
@@ -71,6 +84,7 @@ impl Keepalive {
         self.outstanding = Some((value, now));
         self.last_ping = now;
         self.wanted = false;
+        self.due = false;
         Some(value)
     }
 
@@ -112,7 +126,10 @@ impl Keepalive {
 
     pub(crate) fn next_timeout(&self, config: &Config) -> Instant {
         let dead = self.dead_at(config);
-        self.ping_at(config).map_or(dead, |ping| ping.min(dead))
+        match self.ping_at(config) {
+            Some(ping) if !self.due => ping.min(dead),
+            _ => dead,
+        }
     }
 
     fn ping_at(&self, config: &Config) -> Option<Instant> {

@@ -412,7 +412,21 @@ fn an_open_after_our_goaway_is_refused_for_retry() {
 
 #[test]
 fn floods_of_useless_work_end_the_tunnel_and_honest_rates_do_not() {
-    let floods: [&dyn Fn(&mut Solo); 6] = [
+    let limit = std::cell::Cell::new(1000);
+    let floods: [&dyn Fn(&mut Solo); 8] = [
+        &|s| {
+            limit.set(limit.get() + 1);
+            s.frame(&Frame::Window {
+                id: 2,
+                limit: limit.get(),
+            });
+        },
+        &|s| {
+            s.frame(&Frame::Goaway {
+                code: close::DRAIN,
+                message: Bytes::new(),
+            })
+        },
         &|s| s.frame(&Frame::Ping(1)),
         &|s| s.frame(&Frame::Pong(999)),
         &|s| s.data(2, b"", false),

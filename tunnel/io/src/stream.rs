@@ -147,7 +147,10 @@ impl TunnelStream {
         cx: &mut Context<'_>,
         chunk: &mut Bytes,
     ) -> Poll<Result<usize, StreamError>> {
-        self.poll_write_with(cx, |state, key| state.core.write(key, chunk), |n| n)
+        if chunk.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.poll_write_with(cx, |state, key| state.core.write(key, chunk))
             .map_err(|(error, _)| error)
     }
 
@@ -170,7 +173,7 @@ impl TunnelStream {
     ///
     /// As [`Self::poll_write_chunk`].
     pub fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
-        self.poll_write_with(cx, |state, key| state.core.write_budget(key), |n| n)
+        self.poll_write_with(cx, |state, key| state.core.write_budget(key))
             .map_err(|(error, _)| error)
     }
 
@@ -214,19 +217,19 @@ impl TunnelStream {
         self.id
     }
 
-    fn poll_write_with<R: Copy>(
+    /// Waits while `f` gives 0.
+    fn poll_write_with(
         &mut self,
         cx: &mut Context<'_>,
-        f: impl FnOnce(&mut State, Key) -> Result<R, StreamEnd>,
-        count: impl FnOnce(R) -> usize,
-    ) -> Poll<Result<R, (StreamError, StreamEnd)>> {
+        f: impl FnOnce(&mut State, Key) -> Result<usize, StreamEnd>,
+    ) -> Poll<Result<usize, (StreamError, StreamEnd)>> {
         let key = self.held.key;
         self.held.shared.command(|state| match f(state, key) {
-            Ok(result) if count(result) > 0 => Poll::Ready(Ok(result)),
-            Ok(_) => {
+            Ok(0) => {
                 state.wait(key, Interest::Write, cx);
                 Poll::Pending
             }
+            Ok(count) => Poll::Ready(Ok(count)),
             Err(end) => Poll::Ready(Err((state.error(end), end))),
         })
     }
@@ -267,7 +270,7 @@ impl AsyncWrite for TunnelStream {
                 .core
                 .write(key, &mut Bytes::copy_from_slice(&buf[..room]))
         };
-        self.poll_write_with(cx, write, |n| n)
+        self.poll_write_with(cx, write)
             .map_err(|(error, end)| match end {
                 StreamEnd::Finished => io::ErrorKind::BrokenPipe.into(),
                 StreamEnd::Reset(_) | StreamEnd::Lost => error.into(),

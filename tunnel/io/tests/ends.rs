@@ -3,6 +3,8 @@
 
 mod pair;
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -256,4 +258,52 @@ async fn streams_for_a_dropped_incoming_are_refused() {
             code: code::REFUSED_RETRY
         }
     );
+}
+
+/// Counts how often the driver runs.
+struct Counted(
+    sg_tunnel_io::Driver,
+    std::sync::Arc<std::sync::atomic::AtomicU32>,
+);
+
+impl Future for Counted {
+    type Output = sg_tunnel_io::Closed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_driver_that_cannot_write_sleeps_even_when_a_ping_is_due() {
+    let (a, b) = tokio::io::duplex(256);
+    let (mut peer_read, mut peer_write) = tokio::io::split(b);
+    let config = Config {
+        ping_idle: Duration::from_millis(20),
+        ..Config::default()
+    };
+    let (tunnel, _incoming, driver) = start(a, Side::Node, config);
+    let polls = std::sync::Arc::default();
+    let driver = tokio::spawn(Counted(driver, std::sync::Arc::clone(&polls)));
+    let hello = [0x0a, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0, 0, 8];
+    peer_write.write_all(&hello).await.unwrap();
+    // SETTINGS and the first PING, which is answered: the next one will be due.
+    peer_read.read_exact(&mut [0; 32 + 16]).await.unwrap();
+    let pong = [6, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    peer_write.write_all(&pong).await.unwrap();
+    eventually("the answer arrived", || tunnel.rtt().is_some()).await;
+    // The link is full from here on, and nobody reads.
+    tunnel.send_control(Bytes::from(vec![0; 10_000])).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = polls.load(std::sync::atomic::Ordering::Relaxed);
+    for _ in 0..100 {
+        tunnel
+            .send_control(Bytes::from_static(b"no reason to wake"))
+            .unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let after = polls.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(after - before <= 3, "{before} {after}");
+    driver.abort();
 }

@@ -18,7 +18,13 @@ const EARNED_BY_END: u32 = 4;
 
 impl Connection {
     /// Ends the tunnel and all its streams; GOAWAY is sent by the next `poll_transmit`.
+    /// DRAIN is not an end: it is sent as NONE.
     pub fn close(&mut self, code: u32, message: &str) {
+        let code = if code == close::DRAIN {
+            close::NONE
+        } else {
+            code
+        };
         let mut end = message.len().min(MAX_MESSAGE);
         while !message.is_char_boundary(end) {
             end -= 1;

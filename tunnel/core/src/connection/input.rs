@@ -17,6 +17,8 @@ const BUFFER: usize = 64 * 1024;
 const HELD_BUFFERS: usize = 512;
 /// Beyond that, referenced memory may be this many times the unread bytes.
 const HELD_RATIO: usize = 8;
+/// A WINDOW that raises the limit by less is honoured, but counted as useless.
+const MIN_GRANT: u64 = 1024;
 /// Bytes of CONTROL messages that may wait for the application.
 const CONTROL_BYTES: usize = 4 * 1024 * 1024;
 
@@ -200,10 +202,7 @@ impl Connection {
                 }
                 self.useless(now, "too many unasked PONG frames")
             }
-            Frame::Goaway { code, message } => {
-                self.on_goaway(code, &message);
-                Ok(())
-            }
+            Frame::Goaway { code, message } => self.on_goaway(now, code, &message),
             Frame::Control(message) => self.on_control(now, message),
             Frame::Settings(settings) => {
                 if self.peer.is_some() {
@@ -294,22 +293,29 @@ impl Connection {
         if limit <= stream.send_limit || stream.fin_out == Fin::Sent {
             return self.useless(now, "too many WINDOW frames without effect");
         }
+        let tiny = limit - stream.send_limit < MIN_GRANT;
         stream.send_limit = limit;
         if stream.want_write && stream.write_budget(send_queue) > 0 {
             stream.want_write = false;
             self.events.push_back(Event::Writable(key));
         }
+        if tiny {
+            return self.useless(now, "too many WINDOW frames for a few bytes");
+        }
         Ok(())
     }
 
-    fn on_goaway(&mut self, code: u32, message: &[u8]) {
+    fn on_goaway(&mut self, now: Instant, code: u32, message: &[u8]) -> Result<(), Violation> {
         if code != close::DRAIN {
             self.closed_by_peer(code, message);
-        } else if !self.draining_there {
+        } else if self.draining_there {
+            return self.useless(now, "too many GOAWAY frames");
+        } else {
             self.draining_there = true;
             self.fail_unsent_opens(0, crate::code::REFUSED_RETRY);
             self.push_incoming(Incoming::Draining);
         }
+        Ok(())
     }
 
     fn on_control(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {

@@ -38,7 +38,7 @@ impl Connection {
         more
     }
 
-    /// Whether `poll_transmit` would give bytes, apart from pings. May be true in vain.
+    /// Whether `poll_transmit` would give bytes. May be true in vain.
     #[must_use]
     pub fn wants_transmit(&self) -> bool {
         if self.closed.is_some() {
@@ -46,6 +46,7 @@ impl Connection {
         }
         !self.settings_sent
             || self.pong.is_some()
+            || self.keepalive.is_due()
             || self.goaway.is_some()
             || self.streams_credit().is_some()
             || self.has_more()
