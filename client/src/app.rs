@@ -155,9 +155,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
     let mut gateways = start(settings, &shared, &readiness, &shutdown);
     let result = tokio::select! {
         biased;
-        result = supervise(&mut gateways, once) => result,
+        result = supervise(&mut gateways, once, &shutdown) => result,
         result = announce(&readiness, ready, ready_file) => match result {
-            Ok(()) => supervise(&mut gateways, once).await,
+            Ok(()) => supervise(&mut gateways, once, &shutdown).await,
             Err(error) => Err(error),
         },
     };
@@ -208,7 +208,11 @@ fn start(
 }
 
 /// Waits until all gateways have ended, or the first one has if each must hold.
-async fn supervise(gateways: &mut JoinSet<GatewayEnd>, once: bool) -> Result<(), AppError> {
+async fn supervise(
+    gateways: &mut JoinSet<GatewayEnd>,
+    once: bool,
+    shutdown: &Shutdown,
+) -> Result<(), AppError> {
     let mut given_up = false;
     while let Some(end) = gateways.join_next().await {
         match end {
@@ -218,7 +222,8 @@ async fn supervise(gateways: &mut JoinSet<GatewayEnd>, once: bool) -> Result<(),
             Err(error) => return Err(AppError::Internal(error.to_string())),
         }
     }
-    if given_up {
+    // A signal ends the client well, whatever was given up before.
+    if given_up && !shutdown.is_draining() {
         Err(AppError::GivenUp)
     } else {
         Ok(())

@@ -27,6 +27,9 @@ use crate::acl;
 pub const ADMIN_DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9002);
 
+/// Characters in a client's name for itself.
+const LONGEST_NAME: usize = 64;
+
 /// Everything the client was told, checked.
 #[derive(Debug)]
 pub struct Settings {
@@ -126,7 +129,7 @@ impl Args {
             connections: self.connections,
             local_acl,
             data_dir: self.data_dir,
-            name: self.name.unwrap_or_else(host_name),
+            name: client_name(self.name)?,
             admin: self.common.admin(ADMIN_DEFAULT),
             ready_file: self.common.ready_file,
             drain_timeout: self.common.drain_timeout.get(),
@@ -407,12 +410,28 @@ fn read_acl(key: &str, path: &Path, notices: &mut Vec<String>) -> Result<Acl, In
     Ok(file.acl)
 }
 
+fn client_name(asked: Option<String>) -> Result<String, Invalid> {
+    match asked {
+        Some(name) if name.chars().count() > LONGEST_NAME || name.chars().any(char::is_control) => {
+            let problem = "too long, or with characters that cannot be printed";
+            Err(Invalid::new(
+                "--name",
+                name.escape_debug(),
+                problem,
+                "write up to 64 characters",
+            ))
+        }
+        Some(name) => Ok(name),
+        None => Ok(host_name()),
+    }
+}
+
 /// The machine's name, for people; empty if there is none to be had.
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())
-        .map(|name| name.trim().chars().take(64).collect())
+        .map(|name| name.trim().chars().take(LONGEST_NAME).collect())
         .unwrap_or_default()
 }
 

@@ -281,7 +281,7 @@ impl Serving {
     fn open(&self, stream: IncomingStream) {
         match self.session.gateway.shared.streams.reserve() {
             Ok(slot) => slot.spawn(stream::serve(Arc::clone(&self.streams), stream)),
-            Err(_) => stream.refuse(code::LIMIT),
+            Err(_) => stream::refuse_for_want_of_room(&self.streams, stream),
         }
     }
 

@@ -100,26 +100,10 @@ impl From<DialError> for Refusal {
 
 /// Serves one stream to its end.
 pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
-    let Some((open, resource)) = read(incoming.metadata().clone()) else {
-        tracing::warn!(
-            node = &*tunnel.node,
-            "the node opened a stream that cannot be understood"
-        );
+    let Some((open, resource, mut account)) = begin(&tunnel, &incoming) else {
         return incoming.refuse(code::INTERNAL);
     };
-    let gateway = &tunnel.gateway;
-    let meter = gateway
-        .shared
-        .metrics
-        .destination(&tunnel.gateway_name, &open.destination);
-    let parties = Parties {
-        client: Arc::clone(&gateway.shared.client_id),
-        node: Arc::clone(&tunnel.node),
-        user: open.user_address.parse().ok(),
-        resource: resource.to_string().into(),
-    };
-    let mut account = StreamAccount::begin(meter, sg_relay::TcpEnd::Resource, parties);
-    let mut policy = gateway.acl.subscribe();
+    let mut policy = tunnel.gateway.acl.subscribe();
     let connected = tokio::select! {
         biased;
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
@@ -134,9 +118,44 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
             return incoming.refuse(refusal.code);
         }
     };
-    account.opened(Arc::clone(&gateway.shared.client_id), &tunnel.bytes);
-    let reason = relay(&tunnel, &account, policy, &resource, tcp, incoming.accept()).await;
+    account.opened(Arc::clone(&tunnel.gateway.shared.client_id), &tunnel.bytes);
+    let stream = incoming.accept();
+    let reason = relay(&tunnel, &account, policy, &resource, tcp, stream).await;
     account.set_reason(reason);
+}
+
+/// Refuses a stream that there is no room for, and keeps the books about it.
+pub fn refuse_for_want_of_room(tunnel: &TunnelContext, incoming: IncomingStream) {
+    if let Some((_, _, mut account)) = begin(tunnel, &incoming) {
+        account.set_reason(code::word(code::LIMIT));
+    }
+    incoming.refuse(code::LIMIT);
+}
+
+/// Reads what the node asks for and opens the books; `None` if it cannot be understood.
+fn begin(
+    tunnel: &TunnelContext,
+    incoming: &IncomingStream,
+) -> Option<(StreamOpen, HostPort, StreamAccount)> {
+    let Some((open, resource)) = read(incoming.metadata().clone()) else {
+        tracing::warn!(
+            node = &*tunnel.node,
+            "the node opened a stream that cannot be understood"
+        );
+        return None;
+    };
+    let shared = &tunnel.gateway.shared;
+    let meter = shared
+        .metrics
+        .destination(&tunnel.gateway_name, &open.destination);
+    let parties = Parties {
+        client: Arc::clone(&shared.client_id),
+        node: Arc::clone(&tunnel.node),
+        user: open.user_address.parse().ok(),
+        resource: resource.to_string().into(),
+    };
+    let account = StreamAccount::begin(meter, sg_relay::TcpEnd::Resource, parties);
+    Some((open, resource, account))
 }
 
 fn read(metadata: bytes::Bytes) -> Option<(StreamOpen, HostPort)> {
