@@ -204,17 +204,22 @@ impl Args {
             .collect::<Vec<_>>();
         for token in tokens.iter().flatten() {
             let text = token.expose();
-            // A token that is none of ours may belong to another product; the node decides. What
-            // cannot be a token at all is a typing error, and the text stays out of the message.
-            if text.len() > 4096 || !text.bytes().all(|b| b.is_ascii_graphic()) {
-                let problem = "a token has a character that tokens do not have, or is too long";
-                return Err(Invalid::new(
-                    key,
-                    "[secret]",
-                    problem,
+            // Other texts may be tokens of later versions; the node decides. The text itself stays
+            // out of the message.
+            let (problem, remedy) = if text.starts_with("sga_") || text.starts_with("sgj_") {
+                (
+                    "this is not a security token",
+                    "give the one that `sgctl gateway create` answered (sgt_...)",
+                )
+            } else if text.len() > 4096 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+                (
+                    "a token has a character that tokens do not have, or is too long",
                     "copy the token again",
-                ));
-            }
+                )
+            } else {
+                continue;
+            };
+            return Err(Invalid::new(key, "[secret]", problem, remedy));
         }
         Ok(tokens)
     }

@@ -329,7 +329,7 @@ impl Supervisor {
             return;
         }
         let homes: BTreeSet<NodeId> = self.seeds().filter_map(|seed| seed.node.clone()).collect();
-        let wanted = self.wanted(&homes);
+        let wanted = choice::learned(&self.gateway, &self.told, &homes);
         self.forget_unwanted(&homes, &wanted);
         let first_attempts = self.seeds().any(|seed| {
             seed.node.is_none()
@@ -361,36 +361,6 @@ impl Supervisor {
             });
             self.connect(self.links.len() - 1, wait);
         }
-    }
-
-    /// The nodes that need a learned link, and their addresses.
-    fn wanted(&self, homes: &BTreeSet<NodeId>) -> BTreeMap<NodeId, HostPort> {
-        let mut known: BTreeMap<&NodeId, &HostPort> = BTreeMap::new();
-        for (teller, endpoints) in &self.told {
-            for Endpoint { node, address } in endpoints {
-                // What a node tells of itself counts more than what others tell of it.
-                if teller == node {
-                    known.insert(node, address);
-                } else {
-                    known.entry(node).or_insert(address);
-                }
-            }
-        }
-        let most = match known.len() {
-            0..=choice::ALL_UP_TO => choice::ALL_UP_TO,
-            _ => choice::OF_MORE
-                .saturating_sub(known.keys().filter(|node| homes.contains(**node)).count()),
-        };
-        let mut others: Vec<_> = known
-            .into_iter()
-            .filter(|(node, _)| !homes.contains(*node))
-            .collect();
-        others.sort_by_key(|(node, _)| std::cmp::Reverse(choice::rank(&self.gateway, node)));
-        others
-            .into_iter()
-            .take(most)
-            .map(|(node, address)| (node.clone(), address.clone()))
-            .collect()
     }
 
     fn forget_unwanted(&mut self, homes: &BTreeSet<NodeId>, wanted: &BTreeMap<NodeId, HostPort>) {

@@ -1,3 +1,5 @@
+//! The command line as old scripts and new ones write it.
+
 #![allow(clippy::unwrap_used)]
 
 use std::ffi::OsString;
@@ -148,6 +150,20 @@ fn a_token_file_has_one_line_per_gateway() {
         error.contains("--token-file") && error.contains("/does/not/exist"),
         "{error}"
     );
+}
+
+#[test]
+fn tokens_of_another_kind_are_not_sent_to_a_node() {
+    for token in ["sga_0123", "sgj_0123", "sgt_01 23", "sgt_\u{7f}"] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), token).unwrap();
+        let error =
+            check(&format!("g1 -g n:1 --token-file {}", file.path().display())).unwrap_err();
+        assert!(
+            error.contains("--token-file") && !error.contains("23"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! * A node that accepts and drops at once is met with growing waits, or two machines would spin.
 //! * Failed attempts double the wait, but in the first minute of an outage it stays within a
 //!   second and for ten minutes within five, so that a restarted node has its clients soon.
-//! * After a refusal that only an operator can lift, waits begin at some seconds.
+//! * After a refusal that only an operator can lift, waits begin at some seconds; the first one is
+//!   short, because the node may just not have heard of a new gateway or token yet.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ pub(super) const FIRST: Duration = Duration::from_millis(50);
 pub(super) const GOOD_SERVICE: Duration = Duration::from_secs(10);
 const BASE: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
+const REFUSED_FIRST: Duration = Duration::from_secs(1);
 const REFUSED_BASE: Duration = Duration::from_secs(5);
 const REFUSED_LONGEST: Duration = Duration::from_secs(60);
 
@@ -75,8 +77,7 @@ impl Pace {
             Retry::Soon => self.soon(now.saturating_sub(since)).mul_f64(random),
             Retry::Later => {
                 self.refusals = self.refusals.saturating_add(1);
-                let bound = doubled(REFUSED_BASE, self.refusals - 1, REFUSED_LONGEST);
-                bound.mul_f64(0.5 + random / 2.0)
+                self.refused().mul_f64(0.5 + random / 2.0)
             }
         }
     }
@@ -87,9 +88,16 @@ impl Pace {
         let bound = match (self.refusals, self.failures) {
             (0, 0) => FIRST,
             (0, _) => self.soon(now.saturating_sub(self.since.unwrap_or(now))),
-            (n, _) => doubled(REFUSED_BASE, n - 1, REFUSED_LONGEST),
+            _ => self.refused(),
         };
         bound.mul_f64(random)
+    }
+
+    fn refused(&self) -> Duration {
+        match self.refusals {
+            0 | 1 => REFUSED_FIRST,
+            n => doubled(REFUSED_BASE, n - 2, REFUSED_LONGEST),
+        }
     }
 
     fn soon(&self, outage: Duration) -> Duration {
@@ -163,9 +171,9 @@ mod tests {
     }
 
     #[test]
-    fn refusals_wait_from_five_seconds_to_a_minute() {
+    fn refusals_wait_a_second_and_then_from_five_to_sixty() {
         let mut pace = Pace::default();
-        for bound in [5, 10, 20, 40, 60, 60] {
+        for bound in [1, 5, 10, 20, 40, 60, 60] {
             let mut low = pace;
             assert_eq!(low.failed(secs(1), Retry::Later, 0.0), secs(bound) / 2);
             assert_eq!(pace.failed(secs(1), Retry::Later, 1.0), secs(bound));
@@ -177,7 +185,7 @@ mod tests {
         let mut pace = Pace::default();
         assert!(pace.resumed(secs(1), 1.0) <= FIRST);
         pace.failed(secs(1), Retry::Later, 1.0);
-        assert_eq!(pace.resumed(secs(1), 1.0), REFUSED_BASE);
+        assert_eq!(pace.resumed(secs(1), 1.0), REFUSED_FIRST);
     }
 
     #[test]
