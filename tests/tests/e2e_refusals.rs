@@ -259,8 +259,8 @@ async fn a_client_with_the_wrong_ca_refuses_the_node() -> Result<()> {
     };
     let log = site.refused_client(setup).await?;
     ensure!(log.to_lowercase().contains("certificate"), "{log}");
-    // The node has seen a handshake that was broken off.
-    site.counted_and_logged(before, "handshake").await?;
+    // The node has been told by the client's TLS.
+    site.counted_and_logged(before, "tls-alert").await?;
     site.finish().await
 }
 
@@ -306,7 +306,7 @@ async fn stranger(site: &mut Undisturbed, bytes: &[u8]) -> Result<()> {
         while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
     };
     within(Duration::from_secs(2), "the node closes", closed).await?;
-    site.counted_and_logged(before, "handshake").await
+    site.counted_and_logged(before, "not-tls").await
 }
 
 #[tokio::test]
@@ -360,8 +360,12 @@ async fn who_stops_in_the_handshake_is_closed_after_ten_seconds() -> Result<()> 
     }
     let node = site.site.node();
     eventually(PATIENCE, "both are counted", async || {
-        let now = node.metrics().await?.sum(REFUSED, &[]);
-        ensure!(now >= before + 2.0, "{REFUSED} is {now}, was {before}");
+        let metrics = node.metrics().await?;
+        let late = metrics.sum(REFUSED, &[("reason", "tls-timeout")]);
+        ensure!(
+            metrics.sum(REFUSED, &[]) >= before + 2.0 && late > 1.5,
+            "{late}"
+        );
         Ok(())
     })
     .await?;

@@ -1,0 +1,124 @@
+//! The resource that all load goes to: it lives in this process, and the first byte of a connection
+//! says what it does with it.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+
+/// Sends back what comes.
+pub(crate) const ECHO: u8 = b'e';
+/// Counts what comes until its end, and answers the count.
+pub(crate) const COUNT: u8 = b'u';
+/// Sends the pattern until the other side ends its own, then how many bytes it was.
+pub(crate) const SEND: u8 = b'd';
+
+/// Bytes written and read at a time in bulk.
+pub(crate) const BLOCK: usize = 64 * 1024;
+
+/// The bulk data: blocks all alike, with each word different within one.
+pub(crate) fn pattern() -> Vec<u8> {
+    (0..BLOCK as u64 / 8)
+        .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect()
+}
+
+/// Listens until dropped.
+pub(crate) struct Resource {
+    address: SocketAddr,
+    _server: JoinSet<()>,
+}
+
+impl Resource {
+    pub(crate) fn start() -> Result<Self> {
+        let socket = TcpSocket::new_v4().context("socket")?;
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .context("bind")?;
+        let listener = socket.listen(4096).context("listen")?;
+        let address = listener.local_addr().context("address")?;
+        let mut server = JoinSet::new();
+        server.spawn(accept(listener));
+        Ok(Self {
+            address,
+            _server: server,
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+async fn accept(listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        // A connection that fails shows at the load's end of it.
+        connections.spawn(async move { drop(serve(stream).await) });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    match stream.read_u8().await? {
+        ECHO => echo(stream).await,
+        COUNT => count(stream).await,
+        SEND => send(stream).await,
+        _ => Ok(()),
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    // Small, since thousands may be idle at once.
+    let mut buffer = [0; 256];
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return stream.shutdown().await;
+        }
+        stream
+            .write_all(buffer.get(..count).unwrap_or_default())
+            .await?;
+    }
+}
+
+async fn count(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; BLOCK * 2];
+    let mut total = 0;
+    loop {
+        match stream.read(&mut buffer).await? {
+            0 => break,
+            count => total += count as u64,
+        }
+    }
+    stream.write_u64(total).await?;
+    stream.shutdown().await
+}
+
+async fn send(stream: TcpStream) -> std::io::Result<()> {
+    let block = pattern();
+    let (mut from, mut to) = stream.into_split();
+    let mut total = 0_u64;
+    let mut byte = [0];
+    let stop = from.read(&mut byte);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            biased;
+            // Only its end is awaited here; nothing is lost when a write is done first.
+            ended = &mut stop => {
+                ended?;
+                break;
+            }
+            // Writes are not cancelled: `write` that is dropped has written nothing.
+            written = to.write(block.get(usize::try_from(total % BLOCK as u64).unwrap_or(0)..).unwrap_or_default()) => {
+                total += written? as u64;
+            }
+        }
+    }
+    to.write_u64(total).await?;
+    to.shutdown().await
+}
