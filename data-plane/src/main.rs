@@ -1,2 +1,33 @@
-//! Entry point.
-fn main() {}
+//! Entry point of `sg-data-plane`: reads the configuration, starts the runtime, ends with a code.
+
+use std::process::ExitCode;
+
+use sg_data_plane::{app, config::Args};
+use sg_runtime::{config, crypto, telemetry};
+
+fn main() -> ExitCode {
+    crypto::install();
+    let args: Args = config::load();
+    args.common.init_telemetry("sg-data-plane");
+    let settings = match args.check() {
+        Ok(settings) => settings,
+        Err(error) => config::exit_usage(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(app::run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", telemetry::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The composition root: what runs in a node, in which order it starts, and how it ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sg_model::{HostPort, NodeConfig};
+use sg_proto::node::Hello;
+use sg_relay::StreamMetrics;
+use sg_runtime::metrics::Metrics;
+use sg_runtime::readiness::{Latch, Readiness};
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::tasks::{TaskGroup, TaskPool};
+use sg_runtime::tls::{
+    ClientAuth, PeerKind, ServerCertificate, SetupError, Trust, client_config, server_config,
+};
+use sg_runtime::{admin_http, crypto, files, net, ready_file, sealed};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::control::{self, Control, channel};
+use crate::enroll::{self, EnrollError, Identity};
+use crate::metrics::NodeMetrics;
+use crate::node::{Node, Opening};
+use crate::reconcile::{Applied, Reconciler, State};
+use crate::state::{self, StateFile};
+use crate::streams::OpenStreams;
+use crate::tunnels::{Hold, Registry, acceptor};
+
+mod drain;
+
+/// Why a node cannot run, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {path}")]
+    DataDir {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the data directory {0} is in use by another process")]
+    Locked(String),
+    /// An address cannot be bound.
+    #[error("cannot listen on {address} ({flag})")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that names it.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The node has no identity.
+    #[error("cannot join")]
+    Enroll(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No control plane is named and none is known from before.
+    #[error("no control plane is known: give --control-plane")]
+    NoControlPlane,
+    /// The key of the stored configuration cannot be used.
+    #[error(transparent)]
+    StateKey(#[from] sealed::KeyError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] SetupError),
+    /// The system refuses something that every node needs.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// A part that should run as long as the process has ended.
+    #[error("{0}")]
+    TaskEnded(String),
+}
+
+impl From<EnrollError> for AppError {
+    fn from(error: EnrollError) -> Self {
+        Self::Enroll(Box::new(error))
+    }
+}
+
+/// Runs a node until it is told to end.
+///
+/// # Errors
+/// [`AppError`]: it cannot start, or a part of it failed.
+pub async fn run(settings: Settings) -> Result<(), AppError> {
+    let descriptors = net::raise_nofile_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+        1024
+    });
+    let _lock = lock(&settings.data_dir)?;
+    let shutdown = Shutdown::listen(settings.common.drain_timeout.get())?;
+    let (readiness, metrics) = (
+        Readiness::new(),
+        Metrics::new("data-plane", env!("CARGO_PKG_VERSION")),
+    );
+    let latches = Latches::new(&readiness);
+    let end = CancellationToken::new();
+    let mut tasks = TaskGroup::new();
+    let admin = settings.admin.bind()?;
+    let admin_address = admin
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok());
+    if let Some(listener) = admin {
+        let serve = admin_http::serve(
+            listener,
+            readiness.clone(),
+            metrics.clone(),
+            admin_http::Router::new(),
+            end.clone(),
+        );
+        tasks.spawn("admin", serve);
+    }
+    let identity = match enroll::load(&settings.data_dir)? {
+        Some(identity) => identity,
+        None => tokio::select! {
+            joined = Box::pin(enroll::join(&settings)) => joined?,
+            () = shutdown.wait_draining() => return Ok(()),
+        },
+    };
+    let parts = Parts::start(
+        &settings,
+        identity,
+        &metrics,
+        &shutdown,
+        descriptors,
+        &mut tasks,
+        &end,
+    )
+    .await?;
+    Box::pin(parts.serve(settings, latches, readiness, admin_address, tasks, end)).await
+}
+
+fn lock(dir: &Path) -> Result<files::DirLock, AppError> {
+    let path = || dir.display().to_string();
+    files::create_private_dir(dir)
+        .and_then(|()| files::DirLock::acquire(dir))
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => AppError::Locked(path()),
+            _ => AppError::DataDir {
+                path: path(),
+                source,
+            },
+        })
+}
+
+/// What has to come about before the node is ready.
+struct Latches {
+    configuration: Latch,
+    tunnels: Latch,
+}
+
+impl Latches {
+    fn new(readiness: &Readiness) -> Self {
+        Self {
+            configuration: readiness.latch("configuration"),
+            tunnels: readiness.latch("tunnel-listener"),
+        }
+    }
+}
+
+/// The running parts, and what is needed to end them.
+struct Parts {
+    node: Arc<Node>,
+    tunnel_address: SocketAddr,
+    tunnels: TaskPool,
+    applied: watch::Receiver<Arc<Applied>>,
+    /// Ends what accepts: destinations' ports and the tunnel listener.
+    stop_accepting: CancellationToken,
+}
+
+impl Parts {
+    async fn start(
+        settings: &Settings,
+        identity: Identity,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+        descriptors: u64,
+        tasks: &mut TaskGroup,
+        end: &CancellationToken,
+    ) -> Result<Self, AppError> {
+        let state = StateFile::open(&settings.data_dir, &identity.id)?;
+        let known_file = settings.data_dir.join("control-planes");
+        if settings.control_planes.is_empty() && control::known(&known_file).is_empty() {
+            return Err(AppError::NoControlPlane);
+        }
+        let stored = tokio::task::block_in_place(|| state.load()).unwrap_or_default();
+        if stored.revision() > 0 {
+            tracing::info!(
+                revision = stored.revision(),
+                "serving the configuration kept on disk"
+            );
+        }
+        let listener = bind_tunnels(settings.tunnel_listen)?;
+        let tunnel_address = listener.local_addr()?;
+        let certificate = ServerCertificate::new(&identity.credentials)?;
+        let tunnel_tls =
+            server_config(&certificate, &ClientAuth::AnySelfSigned, &[acceptor::ALPN])?;
+        let control_tls = client_config(
+            &Trust::Ca(settings.data_dir.join("ca.pem")),
+            PeerKind::ControlPlane,
+            Some(&identity.credentials),
+            &[channel::ALPN],
+        )?;
+        let node = node(settings, &identity, metrics, shutdown, descriptors);
+        let (desired, desired_rx) = watch::channel(Arc::new(stored));
+        let (applied_tx, applied) = watch::channel(Arc::default());
+        let stop_accepting = CancellationToken::new();
+        let tunnels = TaskPool::new("tunnels", share(descriptors, 2));
+
+        let reconciler = Reconciler::new(
+            Arc::clone(&node),
+            settings.destination_address,
+            desired_rx,
+            applied_tx,
+        );
+        tasks.spawn("reconcile", reconciler.run(stop_accepting.clone()));
+        let accept = acceptor::run(
+            Arc::clone(&node),
+            listener,
+            tunnel_tls,
+            tunnels.clone(),
+            stop_accepting.clone(),
+        );
+        tasks.spawn("tunnels", accept);
+        let keep = state::keep(
+            state,
+            node.served.subscribe(),
+            node.metrics.clone(),
+            end.clone(),
+        );
+        tasks.spawn("state", keep);
+        let control = Control {
+            node: Arc::clone(&node),
+            tls: control_tls,
+            hello: hello(settings, tunnel_address),
+            configured: settings.control_planes.clone(),
+            known_file,
+            desired,
+            applied: applied.clone(),
+        };
+        tasks.spawn("control", control.run(end.clone()));
+        Ok(Self {
+            node,
+            tunnel_address,
+            tunnels,
+            applied,
+            stop_accepting,
+        })
+    }
+
+    async fn serve(
+        self,
+        settings: Settings,
+        mut latches: Latches,
+        readiness: Readiness,
+        admin: Option<SocketAddr>,
+        mut tasks: TaskGroup,
+        end: CancellationToken,
+    ) -> Result<(), AppError> {
+        latches.tunnels.set_ready();
+        let shutdown = self.node.shutdown.clone();
+        let mut configured = false;
+        let mut applied = self.applied.clone();
+        let failure = loop {
+            // Every arm can be cancelled without loss.
+            tokio::select! {
+                biased;
+                () = shutdown.wait_draining() => break None,
+                Some((name, ended)) = tasks.join_next() => {
+                    break Some(AppError::TaskEnded(format!("the part {name} of the node {ended}")));
+                }
+                configuration = applied.wait_for(|a| a.revision > 0), if !configured => {
+                    let Ok(applied) = configuration.map(|a| Arc::clone(&a)) else { continue };
+                    configured = true;
+                    latches.configuration.set_ready();
+                    self.announce(&settings, &applied, admin)?;
+                }
+            }
+        };
+        let _draining = readiness.latch("draining");
+        if failure.is_none() {
+            drain::run(&self.node, &self.tunnels, &self.stop_accepting).await;
+        }
+        self.stop_accepting.cancel();
+        end.cancel();
+        let stuck = tasks.finish(Duration::from_secs(2)).await;
+        if !stuck.is_empty() {
+            tracing::warn!(?stuck, "parts of the node did not end in time");
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn announce(
+        &self,
+        settings: &Settings,
+        applied: &Applied,
+        admin: Option<SocketAddr>,
+    ) -> io::Result<()> {
+        tracing::info!(node = %self.node.id, tunnel = %self.tunnel_address, revision = applied.revision, "ready");
+        let Some(path) = &settings.common.ready_file else {
+            return Ok(());
+        };
+        let config = self.node.config();
+        let destinations: serde_json::Map<_, _> = applied
+            .destinations
+            .iter()
+            .filter(|(_, status)| status.state == State::Listening)
+            .filter_map(|(id, status)| {
+                let name = qualified_name(&config, id)?;
+                Some((name, status.address?.to_string().into()))
+            })
+            .collect();
+        let content = serde_json::json!({
+            "node_id": self.node.id.as_str(),
+            "tunnel_listen": self.tunnel_address,
+            "admin_listen": admin,
+            "destinations": destinations,
+        });
+        ready_file::write(path, &content)
+    }
+}
+
+fn qualified_name(config: &NodeConfig, id: &sg_model::DestinationId) -> Option<String> {
+    let destination = config.destination(id)?;
+    let gateway = config.gateway(&destination.gateway)?;
+    Some(format!("{}/{}", gateway.name, destination.name))
+}
+
+fn bind_tunnels(address: SocketAddr) -> Result<TcpListener, AppError> {
+    net::bind_tcp(address).map_err(|source| AppError::Bind {
+        address,
+        flag: "--tunnel-listen",
+        source,
+    })
+}
+
+fn node(
+    settings: &Settings,
+    identity: &Identity,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+    descriptors: u64,
+) -> Arc<Node> {
+    let node_metrics = NodeMetrics::register(metrics);
+    Arc::new(Node {
+        id: identity.id.clone(),
+        id_text: identity.id.as_str().into(),
+        name: settings.name.clone(),
+        served: watch::Sender::default(),
+        registry: Arc::new(Registry::new(node_metrics.clone())),
+        streams: OpenStreams::default(),
+        hold: Hold::new(),
+        metrics: node_metrics,
+        stream_metrics: StreamMetrics::register(metrics),
+        // Users must not be able to take the descriptors that clients need to come back.
+        connections: TaskPool::new("connections", share(descriptors, 4) * 3),
+        opening: Opening::default(),
+        shutdown: shutdown.clone(),
+    })
+}
+
+/// One of `parts` equal parts of the descriptors.
+fn share(descriptors: u64, parts: usize) -> usize {
+    usize::try_from(descriptors)
+        .unwrap_or(usize::MAX)
+        .min(1 << 24)
+        / parts
+}
+
+fn hello(settings: &Settings, tunnel: SocketAddr) -> Hello {
+    let reachable = HostPort::new(settings.advertise.clone(), tunnel.port());
+    Hello {
+        boot_id: crypto::hex(&crypto::random_bytes::<16>()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        name: settings.name.to_string(),
+        group: settings.group.to_string(),
+        tunnel_address: reachable.map(|a| a.to_string()).unwrap_or_default(),
+        destination_host: settings.advertise.to_string(),
+        port_first: settings.destination_ports.first().into(),
+        port_last: settings.destination_ports.last().into(),
+    }
+}

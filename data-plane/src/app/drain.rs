@@ -1,0 +1,51 @@
+//! The end of a node, in stages: stop accepting → let what is being opened finish → tell the clients → wait for
+//! the streams → reset the rest.
+
+use std::time::Duration;
+
+use sg_runtime::tasks::TaskPool;
+use sg_tunnel_io::code::{self, close};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::node::Node;
+
+/// How long connections that were accepted before the drain may still take to open.
+const OPENING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
+/// Time for resets to reach users and clients.
+const RESETS: Duration = Duration::from_secs(1);
+/// Time for tunnels to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Drains until nothing is left, the time is over, or a second signal comes.
+pub(super) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
+    let shutdown = &node.shutdown;
+    tracing::info!(streams = node.streams.len(), timeout = ?shutdown.remaining(), "draining");
+    stop_accepting.cancel();
+    // A tunnel that drains opens nothing more, so that what was accepted already would be lost.
+    let limit = Instant::now() + OPENING;
+    while node.opening.count() > 0 && Instant::now() < limit {
+        sleep(LOOK).await;
+    }
+    for session in node.registry.all() {
+        session.tunnel.goaway();
+    }
+    let idle = shutdown
+        .run(node.connections.wait_idle(shutdown.remaining()))
+        .await;
+    if idle != Some(true) {
+        tracing::warn!(
+            streams = node.streams.len(),
+            "the time is over: resetting the streams that are left"
+        );
+        node.streams.end_all(code::DRAINED);
+        node.connections.wait_idle(RESETS).await;
+    }
+    for session in node.registry.all() {
+        session.tunnel.close(close::NONE, "the node shuts down");
+    }
+    if !tunnels.wait_idle(GOODBYE).await {
+        tunnels.abort_all();
+    }
+}

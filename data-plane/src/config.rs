@@ -1,0 +1,194 @@
+//! The node's static configuration: flags as they come, and settings as they are used.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use sg_model::{Host, HostPort, Name, PortRange};
+use sg_runtime::admin_http::AdminListen;
+use sg_runtime::config::{CommonArgs, Invalid};
+
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
+/// Control planes that may be named.
+const MOST_CONTROL_PLANES: usize = 4;
+
+/// Relays between users and the tunnels of clients
+#[derive(Debug, Clone, Parser)]
+#[command(name = "sg-data-plane", version)]
+pub struct Args {
+    /// Everything that all daemons have.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Control planes to get configuration from; not needed once known
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub control_plane: Vec<HostPort>,
+    /// File with the one-time join token; needed for the first start only
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Directory for the node's key, certificate and last good configuration
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Address that clients connect to
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000")]
+    pub tunnel_listen: SocketAddr,
+    /// Address that destinations listen on
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
+    pub destination_address: IpAddr,
+    /// Ports that destinations get by themselves
+    #[arg(long, value_name = "A-B", default_value = "15000-19999")]
+    pub destination_ports: PortRange,
+    /// Host at which clients and users reach this node [default: this machine's name]
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<Host>,
+    /// Name of this node [default: this machine's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Node group that it belongs to
+    #[arg(long, value_name = "GROUP", default_value = "default")]
+    pub group: String,
+    /// What cloud destinations may reach from here; nothing without it
+    #[arg(long, value_name = "HOST[:PORT]|CIDR[:PORT]", value_delimiter = ',')]
+    pub cloud_allow: Vec<String>,
+    /// Proxies whose word about the user's address is taken
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub trusted_proxies: Vec<String>,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub(crate) common: CommonArgs,
+    pub(crate) admin: AdminListen,
+    pub(crate) control_planes: Vec<HostPort>,
+    pub(crate) join_token_file: Option<PathBuf>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) tunnel_listen: SocketAddr,
+    pub(crate) destination_address: IpAddr,
+    pub(crate) destination_ports: PortRange,
+    pub(crate) advertise: Host,
+    pub(crate) name: Name,
+    pub(crate) group: Name,
+}
+
+impl Args {
+    /// Checks what no single flag can know.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the flag and what to do.
+    pub fn check(self) -> Result<Settings, Invalid> {
+        if self.control_plane.len() > MOST_CONTROL_PLANES {
+            return Err(Invalid::new(
+                "--control-plane",
+                self.control_plane.len(),
+                "too many addresses",
+                format!("name at most {MOST_CONTROL_PLANES}"),
+            ));
+        }
+        let name = match self.name {
+            Some(name) => parse_name("--name", &name)?,
+            None => machine_name(),
+        };
+        let advertise = match self.advertise {
+            Some(host) => host,
+            None => default_advertise(self.tunnel_listen.ip(), &name),
+        };
+        Ok(Settings {
+            admin: self.common.admin(DEFAULT_ADMIN),
+            common: self.common,
+            control_planes: self.control_plane,
+            join_token_file: self.join_token_file,
+            data_dir: self.data_dir,
+            tunnel_listen: self.tunnel_listen,
+            destination_address: self.destination_address,
+            destination_ports: self.destination_ports,
+            advertise,
+            name,
+            group: parse_name("--group", &self.group)?,
+        })
+    }
+}
+
+fn parse_name(flag: &str, text: &str) -> Result<Name, Invalid> {
+    Name::new(text).map_err(|error| Invalid::new(flag, text, error.message, "choose another name"))
+}
+
+/// The machine's name without its domain, as far as it makes a name.
+fn machine_name() -> Name {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_default();
+    let first = text.trim().split('.').next().unwrap_or_default();
+    let folded: String = first
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .take(63)
+        .collect();
+    Name::new(folded.trim_matches('-'))
+        .or_else(|_| Name::new("node"))
+        .expect("invariant: the constant is a name")
+}
+
+fn default_advertise(listen: IpAddr, name: &Name) -> Host {
+    if listen.is_unspecified() {
+        Host::Name(name.to_string())
+    } else {
+        Host::Ip(listen.to_canonical())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sg_runtime::config::load_from;
+
+    use super::*;
+
+    fn check(flags: &[&str]) -> Result<Settings, Invalid> {
+        let arguments = ["sg-data-plane", "--data-dir", "/tmp/x"]
+            .iter()
+            .chain(flags);
+        let args: Args = load_from(arguments, &|_| None).expect("each flag parses by itself");
+        args.check()
+    }
+
+    #[test]
+    fn lists_take_commas_and_repetition() {
+        let flags = [
+            "--control-plane",
+            "a:1,b:2",
+            "--cloud-allow",
+            "127.0.0.0/8",
+            "--cloud-allow",
+            "::1/128",
+        ];
+        let settings = check(&flags).unwrap();
+        let found: Vec<_> = settings
+            .control_planes
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(found, ["a:1", "b:2"]);
+    }
+
+    #[test]
+    fn what_is_advertised_follows_the_tunnel_listener() {
+        let settings = check(&["--tunnel-listen", "127.0.0.2:0", "--name", "n"]).unwrap();
+        assert_eq!(settings.advertise.to_string(), "127.0.0.2");
+        let settings = check(&["--name", "n"]).unwrap();
+        assert_eq!(settings.advertise.to_string(), "n");
+        let settings = check(&["--advertise", "gw.example.com"]).unwrap();
+        assert_eq!(settings.advertise.to_string(), "gw.example.com");
+    }
+
+    #[test]
+    fn wrong_values_name_the_flag() {
+        assert_eq!(check(&["--name", "Not A Name"]).unwrap_err().key, "--name");
+        let many = ["--control-plane", "a:1,b:1,c:1,d:1,e:1"];
+        assert_eq!(check(&many).unwrap_err().key, "--control-plane");
+    }
+}

@@ -1,0 +1,276 @@
+//! The story of one user's connection, from the accept to the access line.
+//!
+//! Registered → destination looked up → access decided → tunnel chosen → stream opened → joined. No byte of
+//! the user is read before the far side has connected to the resource, so a stream that cannot be opened on
+//! one tunnel is tried on the next, inside the same connection; a resource that refuses is final. Whatever
+//! fails before the join, the user sees a reset, and the reason is in the log and the metrics.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use sg_model::{AclVersion, Destination, DestinationId, Gateway, HostPort, NodeConfig, Protocol};
+use sg_proto::tunnel::StreamOpen;
+use sg_relay::{
+    EndReason, JoinOptions, Parties, ResetOnDrop, StreamAccount, TcpEnd, join, socket_error, tune,
+};
+use sg_tunnel_io::{OpenError, TunnelStream, code};
+use tokio::time::{Instant, interval, sleep_until, timeout};
+
+use crate::listener::Occupancy;
+use crate::node::Node;
+use crate::streams::Registered;
+use crate::tunnels::{Choice, Health, Session};
+
+/// What the node waits beyond the connect timeout that the client keeps.
+const ANSWER_GRACE: Duration = Duration::from_secs(5);
+/// How often an unanswered open looks whether its tunnel is suspect.
+const SUSPECT_CHECK: Duration = Duration::from_millis(100);
+
+/// Why a connection ended before it was joined: the word for log and metric.
+type Refusal = &'static str;
+
+/// Serves one connection from beginning to end.
+pub(crate) async fn serve(
+    node: Arc<Node>,
+    tcp: ResetOnDrop,
+    user: SocketAddr,
+    destination: DestinationId,
+    occupancy: Occupancy,
+) {
+    let registered = node.streams.register(destination.clone());
+    let config = node.config();
+    let Some(destination) = config.destination(&destination) else {
+        tracing::debug!(%destination, "connection reset: the destination is gone");
+        return;
+    };
+    let Some(gateway) = config.gateway(&destination.gateway) else {
+        tracing::debug!(destination = %destination.id, "connection reset: the gateway is gone");
+        return;
+    };
+    let account = begin(&node, gateway, destination, user);
+    let connection = Connection {
+        node: &node,
+        gateway,
+        destination,
+        registered: &registered,
+        user,
+    };
+    connection.run(tcp, account, &occupancy).await;
+}
+
+fn begin(
+    node: &Node,
+    gateway: &Gateway,
+    destination: &Destination,
+    user: SocketAddr,
+) -> StreamAccount {
+    let meter = node.stream_metrics.destination(
+        gateway.name.as_str(),
+        destination.name.as_str(),
+        destination.protocol.as_str(),
+        TcpEnd::User,
+    );
+    let parties = Parties {
+        client: Arc::default(),
+        node: Arc::clone(&node.id_text),
+        user: Some(user),
+        resource: destination.resource.to_string().into(),
+    };
+    StreamAccount::begin(meter, TcpEnd::User, parties)
+}
+
+struct Connection<'a> {
+    node: &'a Node,
+    gateway: &'a Gateway,
+    destination: &'a Destination,
+    registered: &'a Registered,
+    user: SocketAddr,
+}
+
+impl Connection<'_> {
+    async fn run(self, tcp: ResetOnDrop, mut account: StreamAccount, occupancy: &Occupancy) {
+        let Some(_occupied) = occupancy.enter(self.destination.max_connections) else {
+            account.set_reason(code::word(code::LIMIT));
+            return;
+        };
+        let (stream, choice) = match self.open(&tcp, &mut account).await {
+            Ok(opened) => opened,
+            Err(reason) => {
+                tracing::debug!(destination = %self.destination.name, user = %self.user, reason, "connection reset");
+                account.set_reason(reason);
+                return;
+            }
+        };
+        let session = choice.session();
+        account.opened(Arc::clone(&session.client_id), &session.bytes);
+        let options = JoinOptions {
+            idle_timeout: self.destination.idle_timeout,
+            counters: account.counters(),
+            end: self.registered.end().clone(),
+        };
+        let ended = join(tcp.into_inner(), stream, options).await;
+        account.set_reason(ended.reason.as_str());
+        if ended.reason == EndReason::TunnelLost {
+            tracing::debug!(client = %session.client_id, user = %self.user, "stream lost with its tunnel");
+        }
+    }
+
+    /// Everything before the join.
+    async fn open(
+        &self,
+        tcp: &ResetOnDrop,
+        account: &mut StreamAccount,
+    ) -> Result<(TunnelStream, Choice), Refusal> {
+        let _opening = self.node.opening.enter();
+        if tune(tcp.tcp()).is_err() {
+            return Err("tcp-reset");
+        }
+        let acl = self.permit()?;
+        // Ends from outside and the user's own reset end every wait below; none of them loses anything.
+        tokio::select! {
+            biased;
+            code = self.registered.end().ended() => Err(code::word(code)),
+            _ = socket_error(tcp.tcp()) => Err("tcp-reset"),
+            opened = self.open_somewhere(acl, account) => opened,
+        }
+    }
+
+    /// Decides over access; answers the list that was decided by.
+    fn permit(&self) -> Result<AclVersion, Refusal> {
+        let resource: &HostPort = &self.destination.resource;
+        self.registered
+            .reaches(self.gateway.id.clone(), resource.clone());
+        if !self.gateway.enabled || !self.destination.enabled {
+            return Err(code::word(code::DISABLED));
+        }
+        if self.destination.protocol != Protocol::Tcp {
+            return Err("unsupported-protocol");
+        }
+        // Read again after registering, so that a change in between is not missed.
+        let config: Arc<NodeConfig> = self.node.config();
+        let acl = config.acl(&self.gateway.id);
+        let allowed = acl.is_some_and(|acl| acl.decide(resource).allowed);
+        self.node
+            .metrics
+            .decided(self.gateway.name.as_str(), allowed);
+        match (acl, allowed) {
+            (Some(acl), true) => Ok(acl.version),
+            _ => Err(code::word(code::ACL_DENIED)),
+        }
+    }
+
+    /// Tries tunnels of the gateway until one has opened the stream, or the resource refused.
+    async fn open_somewhere(
+        &self,
+        acl: AclVersion,
+        account: &mut StreamAccount,
+    ) -> Result<(TunnelStream, Choice), Refusal> {
+        let metadata: Bytes = self.metadata(acl).encode_to_vec().into();
+        let mut tried = Vec::new();
+        let mut held = false;
+        let mut last: Option<Refusal> = None;
+        loop {
+            let mut chosen = self.choose(Health::Good, &tried);
+            if chosen.is_none() && !held {
+                held = true;
+                if self.hold(&tried).await {
+                    continue;
+                }
+            }
+            if chosen.is_none() {
+                // A tunnel that is slow to answer is better than none.
+                chosen = self.choose(Health::Any, &tried);
+            }
+            let Some(choice) = chosen else {
+                return Err(last.unwrap_or("no-client"));
+            };
+            account.set_client(Arc::clone(&choice.session().client_id));
+            match self.open_on(choice.session(), &metadata, &tried).await {
+                Ok(stream) => return Ok((stream, choice)),
+                Err(error) if error.retry_elsewhere() => {
+                    tracing::debug!(client = %choice.session().client_id, %error, "stream not opened, trying another tunnel");
+                    last = Some(match error {
+                        OpenError::Closed(_) => "tunnel-lost",
+                        _ => code::word(error.code()),
+                    });
+                    tried.push(choice.session().number);
+                }
+                Err(error) => return Err(code::word(error.code())),
+            }
+        }
+    }
+
+    fn choose(&self, health: Health, tried: &[u64]) -> Option<Choice> {
+        let gateway = &self.gateway.id;
+        self.node
+            .registry
+            .choose(gateway, self.gateway.policy, health, tried)
+    }
+
+    /// Opens the stream on one tunnel, within the connect timeout and a grace, and gives it up for another
+    /// tunnel when this one returns nothing.
+    async fn open_on(
+        &self,
+        session: &Session,
+        metadata: &Bytes,
+        tried: &[u64],
+    ) -> Result<TunnelStream, OpenError> {
+        let deadline = Instant::now() + self.destination.connect_timeout + ANSWER_GRACE;
+        // Dropped when another arm is first: that resets the stream, so that a late answer opens nothing.
+        let open = session.tunnel.open(metadata.clone());
+        tokio::pin!(open);
+        let mut check = interval(SUSPECT_CHECK);
+        check.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                opened = &mut open => return opened,
+                () = sleep_until(deadline) => {
+                    return Err(OpenError::Reset { code: code::CONNECT_TIMEOUT });
+                }
+                _ = check.tick() => {
+                    let registry = &self.node.registry;
+                    if session.tunnel.is_suspect()
+                        && registry.has_other(&self.gateway.id, session.number, tried)
+                    {
+                        return Err(OpenError::Reset { code: code::REFUSED_RETRY });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits, unread, for a tunnel to come (back), if the gateway had one lately and there is room to wait.
+    /// Answers whether there is one now.
+    async fn hold(&self, tried: &[u64]) -> bool {
+        let registry = &self.node.registry;
+        if !registry.had_tunnel_lately(&self.gateway.id) {
+            return false;
+        }
+        let Some(held) = self.node.hold.enter() else {
+            tracing::warn!(gateway = %self.gateway.name, "too many connections wait for a client");
+            return false;
+        };
+        let available = registry.available(&self.gateway.id, tried);
+        timeout(held.limit(), available).await.is_ok()
+    }
+
+    fn metadata(&self, acl: AclVersion) -> StreamOpen {
+        let destination = self.destination;
+        let timeout = destination.connect_timeout.as_millis();
+        StreamOpen {
+            destination_id: destination.id.to_string(),
+            destination: destination.name.to_string(),
+            protocol: destination.protocol.to_string(),
+            resource_host: destination.resource.host().to_string(),
+            resource_port: destination.resource.port().into(),
+            connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+            acl_epoch: acl.epoch,
+            acl_generation: acl.generation,
+            user_address: self.user.to_string(),
+        }
+    }
+}

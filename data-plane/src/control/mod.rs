@@ -1,0 +1,448 @@
+//! The node's side of configuration and status: a link to every known control plane, one of which is the
+//! source of configuration.
+//!
+//! When the source is lost, another link takes over at once, with what the node has. All get the status.
+//! Nothing here is on the path of a user's byte or of a client's connection: if no control plane is there, the
+//! node goes on with what it has.
+
+pub(crate) mod channel;
+mod desired;
+mod link;
+mod status;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sg_model::{HostPort, NodeConfig};
+use sg_proto::node::{
+    Ack, Delta, Hello, NodeMessage, Rejection, Snapshot, Subscribe, Welcome, control_message,
+    node_message,
+};
+use sg_runtime::tls::ClientTls;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::node::Node;
+use crate::reconcile::Applied;
+use desired::{Desired, Outcome};
+use link::{Dialer, LinkEvent, LinkId};
+
+/// Links at a time.
+const MOST_LINKS: usize = 4;
+/// Events of all links that may wait; more make the links wait.
+const EVENTS: usize = 64;
+/// Least time between two statuses, and most.
+const STATUS_LEAST: Duration = Duration::from_millis(200);
+const STATUS_MOST: Duration = Duration::from_secs(2);
+/// How often streams and bytes are looked at for news.
+const LOOK: Duration = Duration::from_millis(250);
+/// Places in a link's queue that a status leaves free for acknowledgements.
+const RESERVED: usize = 16;
+
+/// What the control task starts with.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) node: Arc<Node>,
+    pub(crate) tls: ClientTls,
+    pub(crate) hello: Hello,
+    /// Control planes named by the operator.
+    pub(crate) configured: Vec<HostPort>,
+    /// Where the others are remembered.
+    pub(crate) known_file: PathBuf,
+    /// Written here only.
+    pub(crate) desired: watch::Sender<Arc<NodeConfig>>,
+    pub(crate) applied: watch::Receiver<Arc<Applied>>,
+}
+
+/// Control planes remembered from an earlier run.
+pub(crate) fn known(file: &std::path::Path) -> Vec<HostPort> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let addresses = text.lines().filter_map(|line| line.parse().ok());
+    addresses.take(MOST_LINKS).collect()
+}
+
+impl Control {
+    /// Runs until `stop` is cancelled.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let (events, mut queue) = mpsc::channel(EVENTS);
+        let mut applied = self.applied.clone();
+        let mut tunnels = self.node.registry.changes();
+        let draining = self.node.shutdown.draining();
+        let learned = known(&self.known_file);
+        let desired = Desired::new(Arc::clone(&self.desired.borrow()));
+        let mut hub = Hub {
+            desired,
+            control: self,
+            events,
+            links: HashMap::new(),
+            tasks: JoinSet::new(),
+            next_link: 0,
+            aliases: HashMap::new(),
+            learned,
+            source: None,
+            pending: None,
+            dirty: true,
+            status_due: Instant::now(),
+            activity: (0, 0),
+        };
+        hub.refresh_links();
+        let mut look = interval(LOOK);
+        let mut drain_told = false;
+        loop {
+            let next_status = hub.next_status();
+            // Every arm can be cancelled without loss.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some((link, event)) = queue.recv() => hub.handle(link, event).await,
+                Ok(()) = applied.changed() => {
+                    hub.acknowledge_applied();
+                    hub.dirty = true;
+                }
+                Ok(()) = tunnels.changed() => hub.dirty = true,
+                Some(ended) = hub.tasks.join_next_with_id() => hub.link_ended(ended),
+                () = draining.cancelled(), if !drain_told => {
+                    drain_told = true;
+                    hub.dirty = true;
+                }
+                _ = look.tick() => {
+                    let activity = status::activity(&hub.control.node);
+                    hub.dirty |= std::mem::replace(&mut hub.activity, activity) != activity;
+                }
+                () = sleep_until(next_status) => hub.send_status(),
+            }
+        }
+    }
+}
+
+struct Hub {
+    control: Control,
+    desired: Desired,
+    events: mpsc::Sender<(LinkId, LinkEvent)>,
+    links: HashMap<LinkId, Link>,
+    tasks: JoinSet<()>,
+    next_link: LinkId,
+    /// Addresses that turned out to lead to a control plane that has a link already.
+    aliases: HashMap<HostPort, String>,
+    /// Addresses that control planes told of.
+    learned: Vec<HostPort>,
+    source: Option<LinkId>,
+    pending: Option<Pending>,
+    dirty: bool,
+    /// Earliest time of the next status.
+    status_due: Instant,
+    activity: (usize, u64),
+}
+
+struct Link {
+    address: HostPort,
+    task: AbortHandle,
+    up: Option<Up>,
+}
+
+struct Up {
+    control_plane: String,
+    outgoing: mpsc::Sender<NodeMessage>,
+}
+
+/// A change that is acknowledged when it is applied.
+struct Pending {
+    link: LinkId,
+    nonce: u64,
+    epoch: u64,
+    revision: u64,
+    rejected: Vec<Rejection>,
+}
+
+impl Hub {
+    async fn handle(&mut self, id: LinkId, event: LinkEvent) {
+        if !self.links.contains_key(&id) {
+            return;
+        }
+        match event {
+            LinkEvent::Up(welcome, outgoing) => self.up(id, welcome, outgoing).await,
+            LinkEvent::Down => self.down(id),
+            LinkEvent::Message(message) => match message {
+                control_message::Message::Snapshot(part) => self.snapshot(id, part),
+                control_message::Message::Delta(delta) => self.delta(id, delta),
+                control_message::Message::Heartbeat(beat) => self.learn(beat.control_planes).await,
+                control_message::Message::Welcome(welcome) => {
+                    self.learn(welcome.control_planes).await;
+                }
+            },
+        }
+    }
+
+    async fn up(&mut self, id: LinkId, welcome: Welcome, outgoing: mpsc::Sender<NodeMessage>) {
+        let twin = self.links.iter().any(|(other, link)| {
+            *other != id
+                && link
+                    .up
+                    .as_ref()
+                    .is_some_and(|up| up.control_plane == welcome.control_plane_id)
+        });
+        if twin && let Some(link) = self.links.remove(&id) {
+            tracing::debug!(address = %link.address, id = welcome.control_plane_id, "another address of a control plane that is connected");
+            link.task.abort();
+            self.aliases.insert(link.address, welcome.control_plane_id);
+            return;
+        }
+        if let Some(link) = self.links.get_mut(&id) {
+            link.up = Some(Up {
+                control_plane: welcome.control_plane_id,
+                outgoing,
+            });
+        }
+        self.learn(welcome.control_planes).await;
+        if self.source.is_none() {
+            self.subscribe(id);
+        }
+        self.status_to(&[id]);
+    }
+
+    fn down(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.up = None;
+        }
+        if self.source == Some(id) {
+            self.source = None;
+            self.pending = None;
+            self.desired.forget_parts();
+            let mut up = self.links.iter().filter(|(_, link)| link.up.is_some());
+            if let Some(next) = up.next().map(|(id, _)| *id) {
+                self.subscribe(next);
+            } else {
+                self.control.node.metrics.control_plane_connected.set(0);
+                tracing::warn!("no control plane is connected; serving what is there");
+            }
+        }
+        self.refresh_links();
+    }
+
+    /// Makes a link the source of configuration.
+    fn subscribe(&mut self, id: LinkId) {
+        let config = self.desired.config();
+        let subscribe = Subscribe {
+            epoch: config.epoch(),
+            revision: config.revision(),
+            digest: config.digest(),
+        };
+        self.source = Some(id);
+        self.control.node.metrics.control_plane_connected.set(1);
+        self.send(id, node_message::Message::Subscribe(subscribe));
+    }
+
+    fn snapshot(&mut self, id: LinkId, part: Snapshot) {
+        if self.source == Some(id) {
+            let outcome = self.desired.snapshot(part);
+            self.settle(id, outcome);
+        }
+    }
+
+    fn delta(&mut self, id: LinkId, delta: Delta) {
+        if self.source == Some(id) {
+            let outcome = self.desired.delta(delta);
+            self.settle(id, outcome);
+        }
+    }
+
+    fn settle(&mut self, id: LinkId, outcome: Outcome) {
+        let metrics = &self.control.node.metrics;
+        let revision = self.desired.config().revision();
+        match outcome {
+            Outcome::Incomplete => {}
+            Outcome::Changed { nonce, rejected } => {
+                let rejects = i64::try_from(self.desired.rejected()).unwrap_or(i64::MAX);
+                metrics.rejected_objects.set(rejects);
+                let config = Arc::clone(self.desired.config());
+                self.pending = Some(Pending {
+                    link: id,
+                    nonce,
+                    epoch: config.epoch(),
+                    revision,
+                    rejected,
+                });
+                self.control.desired.send_replace(config);
+                // The reconciler may have it already, when nothing was left to change.
+                self.acknowledge_applied();
+            }
+            Outcome::Old { nonce } => self.acknowledge(id, nonce, Vec::new(), false),
+            Outcome::Resync { nonce, why } => {
+                metrics.resyncs.inc();
+                tracing::warn!(why, revision, "asking the control plane for everything");
+                self.acknowledge(id, nonce, Vec::new(), true);
+            }
+        }
+    }
+
+    fn acknowledge_applied(&mut self) {
+        let applied = Arc::clone(&self.control.applied.borrow());
+        let reached = |p: &Pending| (applied.epoch, applied.revision) == (p.epoch, p.revision);
+        if let Some(pending) = self.pending.take_if(|pending| reached(pending)) {
+            self.acknowledge(pending.link, pending.nonce, pending.rejected, false);
+        }
+    }
+
+    fn acknowledge(&mut self, id: LinkId, nonce: u64, rejected: Vec<Rejection>, resync: bool) {
+        let ack = Ack {
+            nonce,
+            revision: self.desired.config().revision(),
+            rejected,
+            resync,
+        };
+        self.send(id, node_message::Message::Ack(ack));
+    }
+
+    /// Sends what must not be lost. A link whose queue is full is stuck: it is connected anew.
+    fn send(&mut self, id: LinkId, message: node_message::Message) {
+        let Some(link) = self.links.get(&id) else {
+            return;
+        };
+        let message = NodeMessage {
+            message: Some(message),
+        };
+        let sent = link
+            .up
+            .as_ref()
+            .is_some_and(|up| up.outgoing.try_send(message).is_ok());
+        if !sent {
+            tracing::warn!(control_plane = %link.address, "control plane takes nothing; connecting anew");
+            self.restart(id);
+        }
+    }
+
+    fn next_status(&self) -> Instant {
+        if self.dirty {
+            self.status_due
+        } else {
+            self.status_due + (STATUS_MOST - STATUS_LEAST)
+        }
+    }
+
+    fn send_status(&mut self) {
+        let up: Vec<_> = self.links.keys().copied().collect();
+        self.status_to(&up);
+        self.dirty = false;
+        self.status_due = Instant::now() + STATUS_LEAST;
+    }
+
+    /// Statuses may be lost: the next one says the same and more.
+    fn status_to(&self, ids: &[LinkId]) {
+        let ups: Vec<_> = ids
+            .iter()
+            .filter_map(|id| self.links.get(id)?.up.as_ref())
+            .filter(|up| up.outgoing.capacity() > RESERVED)
+            .collect();
+        if ups.is_empty() {
+            return;
+        }
+        let applied = Arc::clone(&self.control.applied.borrow());
+        let status = status::build(&self.control.node, &applied);
+        for up in ups {
+            let message = NodeMessage {
+                message: Some(node_message::Message::Status(status.clone())),
+            };
+            if up.outgoing.try_send(message).is_err() {
+                tracing::debug!(control_plane = up.control_plane, "status not sent");
+            }
+        }
+    }
+
+    /// Takes note of all control planes that there are.
+    async fn learn(&mut self, addresses: Vec<String>) {
+        let mut learned: Vec<HostPort> = addresses.iter().filter_map(|a| a.parse().ok()).collect();
+        learned.sort();
+        learned.dedup();
+        learned.truncate(MOST_LINKS);
+        if learned.is_empty() || learned == self.learned {
+            return;
+        }
+        let text: String = learned
+            .iter()
+            .map(|address| format!("{address}\n"))
+            .collect();
+        self.learned = learned;
+        let file = self.control.known_file.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            sg_runtime::files::write_atomic(&file, text.as_bytes(), sg_runtime::files::PRIVATE)
+        });
+        if !matches!(written.await, Ok(Ok(()))) {
+            tracing::warn!("the addresses of the control planes could not be written down");
+        }
+        self.refresh_links();
+    }
+
+    /// Starts the links that are missing and ends those to addresses that nobody names any more.
+    fn refresh_links(&mut self) {
+        let connected: HashSet<_> = self
+            .links
+            .values()
+            .filter_map(|link| link.up.as_ref())
+            .map(|up| up.control_plane.clone())
+            .collect();
+        self.aliases.retain(|_, of| connected.contains(of));
+        let mut wanted = self.control.configured.clone();
+        wanted.extend(self.learned.iter().cloned());
+        wanted.retain(|address| !self.aliases.contains_key(address));
+        let named: HashSet<_> = wanted.iter().cloned().collect();
+        self.links.retain(|_, link| {
+            let keep = link.up.is_some() || named.contains(&link.address);
+            if !keep {
+                link.task.abort();
+            }
+            keep
+        });
+        for address in wanted {
+            let there = self.links.values().any(|link| link.address == address);
+            if !there && self.links.len() < MOST_LINKS * 2 {
+                self.start_link(address);
+            }
+        }
+    }
+
+    fn start_link(&mut self, address: HostPort) {
+        self.next_link += 1;
+        let id = self.next_link;
+        let dialer = Dialer {
+            tls: self.control.tls.clone(),
+            hello: self.control.hello.clone(),
+        };
+        let run = link::run(id, address.clone(), dialer, self.events.clone());
+        let task = self.tasks.spawn(run);
+        self.links.insert(
+            id,
+            Link {
+                address,
+                task,
+                up: None,
+            },
+        );
+    }
+
+    fn restart(&mut self, id: LinkId) {
+        self.down(id);
+        if let Some(link) = self.links.remove(&id) {
+            link.task.abort();
+            self.start_link(link.address);
+        }
+    }
+
+    /// A link's task ends only when it is aborted; a panic must not cost the node its control plane.
+    fn link_ended(&mut self, ended: Result<(tokio::task::Id, ()), tokio::task::JoinError>) {
+        let task = match &ended {
+            Ok((task, ())) => *task,
+            Err(error) => error.id(),
+        };
+        let link = self.links.iter().find(|(_, l)| l.task.id() == task);
+        if let Some(id) = link.map(|(id, _)| *id) {
+            tracing::error!(
+                "the task of a control plane's link ended by itself; starting it again"
+            );
+            self.restart(id);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Accepts the connections of users at one destination's port. It knows the destination's id and nothing of
+//! policy; what happens to a connection is in `connection`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use sg_model::DestinationId;
+use sg_relay::ResetOnDrop;
+use sg_runtime::net;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection;
+use crate::node::Node;
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The connections that a destination has now, counted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Occupancy(Arc<AtomicU32>);
+
+/// One counted connection; dropping it counts it off.
+#[derive(Debug)]
+pub(crate) struct Occupied(Arc<AtomicU32>);
+
+impl Occupancy {
+    /// Counts one more, unless there are `limit`.
+    pub(crate) fn enter(&self, limit: Option<u32>) -> Option<Occupied> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let occupied = Occupied(Arc::clone(&self.0));
+        limit.is_none_or(|limit| before < limit).then_some(occupied)
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Accepts until `stop` is cancelled; then takes what the system has already accepted for it, and closes.
+pub(crate) async fn run(
+    node: Arc<Node>,
+    listener: TcpListener,
+    destination: DestinationId,
+    occupancy: Occupancy,
+    stop: CancellationToken,
+) {
+    loop {
+        // Accepting loses nothing when it is cancelled.
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        if !take(&node, accepted, &destination, &occupancy) {
+            sleep(ACCEPT_PAUSE).await;
+        }
+    }
+    // Users whose connection the system completed already are served; closing the port would reset them.
+    for _ in 0..net::BACKLOG {
+        match listener.accept().now_or_never() {
+            Some(Ok(accepted)) => take(&node, Ok(accepted), &destination, &occupancy),
+            _ => break,
+        };
+    }
+}
+
+/// False when the accept loop should pause.
+fn take(
+    node: &Arc<Node>,
+    accepted: io::Result<(TcpStream, SocketAddr)>,
+    destination: &DestinationId,
+    occupancy: &Occupancy,
+) -> bool {
+    match accepted {
+        Ok((tcp, user)) => {
+            let tcp = ResetOnDrop::new(tcp);
+            let serve = connection::serve(
+                Arc::clone(node),
+                tcp,
+                user,
+                destination.clone(),
+                occupancy.clone(),
+            );
+            if node.connections.spawn(serve).is_err() {
+                tracing::warn!(%destination, limit = node.connections.limit(), "connection reset: this node has as many as it can");
+                node.metrics.accept_error();
+            }
+            true
+        }
+        Err(error) => {
+            node.metrics.accept_error();
+            tracing::warn!(%destination, %error, "cannot accept");
+            of_one_connection(&error)
+        }
+    }
+}
+
+/// Whether only the connection in question is lost, so that the next one can be taken at once.
+pub(crate) fn of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::ConnectionAborted | K::ConnectionReset | K::Interrupted | K::WouldBlock
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_counts_what_is_open_now() {
+        let occupancy = Occupancy::default();
+        let one = occupancy.enter(Some(2));
+        let two = occupancy.enter(Some(2));
+        assert!(one.is_some() && two.is_some());
+        assert!(occupancy.enter(Some(2)).is_none());
+        drop(one);
+        assert!(occupancy.enter(Some(2)).is_some());
+        assert!(occupancy.enter(None).is_some());
+    }
+}

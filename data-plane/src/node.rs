@@ -1,0 +1,75 @@
+//! What all parts of a node read: who it is, what it serves, its tunnels, its open streams, its counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sg_model::{Name, NodeConfig, NodeId, Timestamp};
+use sg_relay::StreamMetrics;
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::tasks::TaskPool;
+use tokio::sync::watch;
+
+use crate::metrics::NodeMetrics;
+use crate::streams::OpenStreams;
+use crate::tunnels::{Hold, Registry};
+
+/// Shared by all tasks of a node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) id_text: Arc<str>,
+    pub(crate) name: Name,
+    /// What is served now. Written by `reconcile` only.
+    pub(crate) served: watch::Sender<Arc<NodeConfig>>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) streams: OpenStreams,
+    pub(crate) hold: Hold,
+    pub(crate) metrics: NodeMetrics,
+    pub(crate) stream_metrics: StreamMetrics,
+    /// One task per user's connection.
+    pub(crate) connections: TaskPool,
+    /// Connections whose stream is not yet open.
+    pub(crate) opening: Opening,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Node {
+    /// What is served at this moment.
+    pub(crate) fn config(&self) -> Arc<NodeConfig> {
+        Arc::clone(&self.served.borrow())
+    }
+}
+
+/// Counts the connections whose stream is not yet open.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Opening(Arc<AtomicUsize>);
+
+/// One of them; dropping it counts it off.
+#[derive(Debug)]
+pub(crate) struct OpeningPlace(Opening);
+
+impl Opening {
+    pub(crate) fn enter(&self) -> OpeningPlace {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OpeningPlace(self.clone())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for OpeningPlace {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The wall clock, for dates of tokens and records.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,290 @@
+//! Makes the node do what its configuration says: publishes what is served, ends what is no longer permitted,
+//! closes and opens ports. The only writer of all that.
+//!
+//! It runs on every change and when a port that could not be opened is due again; it reads the newest
+//! configuration, never a difference, and doing the same twice changes nothing. Order matters: first what
+//! takes permission away, then what closes, then what opens.
+
+mod ports;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use sg_model::{
+    Destination, DestinationId, DestinationKind, GatewayId, Name, NodeConfig, Protocol,
+};
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::Node;
+use ports::{Port, Ports};
+
+/// What is done of one configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Applied {
+    pub(crate) epoch: u64,
+    pub(crate) revision: u64,
+    pub(crate) destinations: BTreeMap<DestinationId, DestinationStatus>,
+}
+
+/// How one destination fares.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DestinationStatus {
+    pub(crate) generation: u64,
+    pub(crate) state: State,
+    /// Where it listens.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// Whether a destination listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Users can connect.
+    Listening,
+    /// It is disabled, or its gateway is.
+    Disabled,
+    /// It should listen and cannot.
+    Failed {
+        /// One word.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+}
+
+impl State {
+    /// The word in the status.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Listening => "listening",
+            Self::Disabled => "disabled",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// The loop and what it keeps.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    node: Arc<Node>,
+    desired: watch::Receiver<Arc<NodeConfig>>,
+    applied: watch::Sender<Arc<Applied>>,
+    ports: Ports,
+    /// Gateway and name of every destination that may have series.
+    labels: HashMap<DestinationId, (Name, Name)>,
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        address: IpAddr,
+        desired: watch::Receiver<Arc<NodeConfig>>,
+        applied: watch::Sender<Arc<Applied>>,
+    ) -> Self {
+        Self {
+            ports: Ports::new(Arc::clone(&node), address),
+            node,
+            desired,
+            applied,
+            labels: HashMap::new(),
+        }
+    }
+
+    /// Runs until `stop` is cancelled; then closes all ports. Streams go on.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let config = Arc::clone(&self.desired.borrow_and_update());
+            if config.revision() > 0 {
+                self.step(&config).await;
+            }
+            let retry = self.ports.next_retry();
+            let due = async {
+                match retry {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Every arm can be cancelled without loss.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = self.desired.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                }
+                () = self.ports.ended() => {}
+                () = due => {}
+            }
+        }
+        self.ports.close_all().await;
+    }
+
+    async fn step(&mut self, config: &Arc<NodeConfig>) {
+        self.publish(config);
+        let wanted: BTreeMap<DestinationId, u16> = config
+            .destinations()
+            .filter_map(|d| port_of(config, d).ok().map(|port| (d.id.clone(), port)))
+            .collect();
+        self.ports.bring_to(&wanted).await;
+        let destinations = config.destinations().map(|d| {
+            let status = self.status(config, d);
+            (d.id.clone(), status)
+        });
+        let applied = Applied {
+            epoch: config.epoch(),
+            revision: config.revision(),
+            destinations: destinations.collect(),
+        };
+        self.relabel(config);
+        let revision = i64::try_from(config.revision()).unwrap_or(i64::MAX);
+        self.node.metrics.config_revision.set(revision);
+        self.applied.send_if_modified(|before| {
+            let changed = **before != applied;
+            if changed {
+                *before = Arc::new(applied);
+            }
+            changed
+        });
+    }
+
+    /// Lets everybody read the new configuration, and takes back what it no longer permits.
+    fn publish(&self, config: &Arc<NodeConfig>) {
+        let is_new = self.node.served.send_if_modified(|served| {
+            let is_new = !Arc::ptr_eq(served, config);
+            *served = Arc::clone(config);
+            is_new
+        });
+        if !is_new {
+            return;
+        }
+        let ended = self.node.streams.redecide(config);
+        if ended > 0 {
+            tracing::info!(ended, "connections ended by a change of configuration");
+        }
+        let names = config.gateways().map(|g| (g.id.clone(), g.name.clone()));
+        self.node
+            .registry
+            .set_gateways(names.collect::<HashMap<GatewayId, Name>>());
+    }
+
+    fn status(&self, config: &NodeConfig, destination: &Destination) -> DestinationStatus {
+        let (state, address) = match port_of(config, destination) {
+            Err(state) => (state, None),
+            Ok(_) => match self.ports.get(&destination.id) {
+                Some(Port::Open(open)) => (State::Listening, Some(open.address)),
+                Some(Port::Failed(failed)) => (failed.state(), None),
+                None => (State::Disabled, None),
+            },
+        };
+        DestinationStatus {
+            generation: destination.generation,
+            state,
+            address,
+        }
+    }
+
+    /// Removes the series of destinations that are gone or have another name.
+    fn relabel(&mut self, config: &NodeConfig) {
+        let label = |d: &Destination| {
+            let gateway = config.gateway(&d.gateway)?;
+            Some((d.id.clone(), (gateway.name.clone(), d.name.clone())))
+        };
+        let labels: HashMap<_, _> = config.destinations().filter_map(label).collect();
+        for (id, old) in &self.labels {
+            if labels.get(id) != Some(old) {
+                let (gateway, destination) = old;
+                self.node
+                    .stream_metrics
+                    .forget(gateway.as_str(), destination.as_str());
+            }
+        }
+        self.labels = labels;
+    }
+}
+
+/// The port that a destination should have, or why it should have none.
+fn port_of(config: &NodeConfig, destination: &Destination) -> Result<u16, State> {
+    let gateway = config.gateway(&destination.gateway);
+    if !destination.enabled || !gateway.is_some_and(|g| g.enabled) {
+        return Err(State::Disabled);
+    }
+    if destination.protocol != Protocol::Tcp || destination.kind() != DestinationKind::OnPremises {
+        return Err(State::Failed {
+            reason: "unsupported",
+            message: format!(
+                "this version of the node serves no {} destinations of protocol {}",
+                destination.kind(),
+                destination.protocol
+            ),
+        });
+    }
+    destination.listen.cloud_port().ok_or(State::Disabled)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Configurations for tests.
+
+    use std::time::Duration;
+
+    use sg_model::{Acl, AclEntry, AclVersion, Action, Gateway, Listen, NodeObject, Policy};
+
+    use super::*;
+
+    pub(crate) fn config(
+        revision: u64,
+        objects: impl IntoIterator<Item = NodeObject>,
+    ) -> NodeConfig {
+        NodeConfig::complete(1, revision, objects.into_iter().map(|o| (revision, o)))
+    }
+
+    pub(crate) fn gateway(id: &str, enabled: bool) -> NodeObject {
+        NodeObject::Gateway(Gateway {
+            id: GatewayId::new(id).unwrap(),
+            name: Name::new(format!("gateway-{id}")).unwrap(),
+            enabled,
+            policy: Policy::RoundRobin,
+            token_required: true,
+            tokens: vec![],
+            generation: 1,
+        })
+    }
+
+    pub(crate) fn destination(id: &str, gateway: &str, port: u16) -> NodeObject {
+        NodeObject::Destination(Destination {
+            id: DestinationId::new(id).unwrap(),
+            gateway: GatewayId::new(gateway).unwrap(),
+            name: Name::new(id).unwrap(),
+            listen: Listen::CloudPort(port),
+            protocol: Protocol::Tcp,
+            resource: "127.0.0.1:5432".parse().unwrap(),
+            enabled: true,
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+            max_connections: None,
+            generation: 1,
+        })
+    }
+
+    pub(crate) fn acl(
+        gateway: &str,
+        generation: u64,
+        entries: impl IntoIterator<Item = AclEntry>,
+    ) -> NodeObject {
+        let acl = Acl {
+            version: AclVersion {
+                epoch: 1,
+                generation,
+            },
+            entries: entries.into_iter().collect(),
+            unlisted: Action::Deny,
+        };
+        NodeObject::Acl(GatewayId::new(gateway).unwrap(), acl)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! The ports of destinations: open, or failed and due again. Opens and closes; decides nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sg_model::DestinationId;
+use sg_runtime::backoff::Backoff;
+use sg_runtime::net;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::listener::{self, Occupancy};
+use crate::node::Node;
+
+use super::State;
+
+const RETRY_BASE: Duration = Duration::from_millis(500);
+const RETRY_LONGEST: Duration = Duration::from_secs(10);
+/// How long closing a port is waited for before others are opened.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// All ports of this node.
+#[derive(Debug)]
+pub(super) struct Ports {
+    node: Arc<Node>,
+    address: IpAddr,
+    ports: HashMap<DestinationId, Port>,
+    /// Connections per destination; they outlive the change of a port.
+    occupancy: HashMap<DestinationId, Occupancy>,
+    listeners: JoinSet<()>,
+}
+
+/// One port.
+#[derive(Debug)]
+pub(super) enum Port {
+    /// Accepting.
+    Open(Open),
+    /// Could not be opened.
+    Failed(Failed),
+}
+
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) address: SocketAddr,
+    stop: CancellationToken,
+    /// Ends when the listener is closed, however that came about.
+    closed: oneshot::Receiver<()>,
+}
+
+#[derive(Debug)]
+pub(super) struct Failed {
+    port: u16,
+    reason: &'static str,
+    message: String,
+    retry: Instant,
+    backoff: Backoff,
+}
+
+impl Failed {
+    pub(super) fn state(&self) -> State {
+        State::Failed {
+            reason: self.reason,
+            message: self.message.clone(),
+        }
+    }
+}
+
+impl Port {
+    fn number(&self) -> u16 {
+        match self {
+            Self::Open(open) => open.address.port(),
+            Self::Failed(failed) => failed.port,
+        }
+    }
+}
+
+impl Ports {
+    pub(super) fn new(node: Arc<Node>, address: IpAddr) -> Self {
+        Self {
+            node,
+            address,
+            ports: HashMap::new(),
+            occupancy: HashMap::new(),
+            listeners: JoinSet::new(),
+        }
+    }
+
+    pub(super) fn get(&self, destination: &DestinationId) -> Option<&Port> {
+        self.ports.get(destination)
+    }
+
+    /// When the next failed port is due again.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        let retries = self.ports.values().filter_map(|port| match port {
+            Port::Failed(failed) => Some(failed.retry),
+            Port::Open(_) => None,
+        });
+        retries.min()
+    }
+
+    /// Waits until a listener has ended. Cancel safe.
+    pub(super) async fn ended(&mut self) {
+        match self.listeners.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::error!(%error, "a listener failed; opening its port again")
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Closes what is not wanted, then opens what is wanted and not open.
+    pub(super) async fn bring_to(&mut self, wanted: &BTreeMap<DestinationId, u16>) {
+        self.occupancy.retain(|id, _| wanted.contains_key(id));
+        let gone = |(id, port): (&DestinationId, &mut Port)| {
+            let unwanted = wanted.get(id) != Some(&port.number());
+            (unwanted || port.has_ended()).then(|| id.clone())
+        };
+        let gone: Vec<_> = self.ports.iter_mut().filter_map(gone).collect();
+        let closing: Vec<_> = gone.iter().filter_map(|id| self.ports.remove(id)).collect();
+        close(closing).await;
+        let now = Instant::now();
+        for (id, port) in wanted {
+            let due = match self.ports.get(id) {
+                None => true,
+                Some(Port::Failed(failed)) => failed.retry <= now,
+                Some(Port::Open(_)) => false,
+            };
+            if due {
+                let before = self.ports.remove(id);
+                let opened = self.open(id, *port, before);
+                self.ports.insert(id.clone(), opened);
+            }
+        }
+        while self.listeners.try_join_next().is_some() {}
+    }
+
+    pub(super) async fn close_all(&mut self) {
+        close(self.ports.drain().map(|(_, port)| port).collect()).await;
+    }
+
+    fn open(&mut self, id: &DestinationId, port: u16, before: Option<Port>) -> Port {
+        let address = SocketAddr::new(self.address, port);
+        let bound = net::bind_tcp(address).and_then(|l| l.local_addr().map(|a| (l, a)));
+        let (listener, address) = match bound {
+            Ok(bound) => bound,
+            Err(error) => return Port::Failed(failed(id, address, &error, before)),
+        };
+        let stop = CancellationToken::new();
+        let (open, closed) = oneshot::channel();
+        let run = listener::run(
+            Arc::clone(&self.node),
+            listener,
+            id.clone(),
+            self.occupancy.entry(id.clone()).or_default().clone(),
+            stop.clone(),
+        );
+        self.listeners.spawn(async move {
+            // Dropped after the listener, also when the listener panics.
+            let _open: oneshot::Sender<()> = open;
+            run.await;
+        });
+        tracing::info!(destination = %id, %address, "listening");
+        Port::Open(Open {
+            address,
+            stop,
+            closed,
+        })
+    }
+}
+
+impl Port {
+    /// Whether the listener ended without being asked to.
+    fn has_ended(&mut self) -> bool {
+        match self {
+            Self::Open(open) => !matches!(
+                open.closed.try_recv(),
+                Err(oneshot::error::TryRecvError::Empty)
+            ),
+            Self::Failed(_) => false,
+        }
+    }
+}
+
+async fn close(ports: Vec<Port>) {
+    let mut closing = Vec::new();
+    for port in ports {
+        if let Port::Open(open) = port {
+            open.stop.cancel();
+            tracing::info!(address = %open.address, "no longer listening");
+            closing.push(open.closed);
+        }
+    }
+    let all = async {
+        for closed in closing {
+            // Only ever ends by being dropped, which is what is waited for.
+            let _dropped: Result<(), oneshot::error::RecvError> = closed.await;
+        }
+    };
+    if timeout(CLOSE_LIMIT, all).await.is_err() {
+        tracing::warn!("closing a port takes long");
+    }
+}
+
+fn failed(
+    id: &DestinationId,
+    address: SocketAddr,
+    error: &io::Error,
+    before: Option<Port>,
+) -> Failed {
+    use io::ErrorKind as K;
+    let reason = match error.kind() {
+        K::AddrInUse => "address-in-use",
+        K::AddrNotAvailable => "address-not-available",
+        K::PermissionDenied => "permission-denied",
+        _ => "bind-failed",
+    };
+    let mut backoff = match before {
+        Some(Port::Failed(failed)) if failed.reason == reason => failed.backoff,
+        _ => {
+            tracing::warn!(destination = %id, %address, %error, "cannot listen; trying again");
+            Backoff::new(RETRY_BASE, RETRY_LONGEST)
+        }
+    };
+    // At least some time: the same port again at once would only fail again.
+    let delay = backoff.next_delay() + RETRY_BASE / 2;
+    Failed {
+        port: address.port(),
+        reason,
+        message: format!("cannot listen on {address}: {error}"),
+        retry: Instant::now() + delay,
+        backoff,
+    }
+}

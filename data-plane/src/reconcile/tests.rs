@@ -1,0 +1,204 @@
+//! The reconciler with real sockets.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use sg_model::{NodeId, NodeObject};
+use sg_relay::StreamMetrics;
+use sg_runtime::metrics::Metrics;
+use sg_runtime::net;
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::tasks::TaskPool;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::testing::{acl, config, destination, gateway};
+use super::*;
+use crate::metrics::NodeMetrics;
+use crate::streams::OpenStreams;
+use crate::tunnels::{Hold, Registry};
+
+struct Fixture {
+    node: Arc<Node>,
+    desired: watch::Sender<Arc<NodeConfig>>,
+    applied: watch::Receiver<Arc<Applied>>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+fn node() -> Arc<Node> {
+    let metrics = Metrics::new("test", "0");
+    let node_metrics = NodeMetrics::register(&metrics);
+    Arc::new(Node {
+        id: NodeId::new("n1").unwrap(),
+        id_text: "n1".into(),
+        name: Name::new("node-1").unwrap(),
+        served: watch::Sender::default(),
+        registry: Arc::new(Registry::new(node_metrics.clone())),
+        streams: OpenStreams::default(),
+        hold: Hold::new(),
+        metrics: node_metrics,
+        stream_metrics: StreamMetrics::register(&metrics),
+        connections: TaskPool::new("connections", 100),
+        opening: crate::node::Opening::default(),
+        shutdown: Shutdown::manual(Duration::from_secs(1)),
+    })
+}
+
+impl Fixture {
+    fn start() -> Self {
+        let node = node();
+        let (desired, desired_rx) = watch::channel(Arc::default());
+        let (applied_tx, applied) = watch::channel(Arc::default());
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let reconciler = Reconciler::new(Arc::clone(&node), address, desired_rx, applied_tx);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reconciler.run(stop.clone()));
+        Self {
+            node,
+            desired,
+            applied,
+            stop,
+            tasks,
+        }
+    }
+
+    async fn apply(&mut self, config: NodeConfig) -> Arc<Applied> {
+        let revision = config.revision();
+        self.desired.send_replace(Arc::new(config));
+        self.wait(|applied| applied.revision == revision).await
+    }
+
+    async fn wait(&mut self, until: impl FnMut(&Arc<Applied>) -> bool) -> Arc<Applied> {
+        let found = timeout(Duration::from_secs(10), self.applied.wait_for(until));
+        Arc::clone(&found.await.unwrap().unwrap())
+    }
+}
+
+async fn free_port() -> u16 {
+    let listener = net::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn state(applied: &Applied, id: &str) -> State {
+    applied.destinations[&DestinationId::new(id).unwrap()]
+        .state
+        .clone()
+}
+
+async fn connects(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+}
+
+#[tokio::test]
+async fn ports_open_move_and_close_with_the_configuration() {
+    let mut f = Fixture::start();
+    let (a, b) = (free_port().await, free_port().await);
+    let applied = f
+        .apply(config(1, [gateway("g1", true), destination("d1", "g1", a)]))
+        .await;
+    assert_eq!(state(&applied, "d1"), State::Listening);
+    assert!(connects(a).await);
+
+    f.apply(config(2, [gateway("g1", true), destination("d1", "g1", b)]))
+        .await;
+    assert!(connects(b).await && !connects(a).await);
+
+    let applied = f
+        .apply(config(
+            3,
+            [gateway("g1", false), destination("d1", "g1", b)],
+        ))
+        .await;
+    assert_eq!(state(&applied, "d1"), State::Disabled);
+    assert!(!connects(b).await);
+
+    f.apply(config(4, [gateway("g1", true), destination("d1", "g1", b)]))
+        .await;
+    assert!(connects(b).await);
+    f.stop.cancel();
+    f.tasks.join_next().await.unwrap().unwrap();
+    assert!(!connects(b).await);
+}
+
+#[tokio::test]
+async fn two_destinations_can_swap_their_ports() {
+    let mut f = Fixture::start();
+    let (a, b) = (free_port().await, free_port().await);
+    let both = |revision, one, two| {
+        let objects = [
+            gateway("g1", true),
+            destination("d1", "g1", one),
+            destination("d2", "g1", two),
+        ];
+        config(revision, objects)
+    };
+    f.apply(both(1, a, b)).await;
+    let applied = f.apply(both(2, b, a)).await;
+    for id in ["d1", "d2"] {
+        assert_eq!(state(&applied, id), State::Listening);
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_a_status_and_is_tried_again() {
+    let taken = net::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut f = Fixture::start();
+    let applied = f
+        .apply(config(
+            1,
+            [gateway("g1", true), destination("d1", "g1", port)],
+        ))
+        .await;
+    let State::Failed { reason, message } = state(&applied, "d1") else {
+        panic!("the port is taken");
+    };
+    assert_eq!(reason, "address-in-use");
+    assert!(message.contains(&port.to_string()), "{message}");
+    drop(taken);
+    f.wait(|applied| state(applied, "d1") == State::Listening)
+        .await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_client_is_reset_at_once() {
+    let mut f = Fixture::start();
+    let port = free_port().await;
+    let entry = sg_model::AclEntry::parse(sg_model::Action::Allow, "127.0.0.1:5432").unwrap();
+    let objects: [NodeObject; 3] = [
+        gateway("g1", true),
+        destination("d1", "g1", port),
+        acl("g1", 1, [entry]),
+    ];
+    f.apply(config(1, objects)).await;
+    let started = Instant::now();
+    let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let error = tcp.read(&mut [0; 1]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(started.elapsed() < Duration::from_millis(500));
+    assert!(f.node.connections.wait_idle(Duration::from_secs(5)).await);
+    assert_eq!(f.node.streams.len(), 0);
+}
+
+#[tokio::test]
+async fn a_cloud_destination_says_that_it_is_not_served() {
+    let mut f = Fixture::start();
+    let NodeObject::Destination(mut d) = destination("d1", "g1", 1) else {
+        unreachable!("the helper makes a destination")
+    };
+    d.listen = sg_model::Listen::ClientPort(3306);
+    let applied = f
+        .apply(config(1, [gateway("g1", true), NodeObject::Destination(d)]))
+        .await;
+    assert!(matches!(
+        state(&applied, "d1"),
+        State::Failed {
+            reason: "unsupported",
+            ..
+        }
+    ));
+}

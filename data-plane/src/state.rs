@@ -1,0 +1,202 @@
+//! The last good configuration on disk, so that a node that starts without a control plane serves all the
+//! same. Sealed under a key of this node; a file that does not open is set aside, never served.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+use sg_model::{NodeConfig, NodeId};
+use sg_proto::convert::node::{object_from_wire, object_to_wire};
+use sg_proto::node::Snapshot;
+use sg_runtime::files;
+use sg_runtime::sealed::{self, Key, KeyError};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::NodeMetrics;
+
+/// Binds the sealed bytes to what they are.
+const PLACE: &str = "secure-gateway/node/last-good/1/";
+
+/// Pause before a failed write is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The file and its key.
+#[derive(Debug, Clone)]
+pub(crate) struct StateFile {
+    path: PathBuf,
+    place: Arc<str>,
+    key: Key,
+}
+
+/// Why there is no configuration to load.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read it")]
+    Read(#[source] io::Error),
+    /// It was damaged, or written under another key.
+    #[error(transparent)]
+    Sealed(#[from] sealed::OpenError),
+    /// It opens, but is not what this version writes.
+    #[error("it is of another version")]
+    Content,
+}
+
+impl StateFile {
+    /// The file of node `id` in `data_dir`; makes the key on the first start.
+    pub(crate) fn open(data_dir: &Path, id: &NodeId) -> Result<Self, KeyError> {
+        Ok(Self {
+            path: data_dir.join("last-good.sealed"),
+            place: format!("{PLACE}{id}").into(),
+            key: Key::load_or_create(&data_dir.join("state.key"))?,
+        })
+    }
+
+    /// Loads the configuration, if there is one. A file that cannot be used is renamed, for whoever wants to
+    /// look at it.
+    pub(crate) fn load(&self) -> Option<NodeConfig> {
+        match self.read() {
+            Ok(config) => config,
+            Err(error) => {
+                let aside = self.path.with_extension("unusable");
+                tracing::error!(path = %self.path.display(), aside = %aside.display(), error = %sg_runtime::telemetry::chain(&error), "the last good configuration cannot be used");
+                if let Err(error) = std::fs::rename(&self.path, &aside) {
+                    tracing::warn!(%error, "and cannot be set aside");
+                }
+                None
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Option<NodeConfig>, LoadError> {
+        let sealed = match std::fs::read(&self.path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(LoadError::Read(error)),
+        };
+        let opened = sealed::open(&self.key, self.place.as_bytes(), &sealed)?;
+        let snapshot =
+            Snapshot::decode(opened.expose().as_slice()).map_err(|_| LoadError::Content)?;
+        let objects = snapshot
+            .objects
+            .iter()
+            .map(object_from_wire)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| LoadError::Content)?;
+        let config = NodeConfig::complete(snapshot.epoch, snapshot.revision, objects);
+        if config.digest() == snapshot.digest {
+            Ok(Some(config))
+        } else {
+            Err(LoadError::Content)
+        }
+    }
+
+    /// Replaces the file. A crash leaves the old one or the new one.
+    pub(crate) fn save(&self, config: &NodeConfig) -> io::Result<()> {
+        let snapshot = Snapshot {
+            nonce: 0,
+            epoch: config.epoch(),
+            revision: config.revision(),
+            part: 0,
+            parts: 1,
+            objects: config
+                .objects()
+                .map(|(revision, object)| object_to_wire(revision, object))
+                .collect(),
+            digest: config.digest(),
+        };
+        let sealed = sealed::seal(&self.key, self.place.as_bytes(), &snapshot.encode_to_vec());
+        files::write_atomic(&self.path, &sealed, files::PRIVATE)
+    }
+}
+
+/// Keeps the file as the configuration that is served, until `end` is cancelled. The disk may be slow or full:
+/// the node serves all the same.
+pub(crate) async fn keep(
+    file: StateFile,
+    mut served: watch::Receiver<Arc<NodeConfig>>,
+    metrics: NodeMetrics,
+    end: CancellationToken,
+) {
+    let mut kept = None;
+    loop {
+        let config = Arc::clone(&served.borrow_and_update());
+        let version = (config.epoch(), config.revision());
+        let mut failed = false;
+        if config.revision() > 0 && kept != Some(version) {
+            let file = file.clone();
+            let save = tokio::task::spawn_blocking(move || file.save(&config));
+            match save.await {
+                Ok(Ok(())) => kept = Some(version),
+                Ok(Err(error)) => {
+                    failed = true;
+                    metrics.state_failures.inc();
+                    tracing::error!(%error, revision = version.1, "the configuration cannot be kept on disk");
+                }
+                Err(_) => return,
+            }
+        }
+        // Every arm can be cancelled without loss; whatever came last is written before the end.
+        tokio::select! {
+            changed = served.changed() => if changed.is_err() { return },
+            () = sleep(RETRY), if failed => {}
+            () = end.cancelled() => if kept == Some(version) || failed || version.1 == 0 { return },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::testing::{acl, config, destination, gateway};
+
+    fn node(id: &str) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    fn some() -> NodeConfig {
+        let objects = [
+            gateway("g1", true),
+            destination("d1", "g1", 15000),
+            acl("g1", 1, []),
+        ];
+        config(7, objects)
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_and_the_file_hides_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::open(dir.path(), &node("n1")).unwrap();
+        assert_eq!(file.load(), None);
+        file.save(&some()).unwrap();
+        let again = StateFile::open(dir.path(), &node("n1")).unwrap();
+        assert_eq!(again.load(), Some(some()));
+        let bytes = std::fs::read(&file.path).unwrap();
+        assert!(!bytes.windows(10).any(|w| w == b"gateway-g1"));
+        assert!(!files::readable_by_others(&file.path).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_file_or_that_of_another_node_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::open(dir.path(), &node("n1")).unwrap();
+        file.save(&some()).unwrap();
+        let other = StateFile::open(dir.path(), &node("n2")).unwrap();
+        assert_eq!(other.load(), None);
+        assert!(!file.path.exists());
+
+        file.save(&some()).unwrap();
+        let mut bytes = std::fs::read(&file.path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&file.path, bytes).unwrap();
+        assert_eq!(file.load(), None);
+        assert!(file.path.with_extension("unusable").exists());
+        file.save(&some()).unwrap();
+        assert_eq!(file.load(), Some(some()));
+    }
+}

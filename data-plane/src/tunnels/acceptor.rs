@@ -1,0 +1,221 @@
+//! Takes connections at the tunnel listener: TLS, hello, admission; then the tunnel's session.
+//!
+//! Whatever goes wrong before that is counted by reason, logged without a secret, and
+//! ends only the connection in question. Every step has a time limit.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sg_model::AclVersion;
+use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
+use sg_relay::ByteCounters;
+use sg_runtime::crypto;
+use sg_runtime::tasks::TaskPool;
+use sg_runtime::tls::{self, ServerStream, ServerTls};
+use sg_tunnel_io::{Config, Side, socket, start};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::admit::{Refusal, admit, printable};
+use super::half_open::{HalfOpen, Place};
+use super::hello::{self, HelloError};
+use super::session::{self, Knowledge, Live};
+use crate::listener::of_one_connection;
+use crate::node::{self, Node};
+
+/// The application protocol of tunnels.
+pub(crate) const ALPN: &[u8] = b"sg-tunnel/1";
+/// Time for the hello of either side.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the end of a refused connection.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes connections until `stop` is cancelled. Their tunnels live on in `tunnels`.
+pub(crate) async fn run(
+    node: Arc<Node>,
+    listener: TcpListener,
+    tls: ServerTls,
+    tunnels: TaskPool,
+    stop: CancellationToken,
+) {
+    let half_open = HalfOpen::default();
+    loop {
+        // Accepting loses nothing when it is cancelled.
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, address)) => {
+                let Some(place) = half_open.enter(address.ip()) else {
+                    refuse(&node, "half-open-limit", address, None);
+                    continue;
+                };
+                let connection = connection(Arc::clone(&node), tls.clone(), tcp, address, place);
+                if tunnels.spawn(connection).is_err() {
+                    refuse(&node, "limit", address, None);
+                }
+            }
+            Err(error) => {
+                node.metrics.accept_error();
+                tracing::warn!(%error, "cannot accept at the tunnel listener");
+                if !of_one_connection(&error) {
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(
+    node: Arc<Node>,
+    tls: ServerTls,
+    tcp: TcpStream,
+    address: SocketAddr,
+    place: Place,
+) {
+    match Box::pin(handshake(&node, &tls, tcp, address)).await {
+        Ok(live) => {
+            drop(place);
+            session::run(&node, live).await;
+        }
+        Err(failure) => refuse(&node, failure.reason, address, failure.detail.as_deref()),
+    }
+}
+
+/// Why a connection did not become a tunnel.
+struct Failure {
+    reason: &'static str,
+    /// For the log; never a secret.
+    detail: Option<String>,
+}
+
+impl Failure {
+    fn new(reason: &'static str, detail: impl ToString) -> Self {
+        Self {
+            reason,
+            detail: Some(detail.to_string()),
+        }
+    }
+}
+
+async fn handshake(
+    node: &Node,
+    tls: &ServerTls,
+    tcp: TcpStream,
+    address: SocketAddr,
+) -> Result<Live, Failure> {
+    socket::tune(&tcp).map_err(|error| Failure::new("io", error))?;
+    let (mut io, peer) = tls::accept(tls, tcp)
+        .await
+        .map_err(|error| Failure::new(error.reason(), error))?;
+    if peer.alpn.as_deref() != Some(ALPN) {
+        return Err(Failure::new("no-alpn", "the client offers no sg-tunnel/1"));
+    }
+    let client_id = peer
+        .client_id()
+        .ok_or(Failure::new("no-certificate", "no client certificate"))?;
+    let hello = match timeout(HELLO_LIMIT, hello::read(&mut io)).await {
+        Err(_) => return Err(Failure::new("hello-timeout", "no hello in time")),
+        Ok(Err(error @ HelloError::Io(_))) => return Err(Failure::new("hello-closed", error)),
+        Ok(Err(error)) => {
+            answer_refusal(&mut io, Refusal::BadRequest.answer()).await;
+            return Err(Failure::new("bad-request", error));
+        }
+        Ok(Ok(hello)) => hello,
+    };
+    let served = node.served.subscribe();
+    let config = node.config();
+    let admitted = if node.shutdown.is_draining() {
+        Err(Refusal::Draining)
+    } else {
+        admit(&hello, &config, node::now())
+    };
+    let (gateway, token) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            answer_refusal(&mut io, refusal.answer()).await;
+            let gateway = printable(&hello.gateway);
+            let detail = format!("gateway {gateway:?}, client {client_id}");
+            return Err(Failure::new(refusal.as_str(), detail));
+        }
+    };
+    let told = Knowledge::of(&config, &gateway.id);
+    let answer = server_hello::Answer::Accepted(Accepted {
+        node_id: node.id.to_string(),
+        node_name: node.name.to_string(),
+        gateway_id: gateway.id.to_string(),
+        gateway_name: gateway.name.to_string(),
+        acl: Some((&told.acl).into()),
+        endpoints: Some(told.endpoints.clone()),
+    });
+    answer_within(&mut io, answer)
+        .await
+        .map_err(|error| Failure::new("hello-closed", error))?;
+    let (tunnel, incoming, driver) = start(io, Side::Node, Config::default());
+    let session = Session {
+        number: node.registry.next_number(),
+        gateway: gateway.id.clone(),
+        gateway_name: gateway.name.clone(),
+        client_id: client_id.into(),
+        client_name: printable(&hello.client_name),
+        boot_id: crypto::hex(&hello.boot_id),
+        connection: hello.connection,
+        software: printable(&hello.software),
+        address,
+        connected: node::now(),
+        tunnel,
+        bytes: Arc::new(ByteCounters::new()),
+        token,
+        acl_applied: Mutex::new(acl_of(&hello)),
+        active: AtomicU32::new(0),
+    };
+    Ok(Live {
+        session: Arc::new(session),
+        incoming,
+        driver,
+        served,
+        told,
+    })
+}
+
+/// The version that the client has from an earlier tunnel and enforces meanwhile.
+fn acl_of(hello: &ClientHello) -> AclVersion {
+    AclVersion {
+        epoch: hello.acl_epoch,
+        generation: hello.acl_generation,
+    }
+}
+
+async fn answer_within(io: &mut ServerStream, answer: server_hello::Answer) -> io::Result<()> {
+    let hello = ServerHello {
+        answer: Some(answer),
+    };
+    timeout(HELLO_LIMIT, hello::write(io, &hello))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Tells the client why, and ends the connection so that it can read that.
+async fn answer_refusal(io: &mut ServerStream, refused: Refused) {
+    let told = answer_within(io, server_hello::Answer::Refused(refused)).await;
+    if told.is_ok() {
+        // A failure here changes nothing: the connection ends in any case.
+        drop(timeout(CLOSE_LIMIT, io.shutdown()).await);
+    }
+}
+
+/// Counts and logs a connection that did not become a tunnel.
+fn refuse(node: &Node, reason: &'static str, address: SocketAddr, detail: Option<&str>) {
+    node.metrics.tunnel_refused(reason);
+    tracing::warn!(reason, %address, detail, "tunnel refused");
+}

@@ -1,0 +1,17 @@
+//! Tunnels of clients: accepted, authenticated, kept in a registry, chosen for streams.
+//!
+//! [`acceptor`] takes connections and does the handshakes; [`admit`] decides who may stay, offline, by what the
+//! control plane pushed earlier; [`session`] lives as long as one tunnel; [`registry`] knows all of them and
+//! says which one carries the next stream; [`hold`] bounds the connections that wait for a client.
+
+pub(crate) mod acceptor;
+mod admit;
+mod half_open;
+mod hello;
+mod hold;
+mod registry;
+mod session;
+
+pub(crate) use hold::Hold;
+pub(crate) use registry::{Choice, Health, Registry};
+pub(crate) use session::Session;

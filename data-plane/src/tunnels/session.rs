@@ -1,0 +1,342 @@
+//! The life of one client's tunnel at this node: what is known of it, and the task that keeps its client up to
+//! date (access control list, the other nodes) and ends it when its right to be here does.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
+use sg_proto::tunnel::{Control, Endpoint, Endpoints, control};
+use sg_relay::ByteCounters;
+use sg_tunnel_io::code::{self, close};
+use sg_tunnel_io::{Closed, ControlError, Driver, Event, Incoming, Tunnel};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::interval;
+
+use super::admit;
+use super::registry::Health;
+use crate::node::Node;
+
+/// How often the round-trip time is noted, and an update that found the queue full is tried again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// One tunnel.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Unique at this node; greater ones came later.
+    pub(crate) number: u64,
+    pub(crate) gateway: GatewayId,
+    pub(crate) gateway_name: Name,
+    /// From the key that the client proved.
+    pub(crate) client_id: Arc<str>,
+    /// What the client calls itself.
+    pub(crate) client_name: String,
+    /// One run of the client's process, as hexadecimal digits.
+    pub(crate) boot_id: String,
+    /// Which of several connections of that process.
+    pub(crate) connection: u32,
+    /// Version of the client's software, by its own account.
+    pub(crate) software: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) connected: Timestamp,
+    pub(crate) tunnel: Tunnel,
+    /// Bytes of all its streams; the node's TCP end is the user.
+    pub(crate) bytes: Arc<ByteCounters>,
+    pub(super) token: Option<[u8; 32]>,
+    pub(super) acl_applied: Mutex<AclVersion>,
+    pub(super) active: AtomicU32,
+}
+
+impl Session {
+    /// Whether this one takes the place of `old`.
+    pub(super) fn replaces(&self, old: &Self) -> bool {
+        self.client_id == old.client_id
+            && (self.boot_id != old.boot_id || self.connection == old.connection)
+    }
+
+    /// Whether a stream can be opened on it.
+    pub(super) fn usable(&self, health: Health) -> bool {
+        !self.tunnel.is_closed()
+            && !self.tunnel.is_draining()
+            && (health == Health::Any || !self.tunnel.is_suspect())
+    }
+
+    /// Users' streams that it carries, or is asked to carry.
+    pub(crate) fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin_stream(&self) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_stream(&self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The version of the access control list that the client says it enforces.
+    pub(crate) fn acl_applied(&self) -> AclVersion {
+        *self
+            .acl_applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_acl_applied(&self, version: AclVersion) {
+        let mut applied = self
+            .acl_applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *applied = version.max(*applied);
+    }
+}
+
+/// What the client of a gateway should know: sent in the hello, then whenever it changes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Knowledge {
+    pub(super) acl: Acl,
+    pub(super) endpoints: Endpoints,
+}
+
+impl Knowledge {
+    pub(super) fn of(config: &NodeConfig, gateway: &GatewayId) -> Self {
+        let endpoints = config.peers().map(|peer| Endpoint {
+            node_id: peer.id.to_string(),
+            node_name: peer.name.to_string(),
+            address: peer.tunnel_address.clone(),
+        });
+        Self {
+            acl: config.acl(gateway).cloned().unwrap_or_default(),
+            endpoints: Endpoints {
+                endpoints: endpoints.collect(),
+            },
+        }
+    }
+}
+
+/// What a tunnel consists of while it lives.
+pub(super) struct Live {
+    pub(super) session: Arc<Session>,
+    pub(super) incoming: Incoming,
+    pub(super) driver: Driver,
+    pub(super) served: watch::Receiver<Arc<NodeConfig>>,
+    /// What was sent in the hello.
+    pub(super) told: Knowledge,
+}
+
+/// Runs a tunnel from its registration to its end.
+pub(super) async fn run(node: &Node, live: Live) {
+    let Live {
+        session,
+        incoming,
+        driver,
+        served,
+        told,
+    } = live;
+    let registration = node.registry.register(Arc::clone(&session));
+    tracing::info!(
+        gateway = %session.gateway_name, client = %session.client_id, name = session.client_name,
+        address = %session.address, connection = session.connection, version = session.software,
+        "tunnel open"
+    );
+    let mut drivers = JoinSet::new();
+    drivers.spawn(driver);
+    let mut keeper = Keeper {
+        node,
+        session: &session,
+        told,
+    };
+    let closed = keeper.run(&mut drivers, incoming, served).await;
+    drop(registration);
+    let word = closed.as_ref().map_or("internal", Closed::word);
+    node.metrics.tunnel_closed(word);
+    node.metrics
+        .forget_client(session.gateway_name.as_str(), &session.client_id);
+    let reason = closed.map_or_else(|| "its task failed".to_owned(), |c| c.to_string());
+    tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address, reason, "tunnel closed");
+}
+
+struct Keeper<'a> {
+    node: &'a Node,
+    session: &'a Session,
+    told: Knowledge,
+}
+
+impl Keeper<'_> {
+    /// Until the driver has ended; `None` when it panicked.
+    async fn run(
+        &mut self,
+        drivers: &mut JoinSet<Closed>,
+        mut incoming: Incoming,
+        mut served: watch::Receiver<Arc<NodeConfig>>,
+    ) -> Option<Closed> {
+        let mut tick = interval(TICK);
+        let mut listening = true;
+        // What was published between the hello and now.
+        served.mark_changed();
+        loop {
+            // Every arm can be cancelled without loss.
+            tokio::select! {
+                ended = drivers.join_next() => return ended.and_then(Result::ok),
+                event = incoming.next(), if listening => match event {
+                    Some(event) => self.handle(event),
+                    None => listening = false,
+                },
+                changed = served.changed() => {
+                    if changed.is_err() {
+                        self.session.tunnel.close(close::NONE, "the node ends");
+                    }
+                    let config = Arc::clone(&served.borrow_and_update());
+                    self.follow(&config);
+                }
+                _ = tick.tick() => {
+                    if let Some(rtt) = self.session.tunnel.rtt() {
+                        let gateway = self.session.gateway_name.as_str();
+                        self.node.metrics.set_rtt(gateway, &self.session.client_id, rtt.as_secs_f64());
+                    }
+                    let config = Arc::clone(&served.borrow());
+                    self.follow(&config);
+                }
+            }
+        }
+    }
+
+    fn handle(&self, event: Event) {
+        match event {
+            Event::Open(stream) => stream.refuse(code::NO_DESTINATION),
+            Event::Control(message) => self.control(message),
+            Event::PeerDraining => {
+                tracing::info!(client = %self.session.client_id, "client drains its tunnel");
+                self.node.registry.changed();
+            }
+        }
+    }
+
+    fn control(&self, message: Bytes) {
+        match Control::decode(message).map(|control| control.message) {
+            Ok(Some(control::Message::AclApplied(applied))) => {
+                self.session.set_acl_applied(AclVersion {
+                    epoch: applied.epoch,
+                    generation: applied.generation,
+                });
+                self.node.registry.changed();
+            }
+            // Of a newer version, or meant for the other direction: without effect.
+            Ok(_) => {}
+            Err(_) => {
+                self.session
+                    .tunnel
+                    .close(close::PROTOCOL_ERROR, "a control message cannot be decoded");
+            }
+        }
+    }
+
+    /// Brings the client up to date with `config`, or ends the tunnel when it may not stay.
+    fn follow(&mut self, config: &NodeConfig) {
+        let session = self.session;
+        let stays = config
+            .gateway(&session.gateway)
+            .is_some_and(|gateway| admit::may_stay(gateway, session.token.as_ref()));
+        if !stays {
+            session.tunnel.close(
+                close::AUTH_REVOKED,
+                "the gateway or its security token is no longer valid",
+            );
+            return;
+        }
+        let acl_is_new = config
+            .acl(&session.gateway)
+            .map_or(AclVersion::default(), |acl| acl.version)
+            != self.told.acl.version;
+        let knowledge = Knowledge::of(config, &session.gateway);
+        if acl_is_new && self.tell(control::Message::Acl((&knowledge.acl).into())) {
+            self.told.acl = knowledge.acl;
+        }
+        if knowledge.endpoints != self.told.endpoints
+            && self.tell(control::Message::Endpoints(knowledge.endpoints.clone()))
+        {
+            self.told.endpoints = knowledge.endpoints;
+        }
+    }
+
+    /// Whether it need not be said again.
+    fn tell(&self, message: control::Message) -> bool {
+        let message = Control {
+            message: Some(message),
+        };
+        match self
+            .session
+            .tunnel
+            .send_control(message.encode_to_vec().into())
+        {
+            Ok(()) | Err(ControlError::Closed(_)) => true,
+            // Said again with the next tick.
+            Err(ControlError::Full) => false,
+            Err(ControlError::TooLong) => {
+                // The hello of a new connection has room for it; until then existing streams go on.
+                tracing::info!(client = %self.session.client_id, "update too long for the open tunnel: asking the client to reconnect");
+                self.session.tunnel.goaway();
+                true
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! Sessions without a client.
+
+    use sg_tunnel_io::{Config, Side, start};
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// What keeps the tunnel of a test's session alive.
+    #[derive(Debug)]
+    pub(crate) struct Peer {
+        _drivers: JoinSet<Closed>,
+        _incoming: Incoming,
+        _far_end: DuplexStream,
+    }
+
+    /// A session over a pipe at whose far end nobody answers.
+    pub(crate) fn session(
+        number: u64,
+        gateway: &GatewayId,
+        client: &str,
+        boot: u8,
+        connection: u32,
+    ) -> (Session, Peer) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (tunnel, incoming, driver) = start(near, Side::Node, Config::default());
+        let mut drivers = JoinSet::new();
+        drivers.spawn(driver);
+        let session = Session {
+            number,
+            gateway: gateway.clone(),
+            gateway_name: Name::new("dev").unwrap(),
+            client_id: client.into(),
+            client_name: client.to_owned(),
+            boot_id: format!("{boot:02x}"),
+            connection,
+            software: "0".to_owned(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            connected: Timestamp(0),
+            tunnel,
+            bytes: Arc::default(),
+            token: None,
+            acl_applied: Mutex::default(),
+            active: AtomicU32::new(0),
+        };
+        let peer = Peer {
+            _drivers: drivers,
+            _incoming: incoming,
+            _far_end: far,
+        };
+        (session, peer)
+    }
+}
