@@ -18,7 +18,7 @@ use sg_tunnel_io::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::establish::{ConnectError, NodeStream};
@@ -250,6 +250,8 @@ impl Serving {
         let mut orders = self.session.orders.clone();
         let mut policy = self.session.gateway.acl.subscribe();
         let mut again = interval(CONTROL_RETRY);
+        // It is seldom asked, and must not catch up then.
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = ordered(orders.clone(), |order| order >= Order::Drain);
         tokio::pin!(stop);
         self.tell_version();
@@ -280,7 +282,8 @@ impl Serving {
 
     fn open(&self, stream: IncomingStream) {
         match self.session.gateway.shared.streams.reserve() {
-            Ok(slot) => slot.spawn(stream::serve(Arc::clone(&self.streams), stream)),
+            // Boxed once here, because the pool wraps it several times.
+            Ok(slot) => slot.spawn(Box::pin(stream::serve(Arc::clone(&self.streams), stream))),
             Err(_) => stream::refuse_for_want_of_room(&self.streams, stream),
         }
     }

@@ -5,6 +5,7 @@
 //! another client. Work that nobody waits for any more stops: a dial ends when its opener gives up.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,8 +110,10 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
         () = incoming.cancelled() => Err(Refusal::from(code::CANCEL)),
         () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
-        connected = connect(&tunnel, &open, &resource, &mut policy) => connected,
+        // Boxed, so that an open stream does not keep the room that its dial needed.
+        connected = Box::pin(connect(&tunnel, &open, &resource, &mut policy)) => connected,
     };
+    drop(open);
     let tcp = match connected {
         Ok(tcp) => tcp,
         Err(refusal) => {
@@ -235,8 +238,7 @@ async fn relay(
         counters: account.counters(),
         end: end.clone(),
     };
-    let join = sg_relay::join(tcp, stream, options);
-    tokio::pin!(join);
+    let mut join = pin!(sg_relay::join(tcp, stream, options));
     let ended = tokio::select! {
         biased;
         ended = &mut join => ended,

@@ -46,7 +46,7 @@ async fn reset_code(stream: &mut TunnelStream) -> u32 {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_both_ways_and_each_direction_ends_on_its_own() {
     let (client, peer, _node, _ca) = site(ALL, "").await;
     let (resource, _echo) = echo().await;
@@ -183,7 +183,7 @@ async fn a_local_list_narrows_what_the_node_allows() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_list_is_enforced_at_once_on_open_streams_too() {
     let (kept, _kept) = echo().await;
     let (lost, _lost) = echo().await;
@@ -289,7 +289,7 @@ async fn a_reset_of_the_resource_reaches_the_node_and_the_other_way_round() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_draining_node_keeps_its_streams_and_gets_no_new_tunnel_for_them() {
     let (client, peer, mut node, _ca) = site(ALL, "").await;
     client.ready().await;
@@ -324,7 +324,7 @@ async fn a_draining_client_lets_its_streams_end() {
     client.ended().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forced_client_resets_what_is_left_and_ends() {
     let (client, peer, _node, _ca) = site(ALL, "--drain-timeout 1h").await;
     let (resource, _echo) = echo().await;
@@ -342,7 +342,7 @@ async fn a_forced_client_resets_what_is_left_and_ends() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn many_streams_share_a_tunnel() {
     let (_client, peer, _node, _ca) = site(ALL, "").await;
     let (resource, _echo) = echo().await;
