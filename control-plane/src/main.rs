@@ -1,2 +1,34 @@
-//! Entry point.
-fn main() {}
+//! `sg-control-plane`: reads the flags, runs [`sg_control_plane::app`], and says how it ended.
+
+use std::process::ExitCode;
+
+use sg_control_plane::app::{self, AppError};
+use sg_control_plane::config::Args;
+use sg_runtime::config::EXIT_USAGE;
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::{config, crypto};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    crypto::install();
+    let args: Args = config::load();
+    args.common.init_telemetry("sg-control-plane");
+    let shutdown = match Shutdown::listen(args.common.drain_timeout.get()) {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            tracing::error!(%error, "cannot listen to signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    match Box::pin(app::run(args, shutdown)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ AppError::Usage(_)) => {
+            tracing::error!("{error}");
+            ExitCode::from(u8::try_from(EXIT_USAGE).unwrap_or(2))
+        }
+        Err(error @ AppError::Failed(_)) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `securegateway.v1.Clients`, `Nodes`, `Tokens` and `System`: what is connected, who may join, and
+//! how the whole does.
+
+use std::time::Duration;
+
+use sg_proto::api as wire;
+use sg_proto::api::clients_server::Clients;
+use sg_proto::api::nodes_server::Nodes;
+use sg_proto::api::system_server::System;
+use sg_proto::api::tokens_server::Tokens;
+use sg_proto::convert::{duration_from_wire, timestamp_to_wire};
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use super::request::{call, child_name, gateway_name, node_name, page};
+use crate::service::{ServiceError, status};
+
+#[tonic::async_trait]
+impl Clients for Api {
+    async fn list_clients(
+        &self,
+        request: Request<wire::ListClientsRequest>,
+    ) -> Result<Response<wire::ListClientsResponse>, Status> {
+        let asked = request.into_inner();
+        let work = async {
+            let gateway = self.core.gateway(gateway_name(&asked.parent)?).await?;
+            let view = self.core.views.now();
+            let reports = self.core.observed.reports();
+            let all = status::clients(&view.world, &reports, &gateway.value.gateway.id);
+            // Processes of one client have no name of their own to go on from: they are numbered.
+            let mut last = String::new();
+            let mut number = 0;
+            let keyed = all.into_iter().map(|client| {
+                number = if client.id == last { number + 1 } else { 0 };
+                last.clone_from(&client.id);
+                (format!("{}/{number:05}", client.id), client)
+            });
+            let (clients, next_page_token) = page(keyed, asked.page_size, &asked.page_token)?;
+            Ok(wire::ListClientsResponse { clients, next_page_token })
+        };
+        self.rpcs.unary("Clients.ListClients", work).await
+    }
+
+    async fn get_client(
+        &self,
+        request: Request<wire::GetClientRequest>,
+    ) -> Result<Response<wire::Client>, Status> {
+        let asked = request.into_inner();
+        let work = async {
+            let (gateway, id) = child_name(&asked.name, "clients")?;
+            let gateway = self.core.gateway(gateway).await?;
+            let view = self.core.views.now();
+            let reports = self.core.observed.reports();
+            let all = status::clients(&view.world, &reports, &gateway.value.gateway.id);
+            let found = all.into_iter().find(|client| client.id == id);
+            found.ok_or_else(|| ServiceError::not_found("connected client", asked.name.clone()))
+        };
+        self.rpcs.unary("Clients.GetClient", work).await
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for Api {
+    async fn list_nodes(
+        &self,
+        request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesResponse>, Status> {
+        let asked = request.into_inner();
+        let work = async {
+            let view = self.core.views.now();
+            let reports = self.core.observed.reports();
+            let all = view.world.nodes().map(|node| (node.value.id.to_string(), node));
+            let (found, next_page_token) = page(all, asked.page_size, &asked.page_token)?;
+            let encode = |node: &std::sync::Arc<_>| {
+                let node: &crate::world::Stored<sg_proto::convert::store::NodeRecord> = node;
+                status::node(node, reports.get(&node.value.id).map(AsRef::as_ref))
+            };
+            let nodes = found.into_iter().map(encode).collect();
+            Ok(wire::ListNodesResponse { nodes, next_page_token })
+        };
+        self.rpcs.unary("Nodes.ListNodes", work).await
+    }
+
+    async fn get_node(
+        &self,
+        request: Request<wire::GetNodeRequest>,
+    ) -> Result<Response<wire::Node>, Status> {
+        let asked = request.into_inner();
+        let work = async {
+            let name = node_name(&asked.name)?;
+            let view = self.core.views.now();
+            let reports = self.core.observed.reports();
+            let node = view.world.find_node(name);
+            let node = node.ok_or_else(|| ServiceError::not_found("node", name))?;
+            Ok(status::node(node, reports.get(&node.value.id).map(AsRef::as_ref)))
+        };
+        self.rpcs.unary("Nodes.GetNode", work).await
+    }
+}
+
+#[tonic::async_trait]
+impl Tokens for Api {
+    async fn create_join_token(
+        &self,
+        request: Request<wire::CreateJoinTokenRequest>,
+    ) -> Result<Response<wire::JoinToken>, Status> {
+        const METHOD: &str = "Tokens.CreateJoinToken";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let ttl: Option<Duration> =
+                asked.ttl.as_ref().map(|ttl| duration_from_wire("ttl", ttl)).transpose()?;
+            let (token, expires) = self.core.create_join_token(&call, ttl).await?;
+            let expire_time = Some(timestamp_to_wire(expires));
+            Ok(wire::JoinToken { token: token.expose().clone(), expire_time })
+        };
+        self.rpcs.unary(METHOD, work).await
+    }
+}
+
+#[tonic::async_trait]
+impl System for Api {
+    async fn get_status(
+        &self,
+        _request: Request<wire::GetStatusRequest>,
+    ) -> Result<Response<wire::Status>, Status> {
+        let work = async { Ok(self.system_status()) };
+        self.rpcs.unary("System.GetStatus", work).await
+    }
+}
+
+impl Api {
+    fn system_status(&self) -> wire::Status {
+        let view = self.core.views.now();
+        let reports = self.core.observed.reports();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let world = &view.world;
+        let live = || reports.values().filter(|report| report.connected);
+        let problem = self.core.health.problem();
+        let clients = world
+            .gateways()
+            .map(|(gateway, _)| status::clients(world, &reports, &gateway.value.gateway.id).len());
+        wire::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            control_plane_id: self.core.control_plane.clone(),
+            store: self.core.store.describe(),
+            store_healthy: problem.is_none(),
+            revision: world.revision.get(),
+            gateways: count(world.gateways().count()),
+            destinations: count(world.gateways().map(|(_, e)| e.destinations().count()).sum()),
+            nodes: count(world.nodes().count()),
+            nodes_connected: count(live().count()),
+            clients: count(clients.sum()),
+            streams: live().fold(0, |sum, report| sum.saturating_add(report.streams)),
+            problems: status::problems(world, &view.plans, &reports, problem),
+        }
+    }
+}

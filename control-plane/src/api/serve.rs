@@ -1,0 +1,239 @@
+//! Takes connections, makes TLS of them, and hands them to tonic together with what the handshake
+//! proved. Every number of connections, streams and bytes has a limit here.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use sg_proto::api::acls_server::AclsServer;
+use sg_proto::api::clients_server::ClientsServer;
+use sg_proto::api::destinations_server::DestinationsServer;
+use sg_proto::api::gateways_server::GatewaysServer;
+use sg_proto::api::nodes_server::NodesServer;
+use sg_proto::api::system_server::SystemServer;
+use sg_proto::api::tokens_server::TokensServer;
+use sg_proto::node::enrollment_server::EnrollmentServer;
+use sg_proto::node::node_sync_server::NodeSyncServer;
+use sg_runtime::identity::PeerIdentity;
+use sg_runtime::net;
+use sg_runtime::tasks::TaskPool;
+use sg_runtime::tls::{self, ServerStream, ServerTls};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::Connected;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::Api;
+use super::auth::BearerAuth;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 8192;
+/// TLS handshakes at a time; each ends after ten seconds.
+const MAX_HANDSHAKES: usize = 256;
+const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// A report of a node with very many tunnels.
+const MAX_NODE_MESSAGE: usize = 16 * 1024 * 1024;
+const MAX_STREAMS: u32 = 1024;
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// Services as health reports them; the empty name is the whole process.
+const SERVICES: [&str; 10] = [
+    "",
+    "securegateway.v1.Gateways",
+    "securegateway.v1.Destinations",
+    "securegateway.v1.Acls",
+    "securegateway.v1.Clients",
+    "securegateway.v1.Nodes",
+    "securegateway.v1.Tokens",
+    "securegateway.v1.System",
+    "securegateway.node.v1.Enrollment",
+    "securegateway.node.v1.NodeSync",
+];
+
+/// What is known of a connection; an extension of every request that came over it.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// Whose certificate it proved, if one of ours.
+    pub identity: Option<Arc<PeerIdentity>>,
+}
+
+/// A connection after its handshake. It gives its place back when dropped.
+#[derive(Debug)]
+pub struct Connection {
+    stream: ServerStream,
+    info: ConnectionInfo,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Accepts until `draining`; the connections come out of the receiver of `accepted`.
+///
+/// # Errors
+/// The listener fails for good.
+pub async fn accept(
+    listener: TcpListener,
+    tls: ServerTls,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+    draining: CancellationToken,
+) -> io::Result<()> {
+    let handshakes = TaskPool::new("TLS handshake", MAX_HANDSHAKES);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Cancel safe: a connection that was not taken stays in the system's queue.
+        let result = tokio::select! {
+            () = draining.cancelled() => return Ok(()),
+            result = listener.accept() => result,
+        };
+        let (tcp, remote) = match result {
+            Ok(connection) => connection,
+            Err(error) if net::accept_error_is_transient(&error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let place = Arc::clone(&places).try_acquire_owned();
+        let (Ok(place), Ok(slot)) = (place, handshakes.reserve()) else {
+            tracing::warn!(%remote, "too many connections; one is turned away");
+            continue;
+        };
+        let (tls, accepted) = (tls.clone(), accepted.clone());
+        slot.spawn(async move {
+            match handshake(tcp, remote, &tls, place).await {
+                // The server is gone only when the process ends.
+                Ok(connection) => drop(accepted.send(Ok(connection)).await),
+                Err(error) => tracing::debug!(%remote, %error, "TLS handshake failed"),
+            }
+        });
+    }
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    remote: SocketAddr,
+    tls: &ServerTls,
+    place: OwnedSemaphorePermit,
+) -> Result<Connection, tls::Error> {
+    if let Err(error) = net::set_nodelay(&tcp) {
+        tracing::debug!(%remote, %error, "cannot tune the connection");
+    }
+    let (stream, peer) = tls::accept(tls, tcp).await?;
+    let info = ConnectionInfo { remote, identity: peer.identity.map(Arc::new) };
+    Ok(Connection { stream, info, _place: place })
+}
+
+/// Sets what the health service says of everything.
+pub async fn set_health(reporter: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in SERVICES {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Serves what `connections` bring, until `draining` and then until all requests are answered.
+///
+/// # Errors
+/// The descriptors cannot be read, or the server fails for good.
+pub async fn serve(
+    api: Api,
+    reporter: HealthReporter,
+    connections: mpsc::Receiver<io::Result<Connection>>,
+    draining: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let auth = BearerAuth::new(api.core.views.clone());
+    macro_rules! public {
+        ($server:ident) => {
+            InterceptedService::new(
+                $server::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+                auth.clone(),
+            )
+        };
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(sg_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        tonic_health::server::HealthService::from_health_reporter(reporter),
+    );
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .initial_stream_window_size(1024 * 1024)
+        .initial_connection_window_size(4 * 1024 * 1024)
+        .add_service(public!(GatewaysServer))
+        .add_service(public!(DestinationsServer))
+        .add_service(public!(AclsServer))
+        .add_service(public!(ClientsServer))
+        .add_service(public!(NodesServer))
+        .add_service(public!(TokensServer))
+        .add_service(public!(SystemServer))
+        .add_service(EnrollmentServer::new(api.clone()).max_decoding_message_size(64 * 1024))
+        .add_service(NodeSyncServer::new(api.clone()).max_decoding_message_size(MAX_NODE_MESSAGE))
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(ReceiverStream::new(connections), draining.cancelled_owned())
+        .await?;
+    Ok(())
+}

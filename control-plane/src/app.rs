@@ -1,0 +1,344 @@
+//! The composition root: read it to know what runs, and in which order it starts and ends.
+//!
+//! Start: listeners are bound; the store is awaited; what the installation shares is found or made;
+//! the world is read; then the API serves. End: health says so and streams are closed; requests
+//! are finished within the drain time; the rest is dropped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use sg_proto::store as wire;
+use sg_runtime::backoff::Backoff;
+use sg_runtime::identity::{PeerIdentity, PeerKind};
+use sg_runtime::metrics::{Counter, Metrics};
+use sg_runtime::readiness::{Latch, Readiness};
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::tasks::TaskGroup;
+use sg_runtime::tls::{self, ClientAuth, ServerCertificate};
+use sg_runtime::{admin_http, files, net, ready_file};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
+
+use crate::api::{Api, serve};
+use crate::bootstrap::{self, BootstrapError, Foundation};
+use crate::config::{self, Args};
+use crate::gauges;
+use crate::http;
+use crate::ids;
+use crate::push::Observed;
+use crate::service::Core;
+use crate::store::{self, Store, StoreError};
+use crate::tasks::{certificate, housekeeping, live};
+use crate::world::StoreHealth;
+use crate::world::keeper::Keeper;
+
+/// Connections after their handshake that tonic has not taken yet.
+const ACCEPTED: usize = 64;
+
+/// Why a control plane ended otherwise than asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The flags, the files or the store do not fit together; whoever started it is to blame.
+    #[error("{0}")]
+    Usage(String),
+    /// Something failed while running.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl AppError {
+    fn bind(flag: &str, address: SocketAddr, error: &io::Error) -> Self {
+        Self::Failed(format!("cannot listen on {address} ({flag}): {error}"))
+    }
+}
+
+impl From<BootstrapError> for AppError {
+    fn from(error: BootstrapError) -> Self {
+        match error {
+            BootstrapError::Authority(_) | BootstrapError::Unreadable { .. } => {
+                Self::Failed(error.to_string())
+            }
+            error => Self::Usage(error.to_string()),
+        }
+    }
+}
+
+struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+#[derive(serde::Serialize)]
+struct Ready {
+    listen: SocketAddr,
+    http_listen: SocketAddr,
+    admin_listen: Option<SocketAddr>,
+}
+
+impl Listeners {
+    fn bind(args: &Args) -> Result<Self, AppError> {
+        let bind = |flag, address| {
+            net::bind_tcp(address).map_err(|error| AppError::bind(flag, address, &error))
+        };
+        let default = config::ADMIN.parse().expect("invariant: the constant is an address");
+        Ok(Self {
+            grpc: bind("--listen", args.listen)?,
+            http: bind("--http-listen", args.http_listen)?,
+            admin: args
+                .common
+                .admin(default)
+                .bind()
+                .map_err(|error| AppError::Failed(error.to_string()))?,
+        })
+    }
+
+    fn addresses(&self) -> io::Result<Ready> {
+        Ok(Ready {
+            listen: self.grpc.local_addr()?,
+            http_listen: self.http.local_addr()?,
+            admin_listen: self.admin.as_ref().map(TcpListener::local_addr).transpose()?,
+        })
+    }
+}
+
+/// Runs a control plane until it is told to end.
+///
+/// # Errors
+/// [`AppError`].
+pub async fn run(args: Args, shutdown: Shutdown) -> Result<(), AppError> {
+    files::create_private_dir(&args.data_dir)
+        .map_err(|e| AppError::Usage(format!("cannot use --data-dir {}: {e}", args.data_dir.display())))?;
+    let _lock = files::DirLock::acquire(&args.data_dir).map_err(|error| {
+        AppError::Usage(format!("cannot lock --data-dir {}: {error}; is another control plane running there?", args.data_dir.display()))
+    })?;
+    if let Err(error) = net::raise_nofile_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let store = store::open(&args.store, &args.store_options()).await.map_err(open_error)?;
+    start(args, store, shutdown).await
+}
+
+fn open_error(error: StoreError) -> AppError {
+    AppError::Usage(format!("cannot use --store: {error}"))
+}
+
+/// Runs a control plane on a store that is open.
+///
+/// # Errors
+/// [`AppError`].
+pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Result<(), AppError> {
+    let listeners = Listeners::bind(&args)?;
+    let addresses = listeners.addresses().map_err(|e| AppError::Failed(e.to_string()))?;
+    let Listeners { grpc, http, admin } = listeners;
+    let readiness = Readiness::new();
+    let metrics = Metrics::new("control-plane", env!("CARGO_PKG_VERSION"));
+    let latches = Latches {
+        store: readiness.latch("store"),
+        serving: readiness.latch("api"),
+    };
+    let errors = metrics.register("store_errors", "Failed calls to the store", Counter::default());
+    let health = StoreHealth::new(errors);
+
+    // Ends after everything else, so that it can tell of the drain.
+    let end = CancellationToken::new();
+    let mut plain = TaskGroup::new();
+    if let Some(admin) = admin {
+        let more = admin_http::Router::new();
+        let serve = admin_http::serve(admin, readiness.clone(), metrics.clone(), more, end.clone());
+        plain.spawn("admin HTTP", serve);
+    }
+    plain.spawn("HTTP", http::serve(http, readiness.clone(), end.clone()));
+
+    let running = run_api(&args, store, shutdown.clone(), health, latches, &metrics, grpc, addresses);
+    // Boxed: it holds the whole of the control plane.
+    let mut running = Box::pin(running);
+    let result = tokio::select! {
+        result = &mut running => result,
+        ended = plain.join_next() => Err(task_ended(ended)),
+    };
+    drop(running);
+    end.cancel();
+    for name in plain.finish(Duration::from_secs(1)).await {
+        tracing::debug!(task = name, "ended by force");
+    }
+    result
+}
+
+struct Latches {
+    store: Latch,
+    serving: Latch,
+}
+
+/// Waits for the store, then serves until told to end.
+async fn run_api(
+    args: &Args,
+    store: Arc<dyn Store>,
+    shutdown: Shutdown,
+    health: StoreHealth,
+    mut latches: Latches,
+    metrics: &Metrics,
+    grpc: TcpListener,
+    addresses: Ready,
+) -> Result<(), AppError> {
+    let draining = shutdown.draining();
+    let foundation = tokio::select! {
+        () = draining.cancelled() => return Ok(()),
+        foundation = found(&*store, args, &health) => foundation?,
+    };
+    let Foundation { authority, key, format } = foundation;
+    let (keeper, mut views) = Keeper::new();
+    let mut tasks = TaskGroup::new();
+    tasks.spawn("keeper of the world", keeper.run(Arc::clone(&store), health.clone()));
+    tokio::select! {
+        () = draining.cancelled() => return Ok(()),
+        ended = tasks.join_next() => return Err(task_ended(ended)),
+        () = views.loaded() => latches.store.set_ready(),
+    }
+    let id = control_plane_id(&args.data_dir)?;
+    let core = Arc::new(Core {
+        store: Arc::clone(&store),
+        health: health.clone(),
+        views: views.clone(),
+        observed: Observed::default(),
+        authority: Arc::new(authority),
+        key,
+        control_plane: id.clone(),
+        format,
+        audit_number: Arc::new(AtomicU64::new(0)),
+    });
+    gauges::register(metrics, &core);
+    let host_name = host_name();
+    let advertised = args.advertised(addresses.listen, host_name.as_deref());
+    let own = wire::ControlPlane {
+        id: id.clone(),
+        address: advertised.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    tasks.spawn("sign of life", live::run(Arc::clone(&store), health.clone(), own, draining.clone()));
+    let keeping = housekeeping::run(store, health, views, core.observed.clone());
+    tasks.spawn("housekeeping", keeping);
+
+    let names = args.certificate_names(host_name.as_deref());
+    let tls = own_tls(&core, &id, names, &mut tasks)?;
+    let reporter = HealthReporter::new();
+    serve::set_health(&reporter, true).await;
+    let (sender, connections) = mpsc::channel(ACCEPTED);
+    tasks.spawn("accept", serve::accept(grpc, tls, sender, draining.clone()));
+    let api = Api::new(core, metrics, draining.clone());
+    let server = serve::serve(api, reporter.clone(), connections, draining.clone());
+    let mut server_tasks = TaskGroup::new();
+    server_tasks.spawn("gRPC", async move { server.await.map_err(|error| error.to_string()) });
+
+    latches.serving.set_ready();
+    tracing::info!(listen = %addresses.listen, http = %addresses.http_listen, id, advertised, "control plane serves");
+    if let Some(path) = &args.common.ready_file {
+        ready_file::write(path, &addresses)
+            .map_err(|e| AppError::Failed(format!("cannot write --ready-file {}: {e}", path.display())))?;
+    }
+    wait(&shutdown, &mut tasks, &mut server_tasks).await?;
+
+    latches.serving.set_pending();
+    serve::set_health(&reporter, false).await;
+    let unfinished = server_tasks.finish(shutdown.remaining()).await;
+    if !unfinished.is_empty() {
+        tracing::warn!("requests were still running at the end of the drain time and were dropped");
+    }
+    // The sign of life is taken back; what runs for ever is dropped.
+    withdraw(tasks).await;
+    tracing::info!("control plane ended");
+    Ok(())
+}
+
+/// Gives the tasks that end by themselves a moment, and drops the others.
+async fn withdraw(tasks: TaskGroup) {
+    let dropped = tasks.finish(Duration::from_millis(500)).await;
+    tracing::debug!(?dropped, "tasks dropped at the end");
+}
+
+/// Waits until draining begins; earlier only if a task ends that should not.
+async fn wait(
+    shutdown: &Shutdown,
+    tasks: &mut TaskGroup,
+    server: &mut TaskGroup,
+) -> Result<(), AppError> {
+    tokio::select! {
+        biased;
+        () = shutdown.wait_draining() => Ok(()),
+        ended = tasks.join_next() => Err(task_ended(ended)),
+        ended = server.join_next() => Err(task_ended(ended)),
+    }
+}
+
+fn task_ended(ended: Option<(String, sg_runtime::tasks::Ended)>) -> AppError {
+    match ended {
+        Some((name, how)) => AppError::Failed(format!("task '{name}' {how}")),
+        None => AppError::Failed("all tasks ended".to_owned()),
+    }
+}
+
+/// Finds or makes what the installation shares, as soon as the store answers.
+async fn found(store: &dyn Store, args: &Args, health: &StoreHealth) -> Result<Foundation, AppError> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+    let key_file = args.store_key_file();
+    loop {
+        match bootstrap::establish(store, &args.data_dir, &key_file).await {
+            Ok(foundation) => {
+                health.good();
+                return Ok(foundation);
+            }
+            Err(error) if error.retryable() => {
+                if let BootstrapError::Store(error) = &error {
+                    health.bad(error);
+                }
+                if backoff.failures().is_multiple_of(10) {
+                    tracing::warn!(%error, store = store.describe(), "waiting for the store");
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn own_tls(
+    core: &Core,
+    id: &str,
+    names: Vec<String>,
+    tasks: &mut TaskGroup,
+) -> Result<tls::ServerTls, AppError> {
+    let failed = |error: &dyn std::fmt::Display| AppError::Failed(format!("own certificate: {error}"));
+    let identity = PeerIdentity::new(PeerKind::ControlPlane, id).map_err(|e| failed(&e))?;
+    let issued = core.authority.control_plane(&identity, &names).map_err(|e| failed(&e))?;
+    let shown = ServerCertificate::new(&issued).map_err(|e| failed(&e))?;
+    let nodes = ClientAuth::OptionalCa(vec![core.authority.certificate().clone()]);
+    let tls = tls::server_config(&shown, &nodes, &[b"h2"]).map_err(|e| failed(&e))?;
+    let renewing = certificate::run(Arc::clone(&core.authority), identity, names, shown);
+    tasks.spawn("own certificate", renewing);
+    Ok(tls)
+}
+
+/// The id of this control plane: made once per data directory.
+fn control_plane_id(data_dir: &Path) -> Result<String, AppError> {
+    let path = data_dir.join("control-plane.id");
+    let failed = |error: &dyn std::fmt::Display| {
+        AppError::Usage(format!("cannot use {}: {error}", path.display()))
+    };
+    let new = ids::new_id('C', ids::now());
+    files::create_private(&path, format!("{new}\n").as_bytes()).map_err(|e| failed(&e))?;
+    let text = std::fs::read_to_string(&path).map_err(|e| failed(&e))?;
+    let id = text.trim().to_owned();
+    PeerIdentity::new(PeerKind::ControlPlane, id.clone()).map_err(|e| failed(&e))?;
+    Ok(id)
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    (!name.is_empty()).then_some(name)
+}

@@ -1,0 +1,235 @@
+//! The internal certificate authority: issues certificates whose one URI names kind and id.
+//!
+//! It signs only what the caller decided. Of a node's request it reads the public key and nothing
+//! else, so nobody can ask for a name. Its key is kept sealed in the store, see [`crate::bootstrap`].
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use sg_runtime::crypto;
+use sg_runtime::identity::{self, CertificateDer, KeyPair, NotAKey, PeerIdentity};
+use sg_runtime::secret::Secret;
+use sg_runtime::tls::Credentials;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Certificates begin a little earlier, for clocks that are behind.
+const LEEWAY: Duration = Duration::from_secs(300);
+const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const NODE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Life of a control plane's own certificate, which it renews while running.
+pub const OWN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Longest certificate signing request that is looked at, in bytes.
+pub const MAX_CSR: usize = 16 * 1024;
+
+/// Root certificate and key.
+pub struct Authority {
+    certificate: CertificateDer<'static>,
+    key: KeyPair,
+    spki_sha256: [u8; 32],
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("spki_sha256", &crypto::hex(&self.spki_sha256)).finish()
+    }
+}
+
+/// Why no certificate was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The request cannot be used; whoever sent it is to blame.
+    #[error("the certificate signing request cannot be used: {0}")]
+    Request(String),
+    /// The stored authority cannot be used.
+    #[error("the certificate authority cannot be used: {0}")]
+    Authority(String),
+}
+
+impl From<NotAKey> for IssueError {
+    fn from(error: NotAKey) -> Self {
+        Self::Authority(error.to_string())
+    }
+}
+
+impl Authority {
+    /// A new authority, valid for ten years.
+    ///
+    /// # Errors
+    /// [`IssueError::Authority`] if the certificate cannot be made.
+    pub fn generate() -> Result<Self, IssueError> {
+        let key = KeyPair::generate();
+        let mut params = params("Secure Gateway CA", ROOT_LIFE);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(key.signing()).map_err(broken)?;
+        Ok(Self {
+            certificate: certificate.der().clone(),
+            spki_sha256: key.spki_sha256(),
+            key,
+        })
+    }
+
+    /// An authority out of what was stored.
+    ///
+    /// # Errors
+    /// [`IssueError::Authority`] when certificate and key cannot be used together.
+    pub fn from_parts(certificate: Vec<u8>, key_pem: &str) -> Result<Self, IssueError> {
+        let key = KeyPair::from_pem(key_pem)?;
+        let certificate = CertificateDer::from(certificate);
+        let spki_sha256 = identity::spki_sha256(&certificate)
+            .map_err(|error| IssueError::Authority(error.to_string()))?;
+        if spki_sha256 != key.spki_sha256() {
+            return Err(IssueError::Authority("certificate and key do not match".to_owned()));
+        }
+        Ok(Self { certificate, key, spki_sha256 })
+    }
+
+    /// The root certificate.
+    pub const fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The root certificate as PEM.
+    pub fn certificate_pem(&self) -> String {
+        identity::certificates_to_pem(std::slice::from_ref(&self.certificate))
+    }
+
+    /// The private key as PEM, to be sealed.
+    pub fn key_pem(&self) -> Secret<String> {
+        self.key.to_pem()
+    }
+
+    /// SHA-256 of the root's public key: what join tokens and pins carry.
+    pub const fn spki_sha256(&self) -> &[u8; 32] {
+        &self.spki_sha256
+    }
+
+    /// Credentials for a control plane that is reached under `names` (DNS names and addresses).
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if one of the names cannot stand in a certificate.
+    pub fn control_plane(
+        &self,
+        identity: &PeerIdentity,
+        names: &[String],
+    ) -> Result<Credentials, IssueError> {
+        let key = KeyPair::generate();
+        let mut params = leaf(identity, OWN_LIFE)?;
+        for name in names {
+            params.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(unusable)?),
+            });
+        }
+        let certificate = self.sign(&params, key.signing())?;
+        Ok(Credentials::new(vec![certificate, self.certificate.clone()], key))
+    }
+
+    /// A chain (leaf, root) for the key in a node's request, valid for a year.
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if the request is malformed or not signed by its own key.
+    pub fn node(
+        &self,
+        identity: &PeerIdentity,
+        csr_der: &[u8],
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        let request = parse_request(csr_der)?;
+        let certificate = self.sign(&leaf(identity, NODE_LIFE)?, &request.public_key)?;
+        Ok(vec![certificate, self.certificate.clone()])
+    }
+
+    fn sign(
+        &self,
+        params: &CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        let issuer =
+            Issuer::from_ca_cert_der(&self.certificate, self.key.signing()).map_err(broken)?;
+        let certificate = params.signed_by(key, &issuer).map_err(broken)?;
+        Ok(certificate.der().clone())
+    }
+}
+
+/// SHA-256 of the public key in a request, whose signature is verified.
+///
+/// # Errors
+/// [`IssueError::Request`].
+pub fn request_key_sha256(csr_der: &[u8]) -> Result<[u8; 32], IssueError> {
+    Ok(crypto::sha256(&parse_request(csr_der)?.public_key.subject_public_key_info()))
+}
+
+fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, IssueError> {
+    if csr_der.len() > MAX_CSR {
+        return Err(IssueError::Request(format!("it is longer than {MAX_CSR} bytes")));
+    }
+    CertificateSigningRequestParams::from_der(&csr_der.to_vec().into()).map_err(unusable)
+}
+
+fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, IssueError> {
+    let mut params = params(&identity.id, life);
+    let uri = identity.to_string();
+    params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().map_err(unusable)?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn params(common_name: &str, life: Duration) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.not_before = now.checked_sub(LEEWAY).unwrap_or(now).into();
+    params.not_after = now.checked_add(life).unwrap_or(now + DAY).into();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+}
+
+fn unusable(error: rcgen::Error) -> IssueError {
+    IssueError::Request(error.to_string())
+}
+
+fn broken(error: rcgen::Error) -> IssueError {
+    IssueError::Authority(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sg_runtime::identity::PeerKind;
+
+    use super::*;
+
+    #[test]
+    fn a_node_gets_the_name_we_chose_for_the_key_it_has() {
+        let authority = Authority::generate().unwrap();
+        let key = KeyPair::generate();
+        let identity = PeerIdentity::new(PeerKind::Node, "N1").unwrap();
+        let csr = identity::csr_der(&key);
+        assert_eq!(request_key_sha256(&csr).unwrap(), key.spki_sha256());
+        let chain = authority.node(&identity, &csr).unwrap();
+        assert_eq!(PeerIdentity::from_cert(&chain[0]).unwrap(), identity);
+        assert_eq!(identity::spki_sha256(&chain[0]).unwrap(), key.spki_sha256());
+        assert_eq!(&chain[1], authority.certificate());
+        assert!(authority.node(&identity, &csr[1..]).is_err());
+        assert!(authority.node(&identity, &vec![0; MAX_CSR + 1]).is_err());
+    }
+
+    #[test]
+    fn it_survives_being_stored() {
+        let authority = Authority::generate().unwrap();
+        let pem = authority.key_pem();
+        let again = Authority::from_parts(authority.certificate().to_vec(), pem.expose()).unwrap();
+        assert_eq!(again.spki_sha256(), authority.spki_sha256());
+        let other = Authority::generate().unwrap().key_pem();
+        assert!(Authority::from_parts(authority.certificate().to_vec(), other.expose()).is_err());
+    }
+}

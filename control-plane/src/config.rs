@@ -1,0 +1,134 @@
+//! The flags of `sg-control-plane`, and what is checked of them before anything starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use sg_model::Host;
+use sg_runtime::config::CommonArgs;
+
+use crate::store::{StoreOptions, StoreUrl};
+
+/// Where admin HTTP listens by default.
+pub const ADMIN: &str = "127.0.0.1:7481";
+
+/// The control plane of Secure Gateway: API, certificate authority, configuration of the nodes
+#[derive(Debug, Clone, Parser)]
+#[command(name = "sg-control-plane", version)]
+pub struct Args {
+    /// etcd://HOST:PORT[,HOST:PORT...][/PREFIX], embedded:PATH or memory:
+    #[arg(long, value_name = "URL")]
+    pub store: StoreUrl,
+    /// Directory for ca.pem, admin.token and store.key
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Address of the gRPC API (TLS)
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    pub listen: SocketAddr,
+    /// Address of the HTTP API
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480")]
+    pub http_listen: SocketAddr,
+    /// Names in the certificate beside localhost, loopback and the host name; the first is told to nodes
+    #[arg(long, value_name = "HOST", value_delimiter = ',', value_parser = parse_host)]
+    pub advertise: Vec<String>,
+    /// Key that opens the secrets in the store [default: DATA_DIR/store.key]
+    #[arg(long, value_name = "FILE")]
+    pub store_key_file: Option<PathBuf>,
+    /// CA of the etcd members (PEM); turns TLS on
+    #[arg(long, value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Certificate for etcd (PEM)
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the certificate for etcd (PEM)
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "USER", requires = "etcd_password_file")]
+    pub etcd_user: Option<String>,
+    /// File with the password of the etcd user
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
+    /// Flags of every daemon.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+fn parse_host(text: &str) -> Result<String, String> {
+    let host = text.trim().parse::<Host>().map_err(|fault| fault.message)?;
+    Ok(host.to_string())
+}
+
+impl Args {
+    /// The key file, given or by default.
+    pub fn store_key_file(&self) -> PathBuf {
+        self.store_key_file.clone().unwrap_or_else(|| self.data_dir.join("store.key"))
+    }
+
+    /// How to reach the store.
+    pub fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            etcd_ca: self.etcd_ca.clone(),
+            etcd_cert: self.etcd_cert.clone(),
+            etcd_key: self.etcd_key.clone(),
+            etcd_user: self.etcd_user.clone(),
+            etcd_password_file: self.etcd_password_file.clone(),
+        }
+    }
+
+    /// Names and addresses for the certificate.
+    pub fn certificate_names(&self, host_name: Option<&str>) -> Vec<String> {
+        let mut names: Vec<String> = self.advertise.clone();
+        names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+        let usable = host_name.filter(|name| name.parse::<Host>().is_ok());
+        names.extend(usable.map(str::to_owned));
+        if !self.listen.ip().is_unspecified() {
+            names.push(self.listen.ip().to_string());
+        }
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// HOST:PORT that nodes are told, given the address really bound.
+    pub fn advertised(&self, bound: SocketAddr, host_name: Option<&str>) -> String {
+        let host = match (self.advertise.first(), host_name) {
+            (Some(host), _) => host.clone(),
+            (None, Some(name)) if bound.ip().is_unspecified() => name.to_owned(),
+            _ => bound.ip().to_string(),
+        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        format!("{host}:{}", bound.port())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn args(more: &[&str]) -> Result<Args, clap::Error> {
+        let fixed = ["sg-control-plane", "--store", "memory:", "--data-dir", "/d"];
+        Args::try_parse_from(fixed.iter().chain(more))
+    }
+
+    #[test]
+    fn nodes_are_told_an_address_they_can_dial() {
+        let bound = "0.0.0.0:7400".parse().unwrap();
+        let told = |more: &[&str]| args(more).unwrap().advertised(bound, Some("host-1"));
+        assert_eq!(told(&[]), "host-1:7400");
+        assert_eq!(told(&["--advertise", "cp.example,10.0.0.1"]), "cp.example:7400");
+        assert_eq!(told(&["--advertise", "fd00::1"]), "[fd00::1]:7400");
+        let loopback = "127.0.0.1:1".parse().unwrap();
+        assert_eq!(args(&[]).unwrap().advertised(loopback, Some("host-1")), "127.0.0.1:1");
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        assert!(args(&["--advertise", "a b"]).is_err());
+        assert!(args(&["--etcd-user", "u"]).is_err());
+        assert!(args(&["--listen", "7400"]).is_err());
+        assert_eq!(args(&[]).unwrap().store_key_file(), PathBuf::from("/d/store.key"));
+    }
+}

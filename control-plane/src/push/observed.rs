@@ -1,0 +1,195 @@
+//! What every node last reported, in memory. It vanishes with the process and comes back with the
+//! next reports, because every node reports to every control plane.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sg_model::{NodeId, Timestamp};
+use sg_proto::node as wire;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// What one node last reported. Immutable.
+#[derive(Debug, Clone, Default)]
+pub struct NodeReport {
+    /// Whether it is connected to this control plane now.
+    pub connected: bool,
+    /// Since when, or until when it was not.
+    pub since: Timestamp,
+    /// Its run.
+    pub boot_id: String,
+    /// Newest configuration revision that it said it serves.
+    pub revision: u64,
+    /// It takes no new streams.
+    pub draining: bool,
+    /// Streams it relays now.
+    pub streams: u32,
+    /// Its destinations by id.
+    pub destinations: HashMap<String, wire::DestinationState>,
+    /// Client tunnels it holds now.
+    pub tunnels: Vec<wire::ClientTunnel>,
+    /// The version (epoch, generation) of each gateway's list that it enforces.
+    pub acls: HashMap<String, (u64, u64)>,
+    /// What it refused, by object id.
+    pub rejected: HashMap<String, wire::Rejection>,
+}
+
+/// Reports of all nodes by id.
+pub type Reports = Arc<BTreeMap<NodeId, Arc<NodeReport>>>;
+
+#[derive(Debug, Default)]
+struct State {
+    reports: Reports,
+    /// The newest connection of each connected node, with its number and the way to end it.
+    connections: HashMap<NodeId, (u64, CancellationToken)>,
+    last_number: u64,
+}
+
+/// The reports of all nodes. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self { state: Arc::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Observed {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reports now.
+    pub fn reports(&self) -> Reports {
+        Arc::clone(&self.state().reports)
+    }
+
+    /// Wakes after every change of a report.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// How many nodes are connected.
+    pub fn connected(&self) -> usize {
+        self.state().connections.len()
+    }
+
+    /// A node has connected. An older connection of the same node is told to end: the newest is
+    /// the one that lives.
+    pub fn connect(&self, node: &NodeId, boot_id: &str, now: Timestamp) -> Connection {
+        let replaced = CancellationToken::new();
+        let mut state = self.state();
+        state.last_number += 1;
+        let number = state.last_number;
+        if let Some((_, older)) = state.connections.insert(node.clone(), (number, replaced.clone())) {
+            older.cancel();
+        }
+        drop(state);
+        let connection =
+            Connection { observed: self.clone(), node: node.clone(), number, replaced };
+        connection.update(|report| {
+            report.connected = true;
+            report.since = now;
+            if report.boot_id != boot_id {
+                // Another run: nothing of what the last one reported is true any more.
+                *report = NodeReport { connected: true, since: now, ..NodeReport::default() };
+                boot_id.clone_into(&mut report.boot_id);
+            }
+        });
+        connection
+    }
+
+    /// Forgets the nodes that are not in the store (any more).
+    pub fn retain(&self, known: impl Fn(&NodeId) -> bool) {
+        let mut state = self.state();
+        if state.reports.keys().all(&known) {
+            return;
+        }
+        Arc::make_mut(&mut state.reports).retain(|node, _| known(node));
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// One node's connection. Dropping it says that the node is gone.
+#[derive(Debug)]
+pub struct Connection {
+    observed: Observed,
+    node: NodeId,
+    number: u64,
+    replaced: CancellationToken,
+}
+
+impl Connection {
+    /// Cancelled when the same node has connected anew.
+    pub fn replaced(&self) -> &CancellationToken {
+        &self.replaced
+    }
+
+    /// The node has reported.
+    pub fn status(&self, status: wire::Status) {
+        self.update(|report| {
+            report.revision = status.revision;
+            report.draining = status.draining;
+            report.streams = status.streams;
+            report.destinations = status
+                .destinations
+                .into_iter()
+                .map(|state| (state.destination_id.clone(), state))
+                .collect();
+            report.tunnels = status.tunnels;
+            report.acls = status
+                .acls
+                .into_iter()
+                .map(|acl| (acl.gateway_id, (acl.epoch, acl.generation)))
+                .collect();
+        });
+    }
+
+    /// The node has taken over a change, but for what it refused. `complete` says that it was a
+    /// snapshot, so that older refusals are no longer of interest.
+    pub fn applied(&self, revision: u64, rejected: Vec<wire::Rejection>, changed: &[String], complete: bool) {
+        self.update(|report| {
+            report.revision = report.revision.max(revision);
+            if complete {
+                report.rejected.clear();
+            }
+            for id in changed {
+                report.rejected.remove(id);
+            }
+            report.rejected.extend(rejected.into_iter().map(|r| (r.object_id.clone(), r)));
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut NodeReport)) {
+        let mut state = self.observed.state();
+        let newest = state.connections.get(&self.node).is_some_and(|(n, _)| *n == self.number);
+        if !newest {
+            return;
+        }
+        let reports = Arc::make_mut(&mut state.reports);
+        change(Arc::make_mut(reports.entry(self.node.clone()).or_default()));
+        drop(state);
+        self.observed.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.update(|report| {
+            report.connected = false;
+            report.since = crate::ids::now();
+            report.tunnels = Vec::new();
+            report.streams = 0;
+        });
+        let mut state = self.observed.state();
+        if state.connections.get(&self.node).is_some_and(|(n, _)| *n == self.number) {
+            state.connections.remove(&self.node);
+        }
+    }
+}

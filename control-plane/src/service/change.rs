@@ -1,0 +1,365 @@
+//! The way of every write: one transaction with the change itself, the record of it, and the key
+//! that makes a repeated request find its first answer.
+//!
+//! The audit key is new for every change and must be absent. So a transaction whose outcome is
+//! unknown is simply sent again: if the first attempt happened, the second finds its audit record
+//! and knows; if it did not, the second does it, and the first can no longer.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message;
+use sg_model::Timestamp;
+use sg_proto::convert::timestamp_to_wire;
+use sg_proto::store as wire;
+use sg_runtime::backoff::Backoff;
+use sg_runtime::sealed;
+use sg_runtime::secret::Secret;
+use tokio::time::Instant;
+
+use super::{Core, ServiceError};
+use crate::keys;
+use crate::store::{Compare, KeyValue, Revision, StoreError, Txn, TxnOutcome};
+use crate::ids;
+
+/// How long the answer to a request is remembered.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How long a write is tried whose outcome is unknown.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a writer waits to see its own change in memory.
+const OWN_CHANGE: Duration = Duration::from_millis(500);
+/// How often a change is worked out anew because others came in between.
+pub(super) const RETRIES: usize = 16;
+/// Longest request id, in characters.
+pub const MAX_REQUEST_ID: usize = 64;
+
+/// Who asks for what; comes with every change.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// For the record: the name of the administrator, or `node/<id>`.
+    pub principal: String,
+    /// Tells principals apart in keys.
+    pub principal_key: String,
+    /// `Service.Method`.
+    pub method: &'static str,
+    /// As the caller sent it; empty: none.
+    pub request_id: String,
+    /// Digest of the whole request.
+    pub request_sha256: [u8; 32],
+    /// Check everything and write nothing.
+    pub validate_only: bool,
+}
+
+impl Call {
+    /// A change by the control plane or a node, which nobody repeats under an id.
+    pub fn internal(principal: impl Into<String>, method: &'static str) -> Self {
+        Self {
+            principal: principal.into(),
+            principal_key: String::new(),
+            method,
+            request_id: String::new(),
+            request_sha256: [0; 32],
+            validate_only: false,
+        }
+    }
+
+    fn idempotency_key(&self) -> Option<String> {
+        let named = !self.request_id.is_empty();
+        named.then(|| keys::idempotency(&self.principal_key, &self.request_id))
+    }
+}
+
+/// A change under construction.
+#[derive(Debug)]
+pub struct Change<'a> {
+    call: &'a Call,
+    txn: Txn,
+    object: String,
+    detail: String,
+    id: String,
+    secret: Option<&'a Secret<String>>,
+}
+
+impl<'a> Change<'a> {
+    /// A change of `object` (for the record), whose answer is known by `id`.
+    pub fn new(call: &'a Call, object: impl Into<String>, id: impl Into<String>) -> Self {
+        Self {
+            call,
+            txn: Txn::new(),
+            object: object.into(),
+            detail: String::new(),
+            id: id.into(),
+            secret: None,
+        }
+    }
+
+    /// What changed, for the record. No secrets.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    /// A secret of the answer, to be given again to a repeated request.
+    #[must_use]
+    pub const fn secret(mut self, secret: Option<&'a Secret<String>>) -> Self {
+        self.secret = secret;
+        self
+    }
+
+    /// The key must be absent and gets this value.
+    #[must_use]
+    pub fn create(mut self, key: String, value: &impl Message) -> Self {
+        self.txn = self.txn.when_absent(key.clone()).put(key, value.encode_to_vec());
+        self
+    }
+
+    /// The key must be at `revision` and gets this value.
+    #[must_use]
+    pub fn replace(mut self, key: String, revision: Revision, value: &impl Message) -> Self {
+        self.txn = self.txn.when_revision(key.clone(), revision).put(key, value.encode_to_vec());
+        self
+    }
+
+    /// The key must be at `revision` and goes.
+    #[must_use]
+    pub fn remove(mut self, key: String, revision: Revision) -> Self {
+        self.txn = self.txn.when_revision(key.clone(), revision).delete(key);
+        self
+    }
+
+    /// The key gets this value for a while, whatever it had.
+    #[must_use]
+    pub fn put_for(mut self, key: String, value: &impl Message, ttl: Duration) -> Self {
+        self.txn = self.txn.put_for(key, value.encode_to_vec(), ttl);
+        self
+    }
+
+    /// The key goes, if it is there.
+    #[must_use]
+    pub fn delete(mut self, key: String) -> Self {
+        self.txn = self.txn.delete(key);
+        self
+    }
+
+    /// The key must be at `revision`.
+    #[must_use]
+    pub fn require(mut self, key: String, revision: Revision) -> Self {
+        self.txn = self.txn.when_revision(key, revision);
+        self
+    }
+
+    /// The key must be absent.
+    #[must_use]
+    pub fn require_absent(mut self, key: String) -> Self {
+        self.txn = self.txn.when_absent(key);
+        self
+    }
+
+    /// Nothing may lie under the prefix.
+    #[must_use]
+    pub fn require_empty(mut self, prefix: String) -> Self {
+        self.txn = self.txn.when(Compare::PrefixEmpty { prefix });
+        self
+    }
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is written.
+    Done(Revision),
+    /// The same request was answered before.
+    Replayed(Replay),
+    /// Something was not as required; nothing was written.
+    Conflict(Conflict),
+}
+
+/// The first answer to a repeated request.
+#[derive(Debug)]
+pub struct Replay {
+    /// Id of what the request made or changed.
+    pub id: String,
+    /// The secret in the answer, if there was one.
+    pub secret: Option<Secret<String>>,
+}
+
+/// The required keys as they really were.
+#[derive(Debug)]
+pub struct Conflict {
+    current: HashMap<String, Option<KeyValue>>,
+}
+
+impl Conflict {
+    /// Who holds an index key that was required to be absent.
+    pub fn holder(&self, key: &str) -> Option<wire::Reference> {
+        let entry = self.entry(key)?;
+        Some(wire::Reference::decode(entry.value.as_ref()).unwrap_or_default())
+    }
+
+    /// The key as it was; `None` if it was absent or not asked about.
+    pub fn entry(&self, key: &str) -> Option<&KeyValue> {
+        self.current.get(key)?.as_ref()
+    }
+}
+
+impl Core {
+    /// What the same request was answered with, if it came before.
+    ///
+    /// # Errors
+    /// Another request came under this id, or the store failed.
+    pub async fn replayed(&self, call: &Call) -> Result<Option<Replay>, ServiceError> {
+        let Some(key) = call.idempotency_key() else { return Ok(None) };
+        let entry = self.read(&key).await?;
+        entry.map(|entry| self.replay(call, &key, &entry)).transpose()
+    }
+
+    fn replay(&self, call: &Call, key: &str, entry: &KeyValue) -> Result<Replay, ServiceError> {
+        let first = wire::Idempotency::decode(entry.value.as_ref())?;
+        if first.method != call.method || first.request_sha256 != call.request_sha256 {
+            return Err(ServiceError::Precondition {
+                reason: "REQUEST_ID_REUSED",
+                message: "another request was made under this request_id; choose a new one".to_owned(),
+            });
+        }
+        let open = |sealed: &[u8]| {
+            let secret = sealed::open(&self.key, key.as_bytes(), sealed).ok()?;
+            Some(Secret::new(String::from_utf8(secret.expose().clone()).ok()?))
+        };
+        let secret = match first.sealed_secret.as_slice() {
+            [] => None,
+            sealed => Some(open(sealed).ok_or_else(|| {
+                ServiceError::Internal("a remembered answer does not open".to_owned())
+            })?),
+        };
+        Ok(Replay { id: first.id, secret })
+    }
+
+    /// Writes a change, and waits (a little) until it can be read here.
+    ///
+    /// # Errors
+    /// The store failed; or the layout of the store was changed by a newer version.
+    pub async fn commit(&self, change: Change<'_>) -> Result<Outcome, ServiceError> {
+        let now = ids::now();
+        let call = change.call;
+        let number = self.audit_number.fetch_add(1, Ordering::Relaxed);
+        let audit_key = keys::audit(now.0, &self.control_plane, number);
+        let idempotency_key = call.idempotency_key();
+        let txn = self.recorded(change, now, &audit_key, idempotency_key.as_deref());
+        let current = match self.send(&txn, &audit_key).await? {
+            Sent::Committed(revision) => {
+                // A caller who reads next from here should find what it wrote. If this process is
+                // behind by more, it is told what was written all the same.
+                self.views.reach(revision, OWN_CHANGE).await;
+                return Ok(Outcome::Done(revision));
+            }
+            Sent::Conflict(current) => current,
+        };
+        let conflict = Conflict { current };
+        if let Some(key) = &idempotency_key
+            && let Some(entry) = conflict.entry(key)
+        {
+            return self.replay(call, key, entry).map(Outcome::Replayed);
+        }
+        if conflict.entry(keys::META_FORMAT).is_none_or(|e| e.mod_revision != self.format) {
+            return Err(ServiceError::Precondition {
+                reason: "STORE_FORMAT_CHANGED",
+                message: "the store was taken over by another version; update this control plane".to_owned(),
+            });
+        }
+        Ok(Outcome::Conflict(conflict))
+    }
+
+    /// Adds to a change what every change has.
+    fn recorded(&self, change: Change<'_>, now: Timestamp, audit_key: &str, idempotency_key: Option<&str>) -> Txn {
+        let Change { call, txn, object, detail, id, secret } = change;
+        let audit = wire::Audit {
+            time: Some(timestamp_to_wire(now)),
+            principal: call.principal.clone(),
+            method: call.method.to_owned(),
+            object,
+            request_id: call.request_id.clone(),
+            detail,
+        };
+        let txn = txn
+            .when_revision(keys::META_FORMAT, self.format)
+            .when_absent(audit_key)
+            .put(audit_key, audit.encode_to_vec());
+        let Some(key) = idempotency_key else { return txn };
+        let seal = |secret: &Secret<String>| {
+            sealed::seal(&self.key, key.as_bytes(), secret.expose().as_bytes())
+        };
+        let answer = wire::Idempotency {
+            method: call.method.to_owned(),
+            id,
+            request_sha256: call.request_sha256.to_vec(),
+            sealed_secret: secret.map(seal).unwrap_or_default(),
+        };
+        txn.when_absent(key).put_for(key, answer.encode_to_vec(), REMEMBERED)
+    }
+
+    /// Sends a transaction, again as long as its outcome is unknown.
+    async fn send(&self, txn: &Txn, audit_key: &str) -> Result<Sent, ServiceError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        let mut unknown: Option<StoreError> = None;
+        loop {
+            let error = match self.store.txn(txn.clone()).await {
+                Ok(TxnOutcome::Committed(revision)) => {
+                    self.health.good();
+                    return Ok(Sent::Committed(revision));
+                }
+                Ok(TxnOutcome::Conflict { current, .. }) => {
+                    self.health.good();
+                    let current: HashMap<_, _> = current.into_iter().collect();
+                    // Our own record: an earlier attempt had happened.
+                    return Ok(match current.get(audit_key).and_then(Option::as_ref) {
+                        Some(entry) => Sent::Committed(entry.mod_revision),
+                        None => Sent::Conflict(current),
+                    });
+                }
+                Err(error) => error,
+            };
+            self.health.bad(&error);
+            match error {
+                StoreError::UnknownOutcome(_) => unknown = Some(error),
+                // After an attempt with an unknown outcome, only a definite answer will do.
+                _ if unknown.is_some() && error.retryable() => {}
+                _ => return Err(unknown.unwrap_or(error).into()),
+            }
+            if Instant::now() >= deadline {
+                return Err(unknown.map_or_else(ServiceError::contended, ServiceError::Store));
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+}
+
+enum Sent {
+    Committed(Revision),
+    Conflict(HashMap<String, Option<KeyValue>>),
+}
+
+/// Reads an etag; `None` if the caller sent none.
+///
+/// # Errors
+/// It is none of ours.
+pub(super) fn parse_etag(etag: &str) -> Result<Option<Revision>, ServiceError> {
+    if etag.is_empty() {
+        return Ok(None);
+    }
+    let bad = |_| ServiceError::invalid("etag", "send back the etag exactly as it was read");
+    etag.parse().map(Some).map_err(bad)
+}
+
+/// As [`parse_etag`], for changes that need an etag unless forced.
+///
+/// # Errors
+/// There is none, or it is none of ours.
+pub(super) fn required_etag(etag: &str, force: bool) -> Result<Option<Revision>, ServiceError> {
+    match parse_etag(etag)? {
+        None if !force => Err(ServiceError::etag_required()),
+        etag => Ok(etag),
+    }
+}

@@ -1,0 +1,231 @@
+//! What the API says of the state of things: pure functions of the world and of what the nodes
+//! report. Nothing here is stored.
+
+use std::collections::BTreeMap;
+
+use sg_model::{AclVersion, DestinationKind, GatewayId, Name};
+use sg_proto::api as wire;
+use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
+use sg_proto::convert::timestamp_to_wire;
+use sg_proto::node as node_wire;
+
+use crate::plan::Plans;
+use crate::push::observed::{NodeReport, Reports};
+use crate::world::{Stored, World};
+
+/// How far the nodes of the group are with a destination.
+pub fn destination(
+    world: &World,
+    reports: &Reports,
+    gateway: &GatewayRecord,
+    record: &DestinationRecord,
+) -> wire::DestinationStatus {
+    let d = &record.destination;
+    let serves = gateway.gateway.enabled && d.enabled;
+    let nodes: Vec<_> = world
+        .nodes_of(&gateway.group)
+        .map(|node| {
+            let report = reports.get(&node.value.id).map(AsRef::as_ref);
+            node_status(&node.value, report, record)
+        })
+        .collect();
+    let done = |row: &wire::DestinationNodeStatus| {
+        let right_state = row.state == if serves { "listening" } else { "disabled" };
+        right_state && row.generation_applied == d.generation
+    };
+    let mut live = nodes.iter().filter(|row| row.connected).peekable();
+    let ready = live.peek().is_some() && live.all(done);
+    wire::DestinationStatus { ready, nodes }
+}
+
+fn node_status(
+    node: &NodeRecord,
+    report: Option<&NodeReport>,
+    record: &DestinationRecord,
+) -> wire::DestinationNodeStatus {
+    let d = &record.destination;
+    let connected = report.is_some_and(|report| report.connected);
+    let mut row = wire::DestinationNodeStatus {
+        node_id: node.id.to_string(),
+        node: node.name.to_string(),
+        connected,
+        generation_applied: 0,
+        state: "pending".to_owned(),
+        reason: String::new(),
+        message: String::new(),
+        address: String::new(),
+    };
+    if d.kind() == DestinationKind::Cloud {
+        "not-supported".clone_into(&mut row.reason);
+        "cloud destinations are kept, but this version does not serve them yet".clone_into(&mut row.message);
+        return row;
+    }
+    let Some(report) = report else {
+        "disconnected".clone_into(&mut row.reason);
+        "the node is not connected to this control plane".clone_into(&mut row.message);
+        return row;
+    };
+    if let Some(state) = report.destinations.get(d.id.as_str()) {
+        row.generation_applied = state.generation;
+        row.state.clone_from(&state.state);
+        row.reason.clone_from(&state.reason);
+        row.message.clone_from(&state.message);
+        row.address.clone_from(&state.address);
+    }
+    if let Some(rejection) = report.rejected.get(d.id.as_str())
+        && rejection.generation >= d.generation
+    {
+        "failed".clone_into(&mut row.state);
+        row.reason.clone_from(&rejection.reason);
+        row.message.clone_from(&rejection.message);
+    }
+    if !connected {
+        // What it served last is still of interest, but it is not known to be true.
+        "pending".clone_into(&mut row.state);
+        "disconnected".clone_into(&mut row.reason);
+        "the node is not connected to this control plane".clone_into(&mut row.message);
+    }
+    row
+}
+
+/// Who enforces which version of a gateway's list.
+pub fn acl(
+    world: &World,
+    reports: &Reports,
+    gateway: &GatewayRecord,
+    version: AclVersion,
+) -> wire::AclStatus {
+    let id = gateway.gateway.id.as_str();
+    let wanted = (version.epoch, version.generation);
+    let mut enforced = true;
+    let mut enforcements = Vec::new();
+    let mut clients: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for node in world.nodes_of(&gateway.group) {
+        let Some(report) = reports.get(&node.value.id).filter(|report| report.connected) else {
+            continue;
+        };
+        let has = report.acls.get(id).copied().unwrap_or_default();
+        enforced &= has >= wanted;
+        enforcements.push(wire::AclEnforcement {
+            kind: "node".to_owned(),
+            id: node.value.id.to_string(),
+            generation: has.1,
+        });
+        for tunnel in report.tunnels.iter().filter(|tunnel| tunnel.gateway_id == id) {
+            let has = (tunnel.acl_epoch, tunnel.acl_generation);
+            enforced &= has >= wanted;
+            let lowest = clients.entry(&tunnel.client_id).or_insert(has);
+            *lowest = has.min(*lowest);
+        }
+    }
+    enforcements.extend(clients.into_iter().map(|(id, (_, generation))| wire::AclEnforcement {
+        kind: "client".to_owned(),
+        id: id.to_owned(),
+        generation,
+    }));
+    wire::AclStatus { enforced, enforcements }
+}
+
+/// The client processes connected to a gateway now, by client id, then by run.
+pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wire::Client> {
+    let mut found: BTreeMap<(&str, &str), wire::Client> = BTreeMap::new();
+    for (node, report) in reports.iter().filter(|(_, report)| report.connected) {
+        let name = world.node(node).map(|node| node.value.name.to_string()).unwrap_or_default();
+        for tunnel in report.tunnels.iter().filter(|t| t.gateway_id == gateway.as_str()) {
+            let run = (tunnel.client_id.as_str(), tunnel.boot_id.as_str());
+            let client = found.entry(run).or_insert_with(|| wire::Client {
+                id: tunnel.client_id.clone(),
+                name: tunnel.client_name.clone(),
+                version: tunnel.version.clone(),
+                gateway_id: tunnel.gateway_id.clone(),
+                acl_generation: u64::MAX,
+                ..wire::Client::default()
+            });
+            add_tunnel(client, node.as_str(), &name, tunnel);
+        }
+    }
+    found.into_values().collect()
+}
+
+fn add_tunnel(client: &mut wire::Client, node: &str, name: &str, tunnel: &node_wire::ClientTunnel) {
+    let date = |t: Option<&pbjson_types::Timestamp>| t.map_or((i64::MAX, 0), |t| (t.seconds, t.nanos));
+    if client.tunnels.is_empty()
+        || date(tunnel.connect_time.as_ref()) < date(client.connect_time.as_ref())
+    {
+        client.connect_time = tunnel.connect_time;
+        client.address.clone_from(&tunnel.address);
+    }
+    if client.tunnels.is_empty() || tunnel.rtt_ms < client.rtt_ms {
+        client.rtt_ms = tunnel.rtt_ms;
+    }
+    client.active_streams = client.active_streams.saturating_add(tunnel.active_streams);
+    client.bytes_to_resource = client.bytes_to_resource.saturating_add(tunnel.bytes_to_resource);
+    client.bytes_to_user = client.bytes_to_user.saturating_add(tunnel.bytes_to_user);
+    client.acl_generation = client.acl_generation.min(tunnel.acl_generation);
+    client.tunnels.push(wire::Tunnel {
+        node_id: node.to_owned(),
+        node: name.to_owned(),
+        address: tunnel.address.clone(),
+        connect_time: tunnel.connect_time,
+        rtt_ms: tunnel.rtt_ms,
+        active_streams: tunnel.active_streams,
+        bytes_to_resource: tunnel.bytes_to_resource,
+        bytes_to_user: tunnel.bytes_to_user,
+        acl_generation: tunnel.acl_generation,
+    });
+}
+
+/// A node as the API shows it.
+pub fn node(node: &Stored<NodeRecord>, report: Option<&NodeReport>) -> wire::Node {
+    let record = &node.value;
+    let state = match report {
+        Some(report) if report.connected && report.draining => "draining",
+        Some(report) if report.connected => "ready",
+        _ => "disconnected",
+    };
+    let live = report.filter(|report| report.connected);
+    wire::Node {
+        id: record.id.to_string(),
+        name: record.name.to_string(),
+        group: record.group.to_string(),
+        state: state.to_owned(),
+        address: record.tunnel_address.clone(),
+        tunnels: live.map_or(0, |r| u32::try_from(r.tunnels.len()).unwrap_or(u32::MAX)),
+        streams: live.map_or(0, |report| report.streams),
+        version: record.version.clone(),
+        revision: report.map_or(0, |report| report.revision),
+        destination_host: record.destination_host.clone(),
+        port_first: record.ports.map_or(0, |ports| ports.first().into()),
+        port_last: record.ports.map_or(0, |ports| ports.last().into()),
+        create_time: Some(timestamp_to_wire(record.created)),
+        connect_time: live.map(|report| timestamp_to_wire(report.since)),
+        etag: node.etag(),
+    }
+}
+
+/// What an operator should look at.
+pub fn problems(world: &World, plans: &Plans, reports: &Reports, store: Option<String>) -> Vec<String> {
+    let mut problems: Vec<String> = store.into_iter().collect();
+    problems.extend(world.problems().map(|(key, problem)| format!("stored value {key}: {problem}")));
+    for node in world.nodes() {
+        let name = &node.value.name;
+        match reports.get(&node.value.id).filter(|report| report.connected) {
+            None => problems.push(format!("node {name} is not connected to this control plane")),
+            Some(report) => {
+                for (id, rejection) in &report.rejected {
+                    problems.push(format!("node {name} rejects {id}: {}", rejection.message));
+                }
+                let failed = report.destinations.values().filter(|state| state.state == "failed");
+                problems.extend(failed.map(|state| {
+                    format!("node {name} cannot serve {}: {}", state.destination_id, state.message)
+                }));
+            }
+        }
+    }
+    let served = |group: &Name| world.nodes_of(group).next().is_some();
+    let unserved = plans.keys().filter(|group| !served(group));
+    problems.extend(unserved.map(|group| format!("no node serves group {group}")));
+    // An operator reads the first ones.
+    problems.truncate(100);
+    problems
+}

@@ -1,0 +1,252 @@
+//! How one key changes the world.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prost::Message as _;
+use sg_model::{DestinationId, GatewayId, Invalid, Name, NodeId, ObjectKey};
+use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord, acl_from_store};
+use sg_proto::store as wire;
+use sg_runtime::crypto;
+
+use super::{Admin, GatewayEntry, Stored, World};
+use crate::keys::{self, ObjectPath};
+use crate::store::{Event, KeyValue, Revision};
+
+/// An object that a change concerns, and the groups whose configuration it may be in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Touched {
+    /// The node group.
+    pub group: Name,
+    /// The object.
+    pub key: ObjectKey,
+    /// The gateway it belongs to, where it belongs to one.
+    pub gateway: Option<GatewayId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("not a stored value: {0}")]
+    Encoding(#[from] prost::DecodeError),
+    #[error(transparent)]
+    Value(#[from] Invalid),
+    #[error("a kind of key that this version does not know")]
+    Key,
+}
+
+impl World {
+    /// Applies one event. Returns what it touched of node configurations.
+    pub(super) fn apply(&mut self, event: &Event) -> Vec<Touched> {
+        let key = event.key();
+        let entry = match event {
+            Event::Put(entry) => Some(entry),
+            Event::Delete { .. } => None,
+        };
+        let applied = self.dispatch(key, entry);
+        let problems = &mut self.problems;
+        match applied {
+            Ok(touched) => {
+                if problems.contains_key(key) {
+                    Arc::make_mut(problems).remove(key);
+                }
+                touched
+            }
+            Err(problem) => {
+                tracing::error!(key, %problem, "a stored value cannot be read and is left out");
+                Arc::make_mut(problems).insert(key.to_owned(), problem.to_string());
+                Vec::new()
+            }
+        }
+    }
+
+    /// The keys under `prefix` that are in the world.
+    pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
+        let mut found: Vec<String> = self.problems.keys().cloned().collect();
+        for (id, entry) in self.gateways.iter() {
+            found.extend(entry.gateway.as_ref().map(|_| keys::gateway(id)));
+            found.extend(entry.acl.as_ref().map(|_| keys::acl(id)));
+            found.extend(entry.destinations.keys().map(|key| keys::destination(id, key)));
+        }
+        found.extend(self.nodes.keys().map(keys::node));
+        found.extend(self.admins.keys().map(|hash| keys::admin_token(&crypto::hex(hash))));
+        found.extend(self.control_planes.keys().map(|id| keys::live(id)));
+        found.retain(|key| key.starts_with(prefix));
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Whether the world has exactly this object. Only told of objects, whose revisions are kept.
+    pub(super) fn has(&self, entry: &KeyValue) -> bool {
+        let revision = match keys::parse_object(&entry.key) {
+            Some(ObjectPath::Gateway(id)) => GatewayId::new(id)
+                .ok()
+                .and_then(|id| self.gateways.get(&id)?.gateway.as_ref().map(|g| g.revision)),
+            Some(ObjectPath::Acl(id)) => GatewayId::new(id)
+                .ok()
+                .and_then(|id| self.gateways.get(&id)?.acl.as_ref().map(|a| a.revision)),
+            Some(ObjectPath::Destination(gateway, id)) => {
+                let ids = GatewayId::new(gateway).ok().zip(DestinationId::new(id).ok());
+                ids.and_then(|(gateway, id)| {
+                    Some(self.gateways.get(&gateway)?.destinations.get(&id)?.revision)
+                })
+            }
+            Some(ObjectPath::Node(id)) => {
+                NodeId::new(id).ok().and_then(|id| self.nodes.get(&id).map(|n| n.revision))
+            }
+            None => None,
+        };
+        revision == Some(entry.mod_revision)
+    }
+
+    fn dispatch(&mut self, key: &str, entry: Option<&KeyValue>) -> Result<Vec<Touched>, Unreadable> {
+        if key.starts_with(keys::OBJECTS) {
+            return match keys::parse_object(key).ok_or(Unreadable::Key)? {
+                ObjectPath::Gateway(id) => self.put_gateway(&GatewayId::new(id)?, entry),
+                ObjectPath::Destination(gateway, id) => {
+                    self.put_destination(&GatewayId::new(gateway)?, DestinationId::new(id)?, entry)
+                }
+                ObjectPath::Acl(id) => self.put_acl(&GatewayId::new(id)?, entry),
+                ObjectPath::Node(id) => self.put_node(NodeId::new(id)?, entry),
+            };
+        }
+        if let Some(hash) = key.strip_prefix(keys::ADMIN_TOKENS) {
+            self.put_admin(hash, entry)?;
+        } else if let Some(id) = key.strip_prefix(keys::LIVE) {
+            let address = entry.map(|e| wire::ControlPlane::decode(e.value.as_ref()));
+            let address = address.transpose()?.map(|live| live.address);
+            set(Arc::make_mut(&mut self.control_planes), id.to_owned(), address);
+        } else if key == keys::META_EPOCH && let Some(entry) = entry {
+            self.epoch = wire::Epoch::decode(entry.value.as_ref())?.epoch;
+        }
+        Ok(Vec::new())
+    }
+
+    fn entry_mut(&mut self, gateway: &GatewayId) -> &mut GatewayEntry {
+        let entry = Arc::make_mut(&mut self.gateways).entry(gateway.clone()).or_default();
+        Arc::make_mut(entry)
+    }
+
+    /// Forgets a gateway of which nothing is left.
+    fn tidy(&mut self, gateway: &GatewayId) {
+        if self.gateways.get(gateway).is_some_and(|entry| entry.is_empty()) {
+            Arc::make_mut(&mut self.gateways).remove(gateway);
+        }
+    }
+
+    fn group_of(&self, gateway: &GatewayId) -> Option<Name> {
+        self.gateway(gateway).map(|(gateway, _)| gateway.value.group.clone())
+    }
+
+    fn put_gateway(
+        &mut self,
+        id: &GatewayId,
+        entry: Option<&KeyValue>,
+    ) -> Result<Vec<Touched>, Unreadable> {
+        let new = entry
+            .map(|entry| {
+                let record = GatewayRecord::try_from(&wire::Gateway::decode(entry.value.as_ref())?)?;
+                Ok::<_, Unreadable>(stored(record, entry.mod_revision))
+            })
+            .transpose()?;
+        let old_group = self.group_of(id);
+        let slot = self.entry_mut(id);
+        slot.gateway = new;
+        let destinations: Vec<_> = slot.destinations.keys().cloned().collect();
+        let new_group = self.group_of(id);
+        self.tidy(id);
+        // A gateway that comes, goes or moves takes all that belongs to it along.
+        let moved = old_group != new_group;
+        let mut keys = vec![ObjectKey::Gateway(id.clone())];
+        if moved {
+            keys.push(ObjectKey::Acl(id.clone()));
+            keys.extend(destinations.into_iter().map(ObjectKey::Destination));
+        }
+        let mut groups: Vec<_> = old_group.into_iter().chain(new_group).collect();
+        groups.dedup();
+        Ok(touched(groups, &keys, Some(id)))
+    }
+
+    fn put_destination(
+        &mut self,
+        gateway: &GatewayId,
+        id: DestinationId,
+        entry: Option<&KeyValue>,
+    ) -> Result<Vec<Touched>, Unreadable> {
+        let new = entry
+            .map(|entry| {
+                let wire = wire::Destination::decode(entry.value.as_ref())?;
+                let record = DestinationRecord::try_from(&wire)?;
+                Ok::<_, Unreadable>(Arc::new(stored(record, entry.mod_revision)))
+            })
+            .transpose()?;
+        set(&mut self.entry_mut(gateway).destinations, id.clone(), new);
+        self.tidy(gateway);
+        Ok(touched(self.group_of(gateway), &[ObjectKey::Destination(id)], Some(gateway)))
+    }
+
+    fn put_acl(
+        &mut self,
+        gateway: &GatewayId,
+        entry: Option<&KeyValue>,
+    ) -> Result<Vec<Touched>, Unreadable> {
+        let new = entry
+            .map(|entry| {
+                let (_, acl) = acl_from_store(0, &wire::Acl::decode(entry.value.as_ref())?)?;
+                Ok::<_, Unreadable>(stored(acl, entry.mod_revision))
+            })
+            .transpose()?;
+        self.entry_mut(gateway).acl = new;
+        self.tidy(gateway);
+        Ok(touched(self.group_of(gateway), &[ObjectKey::Acl(gateway.clone())], Some(gateway)))
+    }
+
+    fn put_node(&mut self, id: NodeId, entry: Option<&KeyValue>) -> Result<Vec<Touched>, Unreadable> {
+        let new = entry
+            .map(|entry| {
+                let record = NodeRecord::try_from(&wire::Node::decode(entry.value.as_ref())?)?;
+                Ok::<_, Unreadable>(Arc::new(stored(record, entry.mod_revision)))
+            })
+            .transpose()?;
+        let mut groups: Vec<_> =
+            self.nodes.get(&id).into_iter().chain(&new).map(|n| n.value.group.clone()).collect();
+        groups.dedup();
+        set(Arc::make_mut(&mut self.nodes), id.clone(), new);
+        Ok(touched(groups, &[ObjectKey::Peer(id)], None))
+    }
+
+    fn put_admin(&mut self, hash: &str, entry: Option<&KeyValue>) -> Result<(), Unreadable> {
+        let hash = crypto::unhex(hash).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let hash = hash.ok_or(Unreadable::Key)?;
+        let admin = entry.map(|entry| wire::AdminToken::decode(entry.value.as_ref())).transpose()?;
+        let admin = admin.map(|token| Admin { name: token.name, role: token.role });
+        set(Arc::make_mut(&mut self.admins), hash, admin);
+        Ok(())
+    }
+}
+
+fn stored<T>(value: T, revision: Revision) -> Stored<T> {
+    Stored { value, revision }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+fn touched(
+    groups: impl IntoIterator<Item = Name>,
+    keys: &[ObjectKey],
+    gateway: Option<&GatewayId>,
+) -> Vec<Touched> {
+    let of_group = |group: Name| {
+        keys.iter().map(move |key| Touched {
+            group: group.clone(),
+            key: key.clone(),
+            gateway: gateway.cloned(),
+        })
+    };
+    groups.into_iter().flat_map(of_group).collect()
+}
