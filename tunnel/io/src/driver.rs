@@ -23,7 +23,7 @@ use sg_tunnel::{CloseReason, Closed, Config};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
-use crate::shared::Shared;
+use crate::state::Shared;
 use gather::Gather;
 use reader::{Filled, Reader};
 use writer::Writer;

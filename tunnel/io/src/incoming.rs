@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use sg_tunnel::{Incoming as Request, code};
 
-use crate::shared::{Interest, Shared};
+use crate::state::{Interest, Shared};
 use crate::stream::{Held, TunnelStream};
 
 /// What the peer asks for, in order. Dropping it refuses what the peer opens from then on.

@@ -12,15 +12,15 @@
 //! ```
 //!
 //! Where to start: [`Tunnel`], [`Incoming`], [`TunnelStream`]; inside, `driver` is the loop and
-//! `shared` the one lock. Handles and driver share the core behind that lock; it is held only to move
+//! `state` the one lock. Handles and driver share the core behind that lock; it is held only to move
 //! references and counters, never over IO, and there is no channel and no task per stream. A handle
 //! that queues something wakes the driver once; the driver then takes everything that is queued.
 
 mod driver;
 mod error;
 mod incoming;
-mod shared;
 pub mod socket;
+mod state;
 mod stream;
 mod tunnel;
 
@@ -43,7 +43,7 @@ pub fn start<T>(io: T, side: Side, config: Config) -> (Tunnel, Incoming, Driver)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let shared = Arc::new(shared::Shared::new(side, config.clone()));
+    let shared = Arc::new(state::Shared::new(side, config.clone()));
     let driver = Driver::new(io, Arc::clone(&shared), &config);
     let incoming = Incoming::new(Arc::clone(&shared));
     (Tunnel::new(shared), incoming, driver)

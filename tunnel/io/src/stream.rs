@@ -12,7 +12,7 @@ use sg_tunnel::{Key, Read, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::StreamError;
-use crate::shared::{Interest, Shared, State};
+use crate::state::{Interest, Shared, State};
 
 /// Largest piece that one read gives.
 const READ_MAX: usize = 64 * 1024;

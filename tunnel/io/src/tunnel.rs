@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::TunnelStats;
 use crate::error::{ControlError, OpenError};
-use crate::shared::{Interest, Shared, State};
+use crate::state::{Interest, Shared, State};
 use crate::stream::{Held, TunnelStream};
 
 /// A handle to a tunnel; cheap to clone. Dropping all of them does not end the tunnel.
