@@ -96,9 +96,16 @@ impl From<StreamError> for EndReason {
 }
 
 /// Relays until both directions have ended or one side has failed; then both sides are closed, the way the
-/// table above says. Dropping the future resets both.
-pub async fn join(tcp: TcpStream, mut stream: TunnelStream, options: JoinOptions) -> Ended {
-    let mut tcp = ResetOnDrop::new(tcp);
+/// table above says. Dropping the future resets both, even before it has run.
+pub fn join(
+    tcp: TcpStream,
+    stream: TunnelStream,
+    options: JoinOptions,
+) -> impl Future<Output = Ended> + Send {
+    run(ResetOnDrop::new(tcp), stream, options)
+}
+
+async fn run(mut tcp: ResetOnDrop, mut stream: TunnelStream, options: JoinOptions) -> Ended {
     let reason = relay(tcp.tcp_mut(), &mut stream, &options).await;
     match reason {
         EndReason::Finished => {

@@ -1,6 +1,5 @@
 //! Stream → TCP connection.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
@@ -18,14 +17,16 @@ use crate::ByteCounters;
 const BATCH: usize = 128 * 1024;
 /// Chunks that one write takes.
 const CHUNKS: usize = 16;
-/// Places kept between two bursts.
+/// Places for chunks kept between two bursts.
 const KEPT: usize = 4;
 
 #[derive(Default)]
 pub(super) struct ToTcp {
     state: State,
-    batch: VecDeque<Bytes>,
-    /// Bytes in `batch`.
+    /// Chunks taken from the stream; those before `first` are written.
+    batch: Vec<Bytes>,
+    first: usize,
+    /// Bytes in `batch` that are still to be written.
     length: usize,
 }
 
@@ -48,7 +49,7 @@ impl ToTcp {
         counters: &ByteCounters,
     ) -> Poll<Result<(), EndReason>> {
         loop {
-            if self.batch.is_empty() {
+            if self.length == 0 {
                 match self.state {
                     State::Reading => ready!(self.fill(cx, stream))?,
                     State::Flushing => {
@@ -77,24 +78,13 @@ impl ToTcp {
         cx: &mut Context<'_>,
         stream: &mut TunnelStream,
     ) -> Poll<Result<(), EndReason>> {
-        while self.length < BATCH && self.batch.len() < CHUNKS {
-            match stream.poll_read_chunk(cx) {
-                Poll::Ready(Ok(Some(chunk))) => {
-                    if !chunk.is_empty() {
-                        self.length += chunk.len();
-                        self.batch.push_back(chunk);
-                    }
-                }
-                Poll::Ready(Ok(None)) => {
-                    self.state = State::Flushing;
-                    break;
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                Poll::Pending if self.batch.is_empty() => {
-                    self.batch.shrink_to(KEPT);
-                    return Poll::Pending;
-                }
-                Poll::Pending => break,
+        match stream.poll_read_chunks(cx, &mut self.batch, BATCH) {
+            Poll::Ready(Ok(0)) => self.state = State::Flushing,
+            Poll::Ready(Ok(length)) => self.length = length,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            Poll::Pending => {
+                self.batch.shrink_to(KEPT);
+                return Poll::Pending;
             }
         }
         Poll::Ready(Ok(()))
@@ -106,10 +96,11 @@ impl ToTcp {
             ready!(tcp.poll_write_ready(cx))?;
             let mut written = 0;
             let result = tcp.try_io(Interest::WRITABLE, || {
-                written = self.send(tcp)?;
+                let (offered, taken) = self.send(tcp)?;
+                written = taken;
                 // A socket that took less is full. Saying so here, with the readiness it had before, saves the
                 // write that would only answer the same, and cannot lose a wake-up.
-                if written < self.length {
+                if taken < offered {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 Ok(())
@@ -125,28 +116,34 @@ impl ToTcp {
         }
     }
 
-    fn send(&self, tcp: &TcpStream) -> io::Result<usize> {
+    /// Offers up to [`CHUNKS`] chunks; answers how many bytes were offered, and taken.
+    fn send(&self, tcp: &TcpStream) -> io::Result<(usize, usize)> {
         let socket = SockRef::from(tcp);
-        if let [only] = self.batch.as_slices().0
-            && self.batch.len() == 1
-        {
-            return socket.send(only);
+        let chunks = self.batch.get(self.first..).unwrap_or_default();
+        if let [only] = chunks {
+            return Ok((only.len(), socket.send(only)?));
         }
         let slices: [IoSlice<'_>; CHUNKS] =
-            std::array::from_fn(|i| IoSlice::new(self.batch.get(i).map_or(&[], |chunk| chunk)));
-        let count = self.batch.len().min(CHUNKS);
-        socket.send_vectored(&slices[..count])
+            std::array::from_fn(|i| IoSlice::new(chunks.get(i).map_or(&[], |chunk| chunk)));
+        let count = chunks.len().min(CHUNKS);
+        let slices = &slices[..count];
+        let offered = slices.iter().map(|slice| slice.len()).sum();
+        Ok((offered, socket.send_vectored(slices)?))
     }
 
     fn advance(&mut self, mut written: usize) {
         self.length -= written;
-        while let Some(first) = self.batch.front_mut() {
-            if written < first.len() {
-                first.advance(written);
+        while let Some(chunk) = self.batch.get_mut(self.first) {
+            if written < chunk.len() {
+                chunk.advance(written);
                 return;
             }
-            written -= first.len();
-            self.batch.pop_front();
+            written -= chunk.len();
+            // Let go of its memory now, not when the whole batch is written.
+            *chunk = Bytes::new();
+            self.first += 1;
         }
+        self.batch.clear();
+        self.first = 0;
     }
 }
