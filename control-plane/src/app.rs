@@ -36,10 +36,12 @@ use crate::service::Core;
 use crate::store::{self, Store, StoreError};
 use crate::tasks::{certificate, housekeeping, live};
 use crate::world::StoreHealth;
-use crate::world::keeper::Keeper;
+use crate::world::keeper::{Keeper, Views};
 
 /// Connections after their handshake that tonic has not taken yet.
 const ACCEPTED: usize = 64;
+/// What tasks get to end by themselves, at least.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// Why a control plane ended otherwise than asked to.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +89,12 @@ impl Listeners {
         let bind = |flag, address| {
             net::bind_tcp(address).map_err(|error| AppError::bind(flag, address, &error))
         };
-        let default = config::ADMIN.parse().expect("invariant: the constant is an address");
         Ok(Self {
             grpc: bind("--listen", args.listen)?,
             http: bind("--http-listen", args.http_listen)?,
             admin: args
                 .common
-                .admin(default)
+                .admin(config::ADMIN)
                 .bind()
                 .map_err(|error| AppError::Failed(error.to_string()))?,
         })
@@ -103,7 +104,11 @@ impl Listeners {
         Ok(Ready {
             listen: self.grpc.local_addr()?,
             http_listen: self.http.local_addr()?,
-            admin_listen: self.admin.as_ref().map(TcpListener::local_addr).transpose()?,
+            admin_listen: self
+                .admin
+                .as_ref()
+                .map(TcpListener::local_addr)
+                .transpose()?,
         })
     }
 }
@@ -113,15 +118,24 @@ impl Listeners {
 /// # Errors
 /// [`AppError`].
 pub async fn run(args: Args, shutdown: Shutdown) -> Result<(), AppError> {
-    files::create_private_dir(&args.data_dir)
-        .map_err(|e| AppError::Usage(format!("cannot use --data-dir {}: {e}", args.data_dir.display())))?;
+    files::create_private_dir(&args.data_dir).map_err(|e| {
+        AppError::Usage(format!(
+            "cannot use --data-dir {}: {e}",
+            args.data_dir.display()
+        ))
+    })?;
     let _lock = files::DirLock::acquire(&args.data_dir).map_err(|error| {
-        AppError::Usage(format!("cannot lock --data-dir {}: {error}; is another control plane running there?", args.data_dir.display()))
+        AppError::Usage(format!(
+            "cannot lock --data-dir {}: {error}; is another control plane running there?",
+            args.data_dir.display()
+        ))
     })?;
     if let Err(error) = net::raise_nofile_limit() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let store = store::open(&args.store, &args.store_options()).await.map_err(open_error)?;
+    let store = store::open(&args.store, &args.store_options())
+        .await
+        .map_err(open_error)?;
     start(args, store, shutdown).await
 }
 
@@ -135,7 +149,9 @@ fn open_error(error: StoreError) -> AppError {
 /// [`AppError`].
 pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Result<(), AppError> {
     let listeners = Listeners::bind(&args)?;
-    let addresses = listeners.addresses().map_err(|e| AppError::Failed(e.to_string()))?;
+    let addresses = listeners
+        .addresses()
+        .map_err(|e| AppError::Failed(e.to_string()))?;
     let Listeners { grpc, http, admin } = listeners;
     let readiness = Readiness::new();
     let metrics = Metrics::new("control-plane", env!("CARGO_PKG_VERSION"));
@@ -143,7 +159,11 @@ pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Res
         store: readiness.latch("store"),
         serving: readiness.latch("api"),
     };
-    let errors = metrics.register("store_errors", "Failed calls to the store", Counter::default());
+    let errors = metrics.register(
+        "store_errors",
+        "Failed calls to the store",
+        Counter::default(),
+    );
     let health = StoreHealth::new(errors);
 
     // Ends after everything else, so that it can tell of the drain.
@@ -156,7 +176,16 @@ pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Res
     }
     plain.spawn("HTTP", http::serve(http, readiness.clone(), end.clone()));
 
-    let running = run_api(&args, store, shutdown.clone(), health, latches, &metrics, grpc, addresses);
+    let running = run_api(
+        &args,
+        store,
+        shutdown.clone(),
+        health,
+        latches,
+        &metrics,
+        grpc,
+        addresses,
+    );
     // Boxed: it holds the whole of the control plane.
     let mut running = Box::pin(running);
     let result = tokio::select! {
@@ -192,87 +221,134 @@ async fn run_api(
         () = draining.cancelled() => return Ok(()),
         foundation = found(&*store, args, &health) => foundation?,
     };
-    let Foundation { authority, key, format } = foundation;
     let (keeper, mut views) = Keeper::new();
-    let mut tasks = TaskGroup::new();
-    tasks.spawn("keeper of the world", keeper.run(Arc::clone(&store), health.clone()));
+    let mut running = Running::default();
+    let keeping = keeper.run(Arc::clone(&store), health.clone());
+    running.forever.spawn("keeper of the world", keeping);
     tokio::select! {
         () = draining.cancelled() => return Ok(()),
-        ended = tasks.join_next() => return Err(task_ended(ended)),
+        ended = running.forever.join_next() => return Err(task_ended(ended)),
         () = views.loaded() => latches.store.set_ready(),
     }
-    let id = control_plane_id(&args.data_dir)?;
-    let core = Arc::new(Core {
-        store: Arc::clone(&store),
-        health: health.clone(),
-        views: views.clone(),
-        observed: Observed::default(),
-        authority: Arc::new(authority),
-        key,
-        control_plane: id.clone(),
-        format,
-        audit_number: Arc::new(AtomicU64::new(0)),
-    });
+    let core = Arc::new(core(foundation, store, health, views, &args.data_dir)?);
     gauges::register(metrics, &core);
-    let host_name = host_name();
-    let advertised = args.advertised(addresses.listen, host_name.as_deref());
-    let own = wire::ControlPlane {
-        id: id.clone(),
-        address: advertised.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    tasks.spawn("sign of life", live::run(Arc::clone(&store), health.clone(), own, draining.clone()));
-    let keeping = housekeeping::run(store, health, views, core.observed.clone());
-    tasks.spawn("housekeeping", keeping);
-
-    let names = args.certificate_names(host_name.as_deref());
-    let tls = own_tls(&core, &id, names, &mut tasks)?;
-    let reporter = HealthReporter::new();
-    serve::set_health(&reporter, true).await;
-    let (sender, connections) = mpsc::channel(ACCEPTED);
-    tasks.spawn("accept", serve::accept(grpc, tls, sender, draining.clone()));
-    let api = Api::new(core, metrics, draining.clone());
-    let server = serve::serve(api, reporter.clone(), connections, draining.clone());
-    let mut server_tasks = TaskGroup::new();
-    server_tasks.spawn("gRPC", async move { server.await.map_err(|error| error.to_string()) });
+    running
+        .start(args, &core, metrics, grpc, &addresses, &draining)
+        .await?;
 
     latches.serving.set_ready();
-    tracing::info!(listen = %addresses.listen, http = %addresses.http_listen, id, advertised, "control plane serves");
+    tracing::info!(listen = %addresses.listen, http = %addresses.http_listen, id = core.control_plane, "control plane serves");
     if let Some(path) = &args.common.ready_file {
-        ready_file::write(path, &addresses)
-            .map_err(|e| AppError::Failed(format!("cannot write --ready-file {}: {e}", path.display())))?;
+        ready_file::write(path, &addresses).map_err(|e| {
+            AppError::Failed(format!("cannot write --ready-file {}: {e}", path.display()))
+        })?;
     }
-    wait(&shutdown, &mut tasks, &mut server_tasks).await?;
-
+    running.wait(&shutdown).await?;
     latches.serving.set_pending();
-    serve::set_health(&reporter, false).await;
-    let unfinished = server_tasks.finish(shutdown.remaining()).await;
-    if !unfinished.is_empty() {
-        tracing::warn!("requests were still running at the end of the drain time and were dropped");
-    }
-    // The sign of life is taken back; what runs for ever is dropped.
-    withdraw(tasks).await;
+    running.finish(&shutdown).await;
     tracing::info!("control plane ended");
     Ok(())
 }
 
-/// Gives the tasks that end by themselves a moment, and drops the others.
-async fn withdraw(tasks: TaskGroup) {
-    let dropped = tasks.finish(Duration::from_millis(500)).await;
-    tracing::debug!(?dropped, "tasks dropped at the end");
+fn core(
+    foundation: Foundation,
+    store: Arc<dyn Store>,
+    health: StoreHealth,
+    views: Views,
+    data_dir: &Path,
+) -> Result<Core, AppError> {
+    Ok(Core {
+        store,
+        health,
+        views,
+        observed: Observed::default(),
+        authority: Arc::new(foundation.authority),
+        key: foundation.key,
+        control_plane: control_plane_id(data_dir)?,
+        format: foundation.format,
+        audit_number: Arc::new(AtomicU64::new(0)),
+    })
 }
 
-/// Waits until draining begins; earlier only if a task ends that should not.
-async fn wait(
-    shutdown: &Shutdown,
-    tasks: &mut TaskGroup,
-    server: &mut TaskGroup,
-) -> Result<(), AppError> {
-    tokio::select! {
-        biased;
-        () = shutdown.wait_draining() => Ok(()),
-        ended = tasks.join_next() => Err(task_ended(ended)),
-        ended = server.join_next() => Err(task_ended(ended)),
+/// The tasks of a control plane that serves, by how they end.
+#[derive(Default)]
+struct Running {
+    /// Never end; dropped at the end.
+    forever: TaskGroup,
+    /// End by themselves soon after draining begins.
+    until_drain: TaskGroup,
+    /// Ends when all requests are answered.
+    server: TaskGroup,
+    reporter: HealthReporter,
+}
+
+impl Running {
+    async fn start(
+        &mut self,
+        args: &Args,
+        core: &Arc<Core>,
+        metrics: &Metrics,
+        grpc: TcpListener,
+        addresses: &Ready,
+        draining: &CancellationToken,
+    ) -> Result<(), AppError> {
+        let host_name = host_name();
+        let own = wire::ControlPlane {
+            id: core.control_plane.clone(),
+            address: args.advertised(addresses.listen, host_name.as_deref()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let (store, health) = (Arc::clone(&core.store), core.health.clone());
+        let alive = live::run(store, health, own, draining.clone());
+        self.until_drain.spawn("sign of life", alive);
+        let (store, health) = (Arc::clone(&core.store), core.health.clone());
+        let keeping = housekeeping::run(store, health, core.views.clone(), core.observed.clone());
+        self.forever.spawn("housekeeping", keeping);
+
+        let names = args.certificate_names(host_name.as_deref());
+        let tls = own_tls(core, names, &mut self.forever)?;
+        serve::set_health(&self.reporter, true).await;
+        let (sender, connections) = mpsc::channel(ACCEPTED);
+        let accepting = serve::accept(grpc, tls, sender, draining.clone());
+        self.until_drain.spawn("accept", accepting);
+        let api = Api::new(Arc::clone(core), metrics, draining.clone());
+        let server = serve::serve(api, self.reporter.clone(), connections, draining.clone());
+        let server = async move { server.await.map_err(|error| error.to_string()) };
+        self.server.spawn("gRPC", server);
+        Ok(())
+    }
+
+    /// Waits until draining begins; earlier only if a task ends that should not.
+    async fn wait(&mut self, shutdown: &Shutdown) -> Result<(), AppError> {
+        let ended = tokio::select! {
+            biased;
+            () = shutdown.wait_draining() => return Ok(()),
+            ended = self.forever.join_next() => ended,
+            ended = self.until_drain.join_next() => ended,
+            ended = self.server.join_next() => ended,
+        };
+        // A task that saw the drain before we did has done nothing wrong.
+        if shutdown.is_draining() {
+            Ok(())
+        } else {
+            Err(task_ended(ended))
+        }
+    }
+
+    async fn finish(mut self, shutdown: &Shutdown) {
+        serve::set_health(&self.reporter, false).await;
+        // Whoever watches our health has been told; their streams would otherwise never end.
+        tokio::task::yield_now().await;
+        serve::end_health(&mut self.reporter).await;
+        if !self.server.finish(shutdown.remaining()).await.is_empty() {
+            tracing::warn!("requests still ran at the end of the drain time and were dropped");
+        }
+        let limit = shutdown.remaining().clamp(MOMENT, MOMENT * 4);
+        let late = self.until_drain.finish(limit).await;
+        if !late.is_empty() {
+            tracing::debug!(?late, "tasks had to be dropped");
+        }
+        self.forever.abort().await;
     }
 }
 
@@ -284,7 +360,11 @@ fn task_ended(ended: Option<(String, sg_runtime::tasks::Ended)>) -> AppError {
 }
 
 /// Finds or makes what the installation shares, as soon as the store answers.
-async fn found(store: &dyn Store, args: &Args, health: &StoreHealth) -> Result<Foundation, AppError> {
+async fn found(
+    store: &dyn Store,
+    args: &Args,
+    health: &StoreHealth,
+) -> Result<Foundation, AppError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     let key_file = args.store_key_file();
     loop {
@@ -309,13 +389,17 @@ async fn found(store: &dyn Store, args: &Args, health: &StoreHealth) -> Result<F
 
 fn own_tls(
     core: &Core,
-    id: &str,
     names: Vec<String>,
     tasks: &mut TaskGroup,
 ) -> Result<tls::ServerTls, AppError> {
-    let failed = |error: &dyn std::fmt::Display| AppError::Failed(format!("own certificate: {error}"));
-    let identity = PeerIdentity::new(PeerKind::ControlPlane, id).map_err(|e| failed(&e))?;
-    let issued = core.authority.control_plane(&identity, &names).map_err(|e| failed(&e))?;
+    let failed =
+        |error: &dyn std::fmt::Display| AppError::Failed(format!("own certificate: {error}"));
+    let identity =
+        PeerIdentity::new(PeerKind::ControlPlane, &core.control_plane).map_err(|e| failed(&e))?;
+    let issued = core
+        .authority
+        .control_plane(&identity, &names)
+        .map_err(|e| failed(&e))?;
     let shown = ServerCertificate::new(&issued).map_err(|e| failed(&e))?;
     let nodes = ClientAuth::OptionalCa(vec![core.authority.certificate().clone()]);
     let tls = tls::server_config(&shown, &nodes, &[b"h2"]).map_err(|e| failed(&e))?;

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use sg_runtime::crypto;
 use sg_runtime::identity::{self, CertificateDer, KeyPair, NotAKey, PeerIdentity};
@@ -34,7 +34,9 @@ pub struct Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("spki_sha256", &crypto::hex(&self.spki_sha256)).finish()
+        f.debug_struct("Authority")
+            .field("spki_sha256", &crypto::hex(&self.spki_sha256))
+            .finish()
     }
 }
 
@@ -83,9 +85,15 @@ impl Authority {
         let spki_sha256 = identity::spki_sha256(&certificate)
             .map_err(|error| IssueError::Authority(error.to_string()))?;
         if spki_sha256 != key.spki_sha256() {
-            return Err(IssueError::Authority("certificate and key do not match".to_owned()));
+            return Err(IssueError::Authority(
+                "certificate and key do not match".to_owned(),
+            ));
         }
-        Ok(Self { certificate, key, spki_sha256 })
+        Ok(Self {
+            certificate,
+            key,
+            spki_sha256,
+        })
     }
 
     /// The root certificate.
@@ -126,7 +134,10 @@ impl Authority {
             });
         }
         let certificate = self.sign(&params, key.signing())?;
-        Ok(Credentials::new(vec![certificate, self.certificate.clone()], key))
+        Ok(Credentials::new(
+            vec![certificate, self.certificate.clone()],
+            key,
+        ))
     }
 
     /// A chain (leaf, root) for the key in a node's request, valid for a year.
@@ -160,12 +171,16 @@ impl Authority {
 /// # Errors
 /// [`IssueError::Request`].
 pub fn request_key_sha256(csr_der: &[u8]) -> Result<[u8; 32], IssueError> {
-    Ok(crypto::sha256(&parse_request(csr_der)?.public_key.subject_public_key_info()))
+    Ok(crypto::sha256(
+        &parse_request(csr_der)?.public_key.subject_public_key_info(),
+    ))
 }
 
 fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, IssueError> {
     if csr_der.len() > MAX_CSR {
-        return Err(IssueError::Request(format!("it is longer than {MAX_CSR} bytes")));
+        return Err(IssueError::Request(format!(
+            "it is longer than {MAX_CSR} bytes"
+        )));
     }
     CertificateSigningRequestParams::from_der(&csr_der.to_vec().into()).map_err(unusable)
 }
@@ -176,8 +191,10 @@ fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, Is
     params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().map_err(unusable)?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
 }
@@ -188,7 +205,9 @@ fn params(common_name: &str, life: Duration) -> CertificateParams {
     params.not_before = now.checked_sub(LEEWAY).unwrap_or(now).into();
     params.not_after = now.checked_add(life).unwrap_or(now + DAY).into();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
     params
 }
 

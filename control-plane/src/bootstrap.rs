@@ -80,7 +80,10 @@ impl BootstrapError {
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    let cause = error
+        .source()
+        .map(|cause| format!(": {cause}"))
+        .unwrap_or_default();
     format!("{error}{cause}")
 }
 
@@ -106,8 +109,12 @@ pub async fn establish(
     let foundation = open(store, &format, key_file).await?;
     let ca_file = data_dir.join("ca.pem");
     let pem = foundation.authority.certificate_pem();
-    files::write_atomic(&ca_file, pem.as_bytes(), files::PUBLIC)
-        .map_err(|source| BootstrapError::File { path: ca_file, source })?;
+    files::write_atomic(&ca_file, pem.as_bytes(), files::PUBLIC).map_err(|source| {
+        BootstrapError::File {
+            path: ca_file,
+            source,
+        }
+    })?;
     settle_admin_token(store, data_dir).await?;
     Ok(foundation)
 }
@@ -120,8 +127,12 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
     let hash = crypto::hex(&ids::token_hash(token.expose()));
     let pending = pending_token(data_dir);
     let line = Secret::new(format!("{}\n", token.expose()));
-    files::write_atomic(&pending, line.expose().as_bytes(), files::PRIVATE)
-        .map_err(|source| BootstrapError::File { path: pending, source })?;
+    files::write_atomic(&pending, line.expose().as_bytes(), files::PRIVATE).map_err(|source| {
+        BootstrapError::File {
+            path: pending,
+            source,
+        }
+    })?;
     let now = ids::now();
     let ca = wire::CertificateAuthority {
         certificate_der: authority.certificate().to_vec(),
@@ -146,14 +157,24 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
     let txn = Txn::new()
         .when_absent(keys::META_FORMAT)
         .when_absent(keys::META_CA)
-        .put(keys::META_FORMAT, wire::Format { version: keys::FORMAT }.encode_to_vec())
+        .put(
+            keys::META_FORMAT,
+            wire::Format {
+                version: keys::FORMAT,
+            }
+            .encode_to_vec(),
+        )
         .put(keys::META_EPOCH, wire::Epoch { epoch: 1 }.encode_to_vec())
         .put(keys::META_CA, ca.encode_to_vec())
         .put(keys::admin_token(&hash), admin.encode_to_vec())
         .put(keys::audit(now.0, "first-start", 0), audit.encode_to_vec());
     match store.txn(txn).await {
-        Ok(TxnOutcome::Committed(_)) => tracing::info!("first start: certificate authority and admin token made"),
-        Ok(TxnOutcome::Conflict { .. }) => tracing::info!("another control plane has made the first start"),
+        Ok(TxnOutcome::Committed(_)) => {
+            tracing::info!("first start: certificate authority and admin token made")
+        }
+        Ok(TxnOutcome::Conflict { .. }) => {
+            tracing::info!("another control plane has made the first start")
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(())
@@ -186,10 +207,14 @@ async fn open(
         .map_err(|error| unreadable(keys::META_CA, &error))?;
     let pem = sealed::open(&key, keys::META_CA.as_bytes(), &ca.sealed_key)
         .map_err(|_| BootstrapError::KeyWrong(key_file.to_owned()))?;
-    let pem = std::str::from_utf8(pem.expose())
-        .map_err(|error| unreadable(keys::META_CA, &error))?;
+    let pem =
+        std::str::from_utf8(pem.expose()).map_err(|error| unreadable(keys::META_CA, &error))?;
     let authority = Authority::from_parts(ca.certificate_der, pem)?;
-    Ok(Foundation { authority, key, format: format.mod_revision })
+    Ok(Foundation {
+        authority,
+        key,
+        format: format.mod_revision,
+    })
 }
 
 fn pending_token(data_dir: &Path) -> PathBuf {
@@ -199,7 +224,9 @@ fn pending_token(data_dir: &Path) -> PathBuf {
 /// Gives the token of a first start its name if the store knows it, and drops it otherwise.
 async fn settle_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), BootstrapError> {
     let pending = pending_token(data_dir);
-    let Ok(token) = Secret::read(&pending) else { return Ok(()) };
+    let Ok(token) = Secret::read(&pending) else {
+        return Ok(());
+    };
     let hash = crypto::hex(&ids::token_hash(token.expose()));
     let known = store.get(&keys::admin_token(&hash)).await?.1.is_some();
     let settled = if known {
@@ -207,7 +234,10 @@ async fn settle_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), Bo
     } else {
         std::fs::remove_file(&pending)
     };
-    settled.map_err(|source| BootstrapError::File { path: pending, source })
+    settled.map_err(|source| BootstrapError::File {
+        path: pending,
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -219,7 +249,11 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
 
-    async fn start(store: &MemoryStore, dir: &Path, key: &Path) -> Result<Foundation, BootstrapError> {
+    async fn start(
+        store: &MemoryStore,
+        dir: &Path,
+        key: &Path,
+    ) -> Result<Foundation, BootstrapError> {
         establish(store, dir, key).await
     }
 
@@ -229,15 +263,31 @@ mod tests {
         let key = dir.path().join("store.key");
         let first = start(&store, dir.path(), &key).await.unwrap();
         let token = Secret::read(&dir.path().join("admin.token")).unwrap();
-        let mode = std::fs::metadata(dir.path().join("admin.token")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(dir.path().join("admin.token"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         let hash = crypto::hex(&ids::token_hash(token.expose()));
-        assert!(store.get(&keys::admin_token(&hash)).await.unwrap().1.is_some());
+        assert!(
+            store
+                .get(&keys::admin_token(&hash))
+                .await
+                .unwrap()
+                .1
+                .is_some()
+        );
 
         std::fs::remove_file(dir.path().join("admin.token")).unwrap();
         let second = start(&store, dir.path(), &key).await.unwrap();
-        assert_eq!(first.authority.spki_sha256(), second.authority.spki_sha256());
-        assert!(!dir.path().join("admin.token").exists(), "made by the first start only");
+        assert_eq!(
+            first.authority.spki_sha256(),
+            second.authority.spki_sha256()
+        );
+        assert!(
+            !dir.path().join("admin.token").exists(),
+            "made by the first start only"
+        );
         let pem = std::fs::read_to_string(dir.path().join("ca.pem")).unwrap();
         assert_eq!(pem, second.authority.certificate_pem());
         assert!(!pem.contains("PRIVATE"));
@@ -267,7 +317,10 @@ mod tests {
         let (first, second) =
             tokio::join!(start(&store, a.path(), &key), start(&store, b.path(), &key));
         let (first, second) = (first.unwrap(), second.unwrap());
-        assert_eq!(first.authority.spki_sha256(), second.authority.spki_sha256());
+        assert_eq!(
+            first.authority.spki_sha256(),
+            second.authority.spki_sha256()
+        );
         let tokens = [a.path(), b.path()].map(|dir| dir.join("admin.token").exists());
         assert_eq!(tokens.iter().filter(|made| **made).count(), 1);
         assert!(!pending_token(a.path()).exists() && !pending_token(b.path()).exists());
@@ -287,9 +340,16 @@ mod tests {
     #[tokio::test]
     async fn a_newer_layout_is_refused() {
         let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
-        let newer = wire::Format { version: keys::FORMAT + 1 };
-        store.txn(Txn::new().put(keys::META_FORMAT, newer.encode_to_vec())).await.unwrap();
-        let error = start(&store, dir.path(), &dir.path().join("k")).await.unwrap_err();
+        let newer = wire::Format {
+            version: keys::FORMAT + 1,
+        };
+        store
+            .txn(Txn::new().put(keys::META_FORMAT, newer.encode_to_vec()))
+            .await
+            .unwrap();
+        let error = start(&store, dir.path(), &dir.path().join("k"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, BootstrapError::Format(_)), "{error}");
     }
 }

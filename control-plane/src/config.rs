@@ -1,6 +1,6 @@
 //! The flags of `sg-control-plane`, and what is checked of them before anything starts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -10,7 +10,7 @@ use sg_runtime::config::CommonArgs;
 use crate::store::{StoreOptions, StoreUrl};
 
 /// Where admin HTTP listens by default.
-pub const ADMIN: &str = "127.0.0.1:7481";
+pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7481);
 
 /// The control plane of Secure Gateway: API, certificate authority, configuration of the nodes
 #[derive(Debug, Clone, Parser)]
@@ -62,7 +62,9 @@ fn parse_host(text: &str) -> Result<String, String> {
 impl Args {
     /// The key file, given or by default.
     pub fn store_key_file(&self) -> PathBuf {
-        self.store_key_file.clone().unwrap_or_else(|| self.data_dir.join("store.key"))
+        self.store_key_file
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("store.key"))
     }
 
     /// How to reach the store.
@@ -97,7 +99,11 @@ impl Args {
             (None, Some(name)) if bound.ip().is_unspecified() => name.to_owned(),
             _ => bound.ip().to_string(),
         };
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host
+        };
         format!("{host}:{}", bound.port())
     }
 }
@@ -118,10 +124,16 @@ mod tests {
         let bound = "0.0.0.0:7400".parse().unwrap();
         let told = |more: &[&str]| args(more).unwrap().advertised(bound, Some("host-1"));
         assert_eq!(told(&[]), "host-1:7400");
-        assert_eq!(told(&["--advertise", "cp.example,10.0.0.1"]), "cp.example:7400");
+        assert_eq!(
+            told(&["--advertise", "cp.example,10.0.0.1"]),
+            "cp.example:7400"
+        );
         assert_eq!(told(&["--advertise", "fd00::1"]), "[fd00::1]:7400");
         let loopback = "127.0.0.1:1".parse().unwrap();
-        assert_eq!(args(&[]).unwrap().advertised(loopback, Some("host-1")), "127.0.0.1:1");
+        assert_eq!(
+            args(&[]).unwrap().advertised(loopback, Some("host-1")),
+            "127.0.0.1:1"
+        );
     }
 
     #[test]
@@ -129,6 +141,9 @@ mod tests {
         assert!(args(&["--advertise", "a b"]).is_err());
         assert!(args(&["--etcd-user", "u"]).is_err());
         assert!(args(&["--listen", "7400"]).is_err());
-        assert_eq!(args(&[]).unwrap().store_key_file(), PathBuf::from("/d/store.key"));
+        assert_eq!(
+            args(&[]).unwrap().store_key_file(),
+            PathBuf::from("/d/store.key")
+        );
     }
 }

@@ -13,7 +13,7 @@ use crate::service::Core;
 struct Gauges(Arc<Core>);
 
 /// Adds `sg_config_revision`, `sg_nodes`, `sg_nodes_connected` and `sg_store_healthy`.
-pub fn register(metrics: &Metrics, core: &Arc<Core>) {
+pub(crate) fn register(metrics: &Metrics, core: &Arc<Core>) {
     let gauges = Box::new(Gauges(Arc::clone(core)));
     metrics.with_registry(|registry| registry.register_collector(gauges));
 }
@@ -24,10 +24,26 @@ impl Collector for Gauges {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let revision = i64::try_from(view.world.revision.get()).unwrap_or(i64::MAX);
         for (name, help, value) in [
-            ("sg_config_revision", "Newest configuration revision read", revision),
-            ("sg_nodes", "Nodes that have joined", count(view.world.nodes().count())),
-            ("sg_nodes_connected", "Nodes connected to this control plane", count(self.0.observed.connected())),
-            ("sg_store_healthy", "Whether the store answers", i64::from(self.0.health.problem().is_none())),
+            (
+                "config_revision",
+                "Newest configuration revision read",
+                revision,
+            ),
+            (
+                "nodes",
+                "Nodes that have joined",
+                count(view.world.nodes().count()),
+            ),
+            (
+                "nodes_connected",
+                "Nodes connected to this control plane",
+                count(self.0.observed.connected()),
+            ),
+            (
+                "store_healthy",
+                "Whether the store answers",
+                i64::from(self.0.health.problem().is_none()),
+            ),
         ] {
             let gauge = ConstGauge::new(value);
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

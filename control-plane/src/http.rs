@@ -15,9 +15,15 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// The listener fails for good.
-pub async fn serve(listener: TcpListener, readiness: Readiness, end: CancellationToken) -> io::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    end: CancellationToken,
+) -> io::Result<()> {
     let app = Router::new().route("/", get(index)).with_state(readiness);
-    axum::serve(listener, app).with_graceful_shutdown(end.cancelled_owned()).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(end.cancelled_owned())
+        .await
 }
 
 async fn index(State(readiness): State<Readiness>) -> Json<Value> {

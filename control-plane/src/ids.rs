@@ -9,14 +9,16 @@ use sg_runtime::secret::Secret;
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// The present date.
-pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A new id: a letter for the kind, then 26 characters that sort by time and never repeat.
 /// It holds capital letters, which names may not, so no id is ever the name of something else.
-pub fn new_id(kind: char, now: Timestamp) -> String {
+pub(crate) fn new_id(kind: char, now: Timestamp) -> String {
     let random = u128::from_be_bytes(crypto::random_bytes::<16>()) >> 48;
     let mut bits = (u128::from(now.0) << 80) | random;
     let mut text = [0_u8; 26];
@@ -24,16 +26,21 @@ pub fn new_id(kind: char, now: Timestamp) -> String {
         *place = ALPHABET[usize::try_from(bits % 32).unwrap_or_default()];
         bits /= 32;
     }
-    std::iter::once(kind).chain(text.into_iter().map(char::from)).collect()
+    std::iter::once(kind)
+        .chain(text.into_iter().map(char::from))
+        .collect()
 }
 
 /// A new token: the prefix and 256 random bits.
-pub fn new_token(prefix: &str) -> Secret<String> {
-    Secret::new(format!("{prefix}{}", crypto::hex(&crypto::random_bytes::<32>())))
+pub(crate) fn new_token(prefix: &str) -> Secret<String> {
+    Secret::new(format!(
+        "{prefix}{}",
+        crypto::hex(&crypto::random_bytes::<32>())
+    ))
 }
 
 /// SHA-256 of a whole token text, as it is stored.
-pub fn token_hash(token: &str) -> [u8; 32] {
+pub(crate) fn token_hash(token: &str) -> [u8; 32] {
     crypto::sha256(token.as_bytes())
 }
 

@@ -17,28 +17,28 @@
 use sg_model::{DestinationId, GatewayId, Name, NodeId};
 
 /// Version of this layout; a control plane refuses a store with a greater one.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// Everything a node's configuration is made of.
-pub const OBJECTS: &str = "v1/obj/";
+pub(crate) const OBJECTS: &str = "v1/obj/";
 /// What the whole installation shares.
-pub const META: &str = "v1/meta/";
+pub(crate) const META: &str = "v1/meta/";
 /// Hashes of the tokens of administrators.
-pub const ADMIN_TOKENS: &str = "v1/token/admin/";
+pub(crate) const ADMIN_TOKENS: &str = "v1/token/admin/";
 /// Control planes that are alive.
-pub const LIVE: &str = "v1/live/control-plane/";
+pub(crate) const LIVE: &str = "v1/live/control-plane/";
 /// The audit trail.
-pub const AUDIT: &str = "v1/audit/";
+pub(crate) const AUDIT: &str = "v1/audit/";
 /// Layout version.
-pub const META_FORMAT: &str = "v1/meta/format";
+pub(crate) const META_FORMAT: &str = "v1/meta/format";
 /// Epoch.
-pub const META_EPOCH: &str = "v1/meta/epoch";
+pub(crate) const META_EPOCH: &str = "v1/meta/epoch";
 /// Certificate authority.
-pub const META_CA: &str = "v1/meta/ca";
+pub(crate) const META_CA: &str = "v1/meta/ca";
 
 /// An object's key taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ObjectPath<'a> {
+pub(crate) enum ObjectPath<'a> {
     /// A gateway.
     Gateway(&'a str),
     /// A destination: gateway, then its own id.
@@ -50,7 +50,7 @@ pub enum ObjectPath<'a> {
 }
 
 /// Takes a key under [`OBJECTS`] apart; `None` for anything this version does not know.
-pub fn parse_object(key: &str) -> Option<ObjectPath<'_>> {
+pub(crate) fn parse_object(key: &str) -> Option<ObjectPath<'_>> {
     let mut parts = key.strip_prefix(OBJECTS)?.split('/');
     let path = match (parts.next()?, parts.next()?) {
         ("gateway", id) => ObjectPath::Gateway(id),
@@ -63,102 +63,102 @@ pub fn parse_object(key: &str) -> Option<ObjectPath<'_>> {
 }
 
 /// A gateway.
-pub fn gateway(id: &GatewayId) -> String {
+pub(crate) fn gateway(id: &GatewayId) -> String {
     format!("{OBJECTS}gateway/{id}")
 }
 
 /// All destinations of a gateway.
-pub fn destinations_of(gateway: &GatewayId) -> String {
+pub(crate) fn destinations_of(gateway: &GatewayId) -> String {
     format!("{OBJECTS}destination/{gateway}/")
 }
 
 /// A destination.
-pub fn destination(gateway: &GatewayId, id: &DestinationId) -> String {
+pub(crate) fn destination(gateway: &GatewayId, id: &DestinationId) -> String {
     format!("{OBJECTS}destination/{gateway}/{id}")
 }
 
 /// The access control list of a gateway.
-pub fn acl(gateway: &GatewayId) -> String {
+pub(crate) fn acl(gateway: &GatewayId) -> String {
     format!("{OBJECTS}acl/{gateway}")
 }
 
 /// A node.
-pub fn node(id: &NodeId) -> String {
+pub(crate) fn node(id: &NodeId) -> String {
     format!("{OBJECTS}node/{id}")
 }
 
 /// The name of a gateway.
-pub fn gateway_name(name: &Name) -> String {
+pub(crate) fn gateway_name(name: &Name) -> String {
     format!("v1/idx/name/gateway/{name}")
 }
 
 /// The name of a destination.
-pub fn destination_name(gateway: &GatewayId, name: &Name) -> String {
+pub(crate) fn destination_name(gateway: &GatewayId, name: &Name) -> String {
     format!("v1/idx/name/destination/{gateway}/{name}")
 }
 
 /// The name of a node.
-pub fn node_name(name: &Name) -> String {
+pub(crate) fn node_name(name: &Name) -> String {
     format!("v1/idx/name/node/{name}")
 }
 
 /// All cloud ports in use in a group.
-pub fn cloud_ports(group: &Name) -> String {
+pub(crate) fn cloud_ports(group: &Name) -> String {
     format!("v1/idx/cloudport/{group}/")
 }
 
 /// A cloud port in use in a group.
-pub fn cloud_port(group: &Name, port: u16) -> String {
+pub(crate) fn cloud_port(group: &Name, port: u16) -> String {
     format!("v1/idx/cloudport/{group}/{port:05}")
 }
 
 /// A client port in use by a gateway.
-pub fn client_port(gateway: &GatewayId, port: u16) -> String {
+pub(crate) fn client_port(gateway: &GatewayId, port: u16) -> String {
     format!("v1/idx/clientport/{gateway}/{port:05}")
 }
 
 /// All ports of a group that were freed lately.
-pub fn quarantined(group: &Name) -> String {
+pub(crate) fn quarantined(group: &Name) -> String {
     format!("v1/quarantine/{group}/")
 }
 
 /// A port of a group that was freed lately.
-pub fn quarantine(group: &Name, port: u16) -> String {
+pub(crate) fn quarantine(group: &Name, port: u16) -> String {
     format!("v1/quarantine/{group}/{port:05}")
 }
 
 /// The port at the end of a key of [`cloud_ports`] or [`quarantined`].
-pub fn port_of(key: &str) -> Option<u16> {
+pub(crate) fn port_of(key: &str) -> Option<u16> {
     key.rsplit('/').next()?.parse().ok()
 }
 
 /// A join token by its hash in hexadecimal.
-pub fn join_token(sha256: &str) -> String {
+pub(crate) fn join_token(sha256: &str) -> String {
     format!("v1/token/join/{sha256}")
 }
 
 /// An administrator's token by its hash in hexadecimal.
-pub fn admin_token(sha256: &str) -> String {
+pub(crate) fn admin_token(sha256: &str) -> String {
     format!("{ADMIN_TOKENS}{sha256}")
 }
 
 /// What was answered to a request.
-pub fn idempotency(principal: &str, request_id: &str) -> String {
+pub(crate) fn idempotency(principal: &str, request_id: &str) -> String {
     format!("v1/idem/{principal}/{request_id}")
 }
 
 /// One change; `number` tells the changes of one control plane apart.
-pub fn audit(millis: u64, control_plane: &str, number: u64) -> String {
+pub(crate) fn audit(millis: u64, control_plane: &str, number: u64) -> String {
     format!("{AUDIT}{millis:015}-{control_plane}-{number:010}")
 }
 
 /// Where the audit records from `millis` on begin, to compare keys with.
-pub fn audit_from(millis: u64) -> String {
+pub(crate) fn audit_from(millis: u64) -> String {
     format!("{AUDIT}{millis:015}")
 }
 
 /// A control plane that is alive.
-pub fn live(control_plane: &str) -> String {
+pub(crate) fn live(control_plane: &str) -> String {
     format!("{LIVE}{control_plane}")
 }
 
@@ -172,7 +172,10 @@ mod tests {
     fn object_keys_are_read_as_they_are_written() {
         let gateway_id = GatewayId::new("G1").unwrap();
         let id = DestinationId::new("D1").unwrap();
-        assert_eq!(parse_object(&gateway(&gateway_id)), Some(ObjectPath::Gateway("G1")));
+        assert_eq!(
+            parse_object(&gateway(&gateway_id)),
+            Some(ObjectPath::Gateway("G1"))
+        );
         assert_eq!(
             parse_object(&destination(&gateway_id, &id)),
             Some(ObjectPath::Destination("G1", "D1"))

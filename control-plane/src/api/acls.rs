@@ -85,7 +85,11 @@ impl Acls for Api {
             let answer = self
                 .core
                 .change_acl(&call, name, &asked.etag, |acl| {
-                    if acl.remove(&target) { Ok(true) } else { Err(missing()) }
+                    if acl.remove(&target) {
+                        Ok(true)
+                    } else {
+                        Err(missing())
+                    }
                 })
                 .await?;
             Ok(self.encode_acl(&answer))

@@ -36,7 +36,10 @@ impl Interceptor for BearerAuth {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let refuse = |reason, text| Err(status(Code::Unauthenticated, reason, text));
         let Some(value) = request.metadata().get("authorization") else {
-            return refuse("TOKEN_MISSING", "send the admin token as 'authorization: Bearer sga_…'");
+            return refuse(
+                "TOKEN_MISSING",
+                "send the admin token as 'authorization: Bearer sga_…'",
+            );
         };
         let text = value.to_str().unwrap_or_default();
         let token = match text.split_once(' ') {
@@ -44,7 +47,10 @@ impl Interceptor for BearerAuth {
             _ => "",
         };
         if !token.starts_with("sga_") {
-            return refuse("TOKEN_MALFORMED", "the authorization is not 'Bearer' and an admin token, which begins with sga_");
+            return refuse(
+                "TOKEN_MALFORMED",
+                "the authorization is not 'Bearer' and an admin token, which begins with sga_",
+            );
         }
         let hash = ids::token_hash(token);
         let view = self.views.now();
@@ -56,7 +62,10 @@ impl Interceptor for BearerAuth {
             return Err(status(Code::PermissionDenied, "ROLE_NOT_SUFFICIENT", text));
         }
         let key = sg_runtime::crypto::hex(hash.first_chunk::<8>().unwrap_or(&[0; 8]));
-        request.extensions_mut().insert(Caller { name: admin.name.clone(), key });
+        request.extensions_mut().insert(Caller {
+            name: admin.name.clone(),
+            key,
+        });
         Ok(request)
     }
 }
@@ -64,7 +73,13 @@ impl Interceptor for BearerAuth {
 /// The caller of a request that came through [`BearerAuth`].
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let found = request.extensions().get::<Caller>().cloned();
-    found.ok_or_else(|| status(Code::Unauthenticated, "TOKEN_MISSING", "no admin token was sent"))
+    found.ok_or_else(|| {
+        status(
+            Code::Unauthenticated,
+            "TOKEN_MISSING",
+            "no admin token was sent",
+        )
+    })
 }
 
 /// The node whose certificate the connection proved.

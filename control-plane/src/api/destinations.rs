@@ -57,7 +57,10 @@ impl Api {
     ) -> Result<wire::Destination, ServiceError> {
         let gateway = self.core.gateway(gateway).await?;
         let destination = self.core.destination(&gateway, name).await?;
-        Ok(self.encode_destination(&DestinationAnswer { gateway, destination }))
+        Ok(self.encode_destination(&DestinationAnswer {
+            gateway,
+            destination,
+        }))
     }
 
     async fn switch_destination(
@@ -73,7 +76,10 @@ impl Api {
             record.destination.enabled = enabled;
             Ok(record)
         };
-        let answer = self.core.update_destination(call, path, etag, None, edit).await?;
+        let answer = self
+            .core
+            .update_destination(call, path, etag, None, edit)
+            .await?;
         Ok(self.encode_destination(&answer))
     }
 }
@@ -97,7 +103,10 @@ impl Destinations for Api {
                 ServiceError::invalid("parent", "must be gateways/GATEWAY, or the bare id or name")
             })?;
             let enabled = !asked.disabled;
-            let answer = self.core.create_destination(&call, parent, &draft, enabled).await?;
+            let answer = self
+                .core
+                .create_destination(&call, parent, &draft, enabled)
+                .await?;
             Ok(self.encode_destination(&answer))
         };
         self.rpcs.unary(METHOD, work).await
@@ -126,7 +135,10 @@ impl Destinations for Api {
                 parent => Some(self.core.gateway(gateway_name(parent)?).await?),
             };
             let view = self.core.views.now();
-            let wanted = |id: &GatewayId| only.as_ref().is_none_or(|gateway| gateway.value.gateway.id == *id);
+            let wanted = |id: &GatewayId| {
+                only.as_ref()
+                    .is_none_or(|gateway| gateway.value.gateway.id == *id)
+            };
             let all = view
                 .world
                 .gateways()
@@ -147,7 +159,10 @@ impl Destinations for Api {
                     })
                 })
                 .collect();
-            Ok(wire::ListDestinationsResponse { destinations, next_page_token })
+            Ok(wire::ListDestinationsResponse {
+                destinations,
+                next_page_token,
+            })
         };
         self.rpcs.unary("Destinations.ListDestinations", work).await
     }
@@ -168,7 +183,10 @@ impl Destinations for Api {
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set_fields(new))?;
             let edit = |record: &DestinationRecord| edit(record, new, &fields);
             let force = Some(asked.force);
-            let answer = self.core.update_destination(&call, path, &new.etag, force, edit).await?;
+            let answer = self
+                .core
+                .update_destination(&call, path, &new.etag, force, edit)
+                .await?;
             Ok(self.encode_destination(&answer))
         };
         self.rpcs.unary(METHOD, work).await
@@ -183,7 +201,9 @@ impl Destinations for Api {
         let call = call(&request, METHOD, &asked.request_id, asked.validate_only)?;
         let work = async {
             let path = child_name(&asked.name, "destinations")?;
-            self.core.delete_destination(&call, path, &asked.etag, asked.force).await?;
+            self.core
+                .delete_destination(&call, path, &asked.etag, asked.force)
+                .await?;
             Ok(pbjson_types::Empty {})
         };
         self.rpcs.unary(METHOD, work).await
@@ -279,8 +299,15 @@ fn edit(
     let draft = destination_draft(&merged)?;
     servable(&draft)?;
     let old = &record.destination;
-    let cloud_port = draft.cloud_port.or_else(|| old.listen.cloud_port()).unwrap_or_default();
-    let listen = Listen::new(draft.kind, cloud_port, draft.client_port.unwrap_or_default())?;
+    let cloud_port = draft
+        .cloud_port
+        .or_else(|| old.listen.cloud_port())
+        .unwrap_or_default();
+    let listen = Listen::new(
+        draft.kind,
+        cloud_port,
+        draft.client_port.unwrap_or_default(),
+    )?;
     Ok(DestinationRecord {
         destination: Destination {
             id: old.id.clone(),

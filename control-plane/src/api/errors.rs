@@ -28,7 +28,9 @@ pub(super) fn to_status(error: ServiceError) -> Status {
         }
         ServiceError::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", &text),
         ServiceError::Taken { reason, .. } => status(Code::AlreadyExists, reason, &text),
-        ServiceError::Precondition { reason, .. } => status(Code::FailedPrecondition, reason, &text),
+        ServiceError::Precondition { reason, .. } => {
+            status(Code::FailedPrecondition, reason, &text)
+        }
         ServiceError::Aborted { reason, .. } => status(Code::Aborted, reason, &text),
         ServiceError::Unsupported { reason, .. } => status(Code::Unimplemented, reason, &text),
         ServiceError::Exhausted { reason, .. } => status(Code::ResourceExhausted, reason, &text),
@@ -38,7 +40,11 @@ pub(super) fn to_status(error: ServiceError) -> Status {
         ServiceError::Store(error) => store_status(&error),
         ServiceError::Internal(detail) => {
             tracing::error!(detail, "a request failed by a fault of ours");
-            status(Code::Internal, "INTERNAL", "internal error; the log of the control plane says more")
+            status(
+                Code::Internal,
+                "INTERNAL",
+                "internal error; the log of the control plane says more",
+            )
         }
     }
 }
@@ -55,12 +61,21 @@ fn store_status(error: &StoreError) -> Status {
             let text = "the store did not answer in time, the change may or may not have happened; repeat the request with the same request_id, or read before trying again";
             status(Code::Unavailable, "OUTCOME_UNKNOWN", text)
         }
-        StoreError::TooLarge(_) => {
-            status(Code::InvalidArgument, "TOO_LARGE", "the object is too large to be stored")
-        }
-        StoreError::Compacted | StoreError::Future | StoreError::Invalid(_) | StoreError::Internal(_) => {
+        StoreError::TooLarge(_) => status(
+            Code::InvalidArgument,
+            "TOO_LARGE",
+            "the object is too large to be stored",
+        ),
+        StoreError::Compacted
+        | StoreError::Future
+        | StoreError::Invalid(_)
+        | StoreError::Internal(_) => {
             tracing::error!(%error, "a request failed by a fault of the store");
-            status(Code::Internal, "INTERNAL", "internal error; the log of the control plane says more")
+            status(
+                Code::Internal,
+                "INTERNAL",
+                "internal error; the log of the control plane says more",
+            )
         }
     }
 }

@@ -13,7 +13,14 @@ use crate::service::ServiceError;
 use crate::service::change::Call;
 use crate::service::gateways::{GatewayAnswer, TokenChoice};
 
-const FIELDS: [&str; 6] = ["name", "policy", "description", "group", "token_required", "enabled"];
+const FIELDS: [&str; 6] = [
+    "name",
+    "policy",
+    "description",
+    "group",
+    "token_required",
+    "enabled",
+];
 
 fn encode(answer: GatewayAnswer) -> wire::Gateway {
     let mut gateway = gateway_to_api(&answer.gateway.value, answer.gateway.etag());
@@ -36,7 +43,10 @@ impl Api {
             Ok(())
         };
         let name = gateway_name(name)?;
-        self.core.update_gateway(call, name, etag, None, edit).await.map(encode)
+        self.core
+            .update_gateway(call, name, etag, None, edit)
+            .await
+            .map(encode)
     }
 }
 
@@ -56,7 +66,10 @@ impl Gateways for Api {
                 .ok_or_else(|| ServiceError::invalid("gateway", "must be given"))?;
             let draft = gateway_draft(&gateway)?;
             let token = TokenChoice::new(asked.token_days, asked.no_token_expiry, asked.no_token)?;
-            self.core.create_gateway(&call, draft, token, !asked.disabled).await.map(encode)
+            self.core
+                .create_gateway(&call, draft, token, !asked.disabled)
+                .await
+                .map(encode)
         };
         self.rpcs.unary(METHOD, work).await
     }
@@ -80,10 +93,19 @@ impl Gateways for Api {
         let asked = request.into_inner();
         let work = async {
             let view = self.core.views.now();
-            let all = view.world.gateways().map(|(g, _)| (g.value.gateway.id.to_string(), g));
+            let all = view
+                .world
+                .gateways()
+                .map(|(g, _)| (g.value.gateway.id.to_string(), g));
             let (found, next_page_token) = page(all, asked.page_size, &asked.page_token)?;
-            let gateways = found.into_iter().map(|g| gateway_to_api(&g.value, g.etag())).collect();
-            Ok(wire::ListGatewaysResponse { gateways, next_page_token })
+            let gateways = found
+                .into_iter()
+                .map(|g| gateway_to_api(&g.value, g.etag()))
+                .collect();
+            Ok(wire::ListGatewaysResponse {
+                gateways,
+                next_page_token,
+            })
         };
         self.rpcs.unary("Gateways.ListGateways", work).await
     }
@@ -101,7 +123,10 @@ impl Gateways for Api {
                 .gateway
                 .ok_or_else(|| ServiceError::invalid("gateway", "must be given"))?;
             let names = [&asked.name, &gateway.id, &gateway.name];
-            let name = names.into_iter().find(|name| !name.is_empty()).map_or("", String::as_str);
+            let name = names
+                .into_iter()
+                .find(|name| !name.is_empty())
+                .map_or("", String::as_str);
             let set = [
                 ("name", !gateway.name.is_empty() && !asked.name.is_empty()),
                 ("policy", !gateway.policy.is_empty()),
@@ -111,7 +136,10 @@ impl Gateways for Api {
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
             let edit = |record: &mut GatewayRecord| edit(record, &gateway, &fields);
             let (name, force) = (gateway_name(name)?, Some(asked.force));
-            self.core.update_gateway(&call, name, &gateway.etag, force, edit).await.map(encode)
+            self.core
+                .update_gateway(&call, name, &gateway.etag, force, edit)
+                .await
+                .map(encode)
         };
         self.rpcs.unary(METHOD, work).await
     }
@@ -125,7 +153,9 @@ impl Gateways for Api {
         let call = call(&request, METHOD, &asked.request_id, asked.validate_only)?;
         let work = async {
             let name = gateway_name(&asked.name)?;
-            self.core.delete_gateway(&call, name, &asked.etag, asked.force, asked.cascade).await?;
+            self.core
+                .delete_gateway(&call, name, &asked.etag, asked.force, asked.cascade)
+                .await?;
             Ok(pbjson_types::Empty {})
         };
         self.rpcs.unary(METHOD, work).await
@@ -162,7 +192,10 @@ impl Gateways for Api {
         let call = call(&request, METHOD, &asked.request_id, false)?;
         let work = async {
             let token = TokenChoice::new(asked.token_days, asked.no_token_expiry, false)?;
-            self.core.rotate_token(&call, gateway_name(&asked.name)?, token).await.map(encode)
+            self.core
+                .rotate_token(&call, gateway_name(&asked.name)?, token)
+                .await
+                .map(encode)
         };
         self.rpcs.unary(METHOD, work).await
     }
@@ -178,7 +211,10 @@ fn edit(
     for field in fields {
         let result = match field.as_str() {
             "name" => Name::new(&new.name).map(|name| record.gateway.name = name),
-            "policy" => new.policy.parse::<Policy>().map(|policy| record.gateway.policy = policy),
+            "policy" => new
+                .policy
+                .parse::<Policy>()
+                .map(|policy| record.gateway.policy = policy),
             "group" => group_from_api(&new.group).map(|group| record.group = group),
             "enabled" => {
                 record.gateway.enabled = new.enabled;
@@ -199,5 +235,9 @@ fn edit(
         };
         faults.extend(result.err());
     }
-    if faults.is_empty() { Ok(()) } else { Err(ServiceError::Invalid(faults)) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(ServiceError::Invalid(faults))
+    }
 }

@@ -49,6 +49,12 @@ impl Api {
             draining: draining.clone(),
         };
         let rpcs = request::Rpcs::new(metrics);
-        Self { core, rpcs, sessions, pool: TaskPool::new("node stream", MAX_SESSIONS), draining }
+        Self {
+            core,
+            rpcs,
+            sessions,
+            pool: TaskPool::new("node stream", MAX_SESSIONS),
+            draining,
+        }
     }
 }

@@ -36,7 +36,10 @@ impl Clients for Api {
                 (format!("{}/{number:05}", client.id), client)
             });
             let (clients, next_page_token) = page(keyed, asked.page_size, &asked.page_token)?;
-            Ok(wire::ListClientsResponse { clients, next_page_token })
+            Ok(wire::ListClientsResponse {
+                clients,
+                next_page_token,
+            })
         };
         self.rpcs.unary("Clients.ListClients", work).await
     }
@@ -69,14 +72,20 @@ impl Nodes for Api {
         let work = async {
             let view = self.core.views.now();
             let reports = self.core.observed.reports();
-            let all = view.world.nodes().map(|node| (node.value.id.to_string(), node));
+            let all = view
+                .world
+                .nodes()
+                .map(|node| (node.value.id.to_string(), node));
             let (found, next_page_token) = page(all, asked.page_size, &asked.page_token)?;
             let encode = |node: &std::sync::Arc<_>| {
                 let node: &crate::world::Stored<sg_proto::convert::store::NodeRecord> = node;
                 status::node(node, reports.get(&node.value.id).map(AsRef::as_ref))
             };
             let nodes = found.into_iter().map(encode).collect();
-            Ok(wire::ListNodesResponse { nodes, next_page_token })
+            Ok(wire::ListNodesResponse {
+                nodes,
+                next_page_token,
+            })
         };
         self.rpcs.unary("Nodes.ListNodes", work).await
     }
@@ -92,7 +101,10 @@ impl Nodes for Api {
             let reports = self.core.observed.reports();
             let node = view.world.find_node(name);
             let node = node.ok_or_else(|| ServiceError::not_found("node", name))?;
-            Ok(status::node(node, reports.get(&node.value.id).map(AsRef::as_ref)))
+            Ok(status::node(
+                node,
+                reports.get(&node.value.id).map(AsRef::as_ref),
+            ))
         };
         self.rpcs.unary("Nodes.GetNode", work).await
     }
@@ -108,11 +120,17 @@ impl Tokens for Api {
         let asked = request.get_ref();
         let call = call(&request, METHOD, &asked.request_id, false)?;
         let work = async {
-            let ttl: Option<Duration> =
-                asked.ttl.as_ref().map(|ttl| duration_from_wire("ttl", ttl)).transpose()?;
+            let ttl: Option<Duration> = asked
+                .ttl
+                .as_ref()
+                .map(|ttl| duration_from_wire("ttl", ttl))
+                .transpose()?;
             let (token, expires) = self.core.create_join_token(&call, ttl).await?;
             let expire_time = Some(timestamp_to_wire(expires));
-            Ok(wire::JoinToken { token: token.expose().clone(), expire_time })
+            Ok(wire::JoinToken {
+                token: token.expose().clone(),
+                expire_time,
+            })
         };
         self.rpcs.unary(METHOD, work).await
     }
@@ -147,7 +165,12 @@ impl Api {
             store_healthy: problem.is_none(),
             revision: world.revision.get(),
             gateways: count(world.gateways().count()),
-            destinations: count(world.gateways().map(|(_, e)| e.destinations().count()).sum()),
+            destinations: count(
+                world
+                    .gateways()
+                    .map(|(_, e)| e.destinations().count())
+                    .sum(),
+            ),
             nodes: count(world.nodes().count()),
             nodes_connected: count(live().count()),
             clients: count(clients.sum()),

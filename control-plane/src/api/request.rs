@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use prost::Message;
 use prometheus_client::encoding::EncodeLabelSet;
+use prost::Message;
 use sg_runtime::crypto;
 use sg_runtime::metrics::{Counter, Family, Metrics};
 use tonic::{Code, Request, Response, Status};
@@ -34,7 +34,9 @@ pub(super) struct Rpcs {
 impl Rpcs {
     pub(super) fn new(metrics: &Metrics) -> Self {
         let handled = Family::default();
-        Self { handled: metrics.register("rpcs", "Requests answered, by method and code", handled) }
+        Self {
+            handled: metrics.register("rpcs", "Requests answered, by method and code", handled),
+        }
     }
 
     /// Runs one request with one answer.
@@ -46,7 +48,8 @@ impl Rpcs {
         let result = match tokio::time::timeout(TIMEOUT, work).await {
             Ok(result) => result.map(Response::new).map_err(to_status),
             Err(_) => {
-                let text = "the request took longer than 10 s; the change may or may not have happened";
+                let text =
+                    "the request took longer than 10 s; the change may or may not have happened";
                 Err(status(Code::DeadlineExceeded, "TIMEOUT", text))
             }
         };
@@ -57,7 +60,9 @@ impl Rpcs {
     /// Counts a request whose answer is a stream, when it begins or is refused.
     pub(super) fn count(&self, method: &'static str, error: Option<&Status>) {
         let code = code_word(error.map_or(Code::Ok, Status::code));
-        self.handled.get_or_create(&RpcLabels { method, code }).inc();
+        self.handled
+            .get_or_create(&RpcLabels { method, code })
+            .inc();
     }
 }
 
@@ -133,7 +138,11 @@ pub(super) fn child_name<'a>(
         [gateway, child] => (*gateway, *child),
         _ => return Err(bad()),
     };
-    if gateway.is_empty() || child.is_empty() { Err(bad()) } else { Ok((gateway, child)) }
+    if gateway.is_empty() || child.is_empty() {
+        Err(bad())
+    } else {
+        Ok((gateway, child))
+    }
 }
 
 fn one_part<'a>(field: &'static str, name: &'a str) -> Result<&'a str, ServiceError> {
@@ -157,19 +166,28 @@ pub(super) fn page<T>(
         Ok(size) => size.min(MAX_PAGE),
         Err(_) => return Err(ServiceError::invalid("page_size", "must be 0 or more")),
     };
-    let bad = || ServiceError::invalid("page_token", "send back next_page_token exactly as it came");
+    let bad =
+        || ServiceError::invalid("page_token", "send back next_page_token exactly as it came");
     let after = crypto::unhex(token).and_then(|bytes| String::from_utf8(bytes).ok());
     let after = after.ok_or_else(bad)?;
-    let mut rest = items.skip_while(|(key, _)| !after.is_empty() && *key <= after).peekable();
+    let mut rest = items
+        .skip_while(|(key, _)| !after.is_empty() && *key <= after)
+        .peekable();
     let mut found = Vec::new();
     let mut last = String::new();
     while found.len() < size {
-        let Some((key, item)) = rest.next() else { break };
+        let Some((key, item)) = rest.next() else {
+            break;
+        };
         found.push(item);
         last = key;
     }
     let more = rest.peek().is_some();
-    let next = if more { crypto::hex(last.as_bytes()) } else { String::new() };
+    let next = if more {
+        crypto::hex(last.as_bytes())
+    } else {
+        String::new()
+    };
     Ok((found, next))
 }
 
@@ -181,13 +199,21 @@ pub(super) fn fields(
 ) -> Result<Vec<String>, ServiceError> {
     let paths: Vec<String> = match mask {
         Some(mask) if !mask.paths.is_empty() => mask.paths.clone(),
-        _ => set.iter().filter(|(_, set)| *set).map(|(name, _)| (*name).to_owned()).collect(),
+        _ => set
+            .iter()
+            .filter(|(_, set)| *set)
+            .map(|(name, _)| (*name).to_owned())
+            .collect(),
     };
     let unknown = paths.iter().find(|path| !known.contains(&path.as_str()));
     match unknown {
         Some(path) => Err(ServiceError::invalid(
             "update_mask",
-            format!("'{}' is not one of {}", path.escape_debug(), known.join(", ")),
+            format!(
+                "'{}' is not one of {}",
+                path.escape_debug(),
+                known.join(", ")
+            ),
         )),
         None => Ok(paths),
     }
@@ -203,7 +229,10 @@ mod tests {
     fn names_have_a_long_and_a_short_form() {
         assert_eq!(gateway_name("gateways/dev").unwrap(), "dev");
         assert_eq!(gateway_name("dev").unwrap(), "dev");
-        assert_eq!(child_name("gateways/g/destinations/d", "destinations").unwrap(), ("g", "d"));
+        assert_eq!(
+            child_name("gateways/g/destinations/d", "destinations").unwrap(),
+            ("g", "d")
+        );
         assert_eq!(child_name("g/d", "destinations").unwrap(), ("g", "d"));
         for bad in ["", "g", "g/", "/d", "a/b/c", "gateways/g/clients/d"] {
             assert!(child_name(bad, "destinations").is_err(), "{bad}");
@@ -222,14 +251,23 @@ mod tests {
         assert_eq!(token, "");
         assert!(page(items(), -1, "").is_err());
         assert!(page(items(), 1, "x").is_err());
-        assert_eq!(page(items(), 7, "").unwrap().1, "", "a full last page has no next");
+        assert_eq!(
+            page(items(), 7, "").unwrap().1,
+            "",
+            "a full last page has no next"
+        );
     }
 
     #[test]
     fn a_mask_may_only_name_known_fields() {
-        let mask = |path: &str| pbjson_types::FieldMask { paths: vec![path.to_owned()] };
+        let mask = |path: &str| pbjson_types::FieldMask {
+            paths: vec![path.to_owned()],
+        };
         assert_eq!(fields(Some(&mask("a")), &["a", "b"], &[]).unwrap(), ["a"]);
         assert!(fields(Some(&mask("c")), &["a", "b"], &[]).is_err());
-        assert_eq!(fields(None, &["a", "b"], &[("a", false), ("b", true)]).unwrap(), ["b"]);
+        assert_eq!(
+            fields(None, &["a", "b"], &[("a", false), ("b", true)]).unwrap(),
+            ["b"]
+        );
     }
 }

@@ -27,8 +27,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::Connected;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -177,15 +177,33 @@ async fn handshake(
         tracing::debug!(%remote, %error, "cannot tune the connection");
     }
     let (stream, peer) = tls::accept(tls, tcp).await?;
-    let info = ConnectionInfo { remote, identity: peer.identity.map(Arc::new) };
-    Ok(Connection { stream, info, _place: place })
+    let info = ConnectionInfo {
+        remote,
+        identity: peer.identity.map(Arc::new),
+    };
+    Ok(Connection {
+        stream,
+        info,
+        _place: place,
+    })
 }
 
 /// Sets what the health service says of everything.
 pub async fn set_health(reporter: &HealthReporter, serving: bool) {
-    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let status = if serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
     for service in SERVICES {
         reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Ends the streams of all who watch the health.
+pub async fn end_health(reporter: &mut HealthReporter) {
+    for service in SERVICES {
+        reporter.clear_service_status(service).await;
     }
 }
 

@@ -23,7 +23,10 @@ struct Watching<T, F> {
 }
 
 /// The values that `read` gives, until it fails; then the failure.
-pub(super) fn values<T, F, R>(api: &Api, read: F) -> impl Stream<Item = Result<T, Status>> + use<T, F, R>
+pub(super) fn values<T, F, R>(
+    api: &Api,
+    read: F,
+) -> impl Stream<Item = Result<T, Status>> + use<T, F, R>
 where
     T: Clone + PartialEq,
     F: Fn() -> R,

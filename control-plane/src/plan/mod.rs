@@ -16,12 +16,19 @@ use crate::world::{GatewayEntry, Stored, World};
 
 /// Everything the nodes of a group should serve at the world's revision.
 pub fn complete(world: &World, group: &Name) -> NodeConfig {
-    let gateways = world.gateways().filter(|(gateway, _)| gateway.value.group == *group);
+    let gateways = world
+        .gateways()
+        .filter(|(gateway, _)| gateway.value.group == *group);
     let of_gateways = gateways.flat_map(|(gateway, entry)| {
         let id = gateway.value.gateway.id.clone();
-        let own = (gateway.revision.get(), NodeObject::Gateway(gateway.value.gateway.clone()));
+        let own = (
+            gateway.revision.get(),
+            NodeObject::Gateway(gateway.value.gateway.clone()),
+        );
         let acl = acl_object(world, &id);
-        std::iter::once(own).chain(acl).chain(destination_objects(entry))
+        std::iter::once(own)
+            .chain(acl)
+            .chain(destination_objects(entry))
     });
     let objects = of_gateways.chain(world.nodes_of(group).map(|node| peer_object(node)));
     NodeConfig::complete(world.epoch, world.revision.get(), objects)
@@ -35,16 +42,20 @@ fn object(
     key: &ObjectKey,
 ) -> Option<(u64, NodeObject)> {
     if let ObjectKey::Peer(id) = key {
-        return world.node(id).filter(|node| node.value.group == *group).map(|node| peer_object(node));
+        return world
+            .node(id)
+            .filter(|node| node.value.group == *group)
+            .map(|node| peer_object(node));
     }
     let (gateway, entry) = world.gateway(gateway?)?;
     if gateway.value.group != *group {
         return None;
     }
     match key {
-        ObjectKey::Gateway(_) => {
-            Some((gateway.revision.get(), NodeObject::Gateway(gateway.value.gateway.clone())))
-        }
+        ObjectKey::Gateway(_) => Some((
+            gateway.revision.get(),
+            NodeObject::Gateway(gateway.value.gateway.clone()),
+        )),
         ObjectKey::Destination(id) => entry.destination(id).map(|destination| {
             let object = NodeObject::Destination(destination.value.destination.clone());
             (destination.revision.get(), object)
@@ -56,7 +67,10 @@ fn object(
 
 fn acl_object(world: &World, gateway: &GatewayId) -> Option<(u64, NodeObject)> {
     let acl = world.acl(gateway)?;
-    Some((acl.revision.get(), NodeObject::Acl(gateway.clone(), acl.value)))
+    Some((
+        acl.revision.get(),
+        NodeObject::Acl(gateway.clone(), acl.value),
+    ))
 }
 
 fn destination_objects(entry: &GatewayEntry) -> impl Iterator<Item = (u64, NodeObject)> {

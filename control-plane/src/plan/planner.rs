@@ -67,7 +67,9 @@ impl GroupPlan {
         self.steps.push_back(Arc::new(step));
         let mut objects: usize = self.steps.iter().map(|step| step.objects()).sum();
         while self.steps.len() > MAX_STEPS || objects > MAX_STEP_OBJECTS {
-            let Some(oldest) = self.steps.pop_front() else { break };
+            let Some(oldest) = self.steps.pop_front() else {
+                break;
+            };
             objects -= oldest.objects();
             (self.floor, self.floor_digest) = (oldest.revision, oldest.digest);
         }
@@ -75,7 +77,11 @@ impl GroupPlan {
 
     /// The digest that the configuration had at `revision`, as far as is remembered.
     pub fn digest_at(&self, revision: u64) -> Option<u64> {
-        let before = self.steps.iter().rev().find(|step| step.revision <= revision);
+        let before = self
+            .steps
+            .iter()
+            .rev()
+            .find(|step| step.revision <= revision);
         match before {
             Some(step) => Some(step.digest),
             None => (revision >= self.floor).then_some(self.floor_digest),
@@ -90,7 +96,12 @@ impl GroupPlan {
         }
         // Newest first: what is seen first of an object is its latest state.
         let mut latest: BTreeMap<ObjectKey, Option<&(u64, NodeObject)>> = BTreeMap::new();
-        for step in self.steps.iter().rev().take_while(|step| step.revision > have) {
+        for step in self
+            .steps
+            .iter()
+            .rev()
+            .take_while(|step| step.revision > have)
+        {
             for upsert in &step.upserts {
                 latest.entry(upsert.1.key()).or_insert(Some(upsert));
             }
@@ -153,7 +164,10 @@ impl Planner {
         for name in &outdated {
             self.start(world, name);
         }
-        let plans = self.groups.iter().map(|(name, group)| (name.clone(), Arc::clone(&group.plan)));
+        let plans = self
+            .groups
+            .iter()
+            .map(|(name, group)| (name.clone(), Arc::clone(&group.plan)));
         Arc::new(plans.collect())
     }
 
@@ -192,6 +206,14 @@ impl Group {
             return;
         }
         let (revision, digest) = (self.config.revision(), self.config.digest());
-        Arc::make_mut(&mut self.plan).push(Step { revision, digest, upserts, removals });
+        Arc::make_mut(&mut self.plan).push(Step {
+            revision,
+            digest,
+            upserts,
+            removals,
+        });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,9 +64,20 @@ impl Cursor {
         self.resync = true;
     }
 
+    /// The revision as the node knows it.
+    pub(super) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The node has everything up to here.
     pub(super) const fn reached(&mut self, epoch: u64, revision: u64) {
-        *self = Self { epoch, revision, position: revision, claimed: None, resync: false };
+        *self = Self {
+            epoch,
+            revision,
+            position: revision,
+            claimed: None,
+            resync: false,
+        };
     }
 
     pub(super) fn next(&mut self, plan: &GroupPlan) -> Next {
@@ -92,7 +103,11 @@ impl Cursor {
         change.from = Some(self.revision);
         let mut delta = change_to_delta(&change);
         delta.digest = plan.digest;
-        if delta.encoded_len() > PART_BYTES { Next::Snapshot } else { Next::Delta(delta) }
+        if delta.encoded_len() > PART_BYTES {
+            Next::Snapshot
+        } else {
+            Next::Delta(delta)
+        }
     }
 }
 

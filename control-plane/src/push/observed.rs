@@ -54,7 +54,10 @@ pub struct Observed {
 
 impl Default for Observed {
     fn default() -> Self {
-        Self { state: Arc::default(), changed: watch::Sender::new(0) }
+        Self {
+            state: Arc::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -86,18 +89,29 @@ impl Observed {
         let mut state = self.state();
         state.last_number += 1;
         let number = state.last_number;
-        if let Some((_, older)) = state.connections.insert(node.clone(), (number, replaced.clone())) {
+        if let Some((_, older)) = state
+            .connections
+            .insert(node.clone(), (number, replaced.clone()))
+        {
             older.cancel();
         }
         drop(state);
-        let connection =
-            Connection { observed: self.clone(), node: node.clone(), number, replaced };
+        let connection = Connection {
+            observed: self.clone(),
+            node: node.clone(),
+            number,
+            replaced,
+        };
         connection.update(|report| {
             report.connected = true;
             report.since = now;
             if report.boot_id != boot_id {
                 // Another run: nothing of what the last one reported is true any more.
-                *report = NodeReport { connected: true, since: now, ..NodeReport::default() };
+                *report = NodeReport {
+                    connected: true,
+                    since: now,
+                    ..NodeReport::default()
+                };
                 boot_id.clone_into(&mut report.boot_id);
             }
         });
@@ -153,7 +167,13 @@ impl Connection {
 
     /// The node has taken over a change, but for what it refused. `complete` says that it was a
     /// snapshot, so that older refusals are no longer of interest.
-    pub fn applied(&self, revision: u64, rejected: Vec<wire::Rejection>, changed: &[String], complete: bool) {
+    pub fn applied(
+        &self,
+        revision: u64,
+        rejected: Vec<wire::Rejection>,
+        changed: &[String],
+        complete: bool,
+    ) {
         self.update(|report| {
             report.revision = report.revision.max(revision);
             if complete {
@@ -162,13 +182,18 @@ impl Connection {
             for id in changed {
                 report.rejected.remove(id);
             }
-            report.rejected.extend(rejected.into_iter().map(|r| (r.object_id.clone(), r)));
+            report
+                .rejected
+                .extend(rejected.into_iter().map(|r| (r.object_id.clone(), r)));
         });
     }
 
     fn update(&self, change: impl FnOnce(&mut NodeReport)) {
         let mut state = self.observed.state();
-        let newest = state.connections.get(&self.node).is_some_and(|(n, _)| *n == self.number);
+        let newest = state
+            .connections
+            .get(&self.node)
+            .is_some_and(|(n, _)| *n == self.number);
         if !newest {
             return;
         }
@@ -188,7 +213,11 @@ impl Drop for Connection {
             report.streams = 0;
         });
         let mut state = self.observed.state();
-        if state.connections.get(&self.node).is_some_and(|(n, _)| *n == self.number) {
+        if state
+            .connections
+            .get(&self.node)
+            .is_some_and(|(n, _)| *n == self.number)
+        {
             state.connections.remove(&self.node);
         }
     }

@@ -90,7 +90,9 @@ impl Sessions {
         };
         let hello = match first {
             Err(_) => return End::Silent,
-            Ok(Some(Ok(wire::NodeMessage { message: Some(Up::Hello(hello)) }))) => hello,
+            Ok(Some(Ok(wire::NodeMessage {
+                message: Some(Up::Hello(hello)),
+            }))) => hello,
             Ok(Some(Ok(_))) => return End::Protocol("the first message must be Hello"),
             Ok(None | Some(Err(_))) => return End::Closed,
         };
@@ -153,7 +155,10 @@ impl Session<'_> {
             if let Err(end) = self.push().await {
                 return end;
             }
-            let stalled = self.unacknowledged.as_ref().map(|_| self.sent + ACK_TIMEOUT);
+            let stalled = self
+                .unacknowledged
+                .as_ref()
+                .map(|_| self.sent + ACK_TIMEOUT);
             // All arms are cancel safe: streams, watches, timers.
             let step = tokio::select! {
                 biased;
@@ -193,7 +198,9 @@ impl Session<'_> {
     }
 
     fn acknowledged(&mut self, ack: wire::Ack) {
-        let Some(cursor) = &mut self.cursor else { return };
+        let Some(cursor) = &mut self.cursor else {
+            return;
+        };
         if ack.resync {
             tracing::info!(node = %self.node, "the node asks for everything anew");
             cursor.resync();
@@ -201,7 +208,9 @@ impl Session<'_> {
             return;
         }
         // An acknowledgement of something older was overtaken by a subscription.
-        let Some(sent) = self.unacknowledged.take_if(|sent| sent.nonce == ack.nonce) else { return };
+        let Some(sent) = self.unacknowledged.take_if(|sent| sent.nonce == ack.nonce) else {
+            return;
+        };
         for rejection in &ack.rejected {
             tracing::warn!(
                 node = %self.node,
@@ -213,7 +222,8 @@ impl Session<'_> {
             );
         }
         cursor.reached(sent.epoch, sent.revision);
-        self.connection.applied(sent.revision, ack.rejected, &sent.objects, sent.complete);
+        self.connection
+            .applied(sent.revision, ack.rejected, &sent.objects, sent.complete);
     }
 
     /// Sends what the node lacks, unless something is still unacknowledged.
@@ -224,11 +234,15 @@ impl Session<'_> {
             let known = self.sessions.registry.is_registered(self.node).await;
             return if known { Ok(()) } else { Err(End::Removed) };
         };
-        let Some(plan) = view.plans.get(&record.value.group) else { return Ok(()) };
+        let Some(plan) = view.plans.get(&record.value.group) else {
+            return Ok(());
+        };
         if self.unacknowledged.is_some() {
             return Ok(());
         }
-        let Some(cursor) = &mut self.cursor else { return Ok(()) };
+        let Some(cursor) = &mut self.cursor else {
+            return Ok(());
+        };
         match cursor.next(plan) {
             Next::Nothing => {
                 self.ahead_since = None;
@@ -237,9 +251,11 @@ impl Session<'_> {
             Next::Ahead => {
                 let since = *self.ahead_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > AHEAD {
-                    tracing::error!(node = %self.node, revision = plan.revision, "the node has a newer revision than the store and other objects; it gets everything anew");
-                    cursor.resync();
                     self.ahead_since = None;
+                    self.sessions
+                        .registry
+                        .node_is_ahead(self.node, cursor.revision())
+                        .await;
                 }
                 Ok(())
             }
@@ -254,7 +270,10 @@ impl Session<'_> {
     async fn send_delta(&mut self, mut delta: wire::Delta) -> Result<(), End> {
         self.nonce += 1;
         delta.nonce = self.nonce;
-        let upserts = delta.upserts.iter().map(|o| sg_proto::convert::node::object_name(o).1);
+        let upserts = delta
+            .upserts
+            .iter()
+            .map(|o| sg_proto::convert::node::object_name(o).1);
         let removals = delta.removals.iter().map(|removal| removal.id.as_str());
         self.unacknowledged = Some(Unacknowledged {
             nonce: self.nonce,
@@ -267,7 +286,12 @@ impl Session<'_> {
         self.send(Message::Delta(delta)).await
     }
 
-    async fn send_snapshot(&mut self, view: &Arc<View>, group: &Name, plan: &GroupPlan) -> Result<(), End> {
+    async fn send_snapshot(
+        &mut self,
+        view: &Arc<View>,
+        group: &Name,
+        plan: &GroupPlan,
+    ) -> Result<(), End> {
         self.nonce += 1;
         let nonce = self.nonce;
         let (view, group, revision) = (Arc::clone(view), group.clone(), plan.revision);
@@ -276,10 +300,17 @@ impl Session<'_> {
             let config = plan::complete(&view.world, &group);
             (config.epoch(), snapshot_parts(&config, revision, nonce))
         });
-        let Ok((epoch, parts)) = built.await else { return Err(End::Stalled) };
+        let Ok((epoch, parts)) = built.await else {
+            return Err(End::Stalled);
+        };
         tracing::info!(node = %self.node, revision, parts = parts.len(), "sending the whole configuration");
-        self.unacknowledged =
-            Some(Unacknowledged { nonce, epoch, revision, objects: Vec::new(), complete: true });
+        self.unacknowledged = Some(Unacknowledged {
+            nonce,
+            epoch,
+            revision,
+            objects: Vec::new(),
+            complete: true,
+        });
         for part in parts {
             self.sent = Instant::now();
             self.send(part).await?;
@@ -290,13 +321,21 @@ impl Session<'_> {
     async fn beat(&mut self) -> Result<(), End> {
         let view = self.views.now();
         let group = view.world.node(self.node).map(|node| &node.value.group);
-        let revision = group.and_then(|group| view.plans.get(group)).map_or(0, |plan| plan.revision);
+        let revision = group
+            .and_then(|group| view.plans.get(group))
+            .map_or(0, |plan| plan.revision);
         let control_planes = control_planes(&view);
-        self.send(Message::Heartbeat(wire::Heartbeat { revision, control_planes })).await
+        self.send(Message::Heartbeat(wire::Heartbeat {
+            revision,
+            control_planes,
+        }))
+        .await
     }
 
     async fn send(&self, message: Message) -> Result<(), End> {
-        let message = wire::ControlMessage { message: Some(message) };
+        let message = wire::ControlMessage {
+            message: Some(message),
+        };
         match self.outgoing.send_timeout(Ok(message), SEND_TIMEOUT).await {
             Ok(()) => Ok(()),
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(End::Stalled),
@@ -306,7 +345,10 @@ impl Session<'_> {
 }
 
 fn control_planes(view: &View) -> Vec<String> {
-    view.world.control_planes().map(|(_, address)| address.to_owned()).collect()
+    view.world
+        .control_planes()
+        .map(|(_, address)| address.to_owned())
+        .collect()
 }
 
 async fn until(deadline: Option<Instant>) {

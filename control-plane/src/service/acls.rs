@@ -69,11 +69,22 @@ impl Core {
             }
             acl.version.generation = answer.acl.value.version.generation + 1;
             let change = Change::new(call, format!("acl/{id}"), id.as_str())
-                .detail(format!("generation={} entries={}", acl.version.generation, acl.entries.len()))
-                .replace(keys::acl(&id), answer.acl.revision, &acl_to_store(&id, &acl));
+                .detail(format!(
+                    "generation={} entries={}",
+                    acl.version.generation,
+                    acl.entries.len()
+                ))
+                .replace(
+                    keys::acl(&id),
+                    answer.acl.revision,
+                    &acl_to_store(&id, &acl),
+                );
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
-                    answer.acl = Stored { value: acl, revision };
+                    answer.acl = Stored {
+                        value: acl,
+                        revision,
+                    };
                     return Ok(answer);
                 }
                 Outcome::Replayed(_) => {
@@ -92,6 +103,9 @@ impl Core {
         let wire = wire::Acl::decode(entry.value.as_ref())?;
         let epoch = self.views.now().world.epoch;
         let (_, value) = acl_from_store(epoch, &wire).map_err(super::unreadable)?;
-        Ok(Stored { value, revision: entry.mod_revision })
+        Ok(Stored {
+            value,
+            revision: entry.mod_revision,
+        })
     }
 }

@@ -19,9 +19,9 @@ use sg_runtime::secret::Secret;
 use tokio::time::Instant;
 
 use super::{Core, ServiceError};
+use crate::ids;
 use crate::keys;
 use crate::store::{Compare, KeyValue, Revision, StoreError, Txn, TxnOutcome};
-use crate::ids;
 
 /// How long the answer to a request is remembered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -111,14 +111,20 @@ impl<'a> Change<'a> {
     /// The key must be absent and gets this value.
     #[must_use]
     pub fn create(mut self, key: String, value: &impl Message) -> Self {
-        self.txn = self.txn.when_absent(key.clone()).put(key, value.encode_to_vec());
+        self.txn = self
+            .txn
+            .when_absent(key.clone())
+            .put(key, value.encode_to_vec());
         self
     }
 
     /// The key must be at `revision` and gets this value.
     #[must_use]
     pub fn replace(mut self, key: String, revision: Revision, value: &impl Message) -> Self {
-        self.txn = self.txn.when_revision(key.clone(), revision).put(key, value.encode_to_vec());
+        self.txn = self
+            .txn
+            .when_revision(key.clone(), revision)
+            .put(key, value.encode_to_vec());
         self
     }
 
@@ -210,9 +216,13 @@ impl Core {
     /// # Errors
     /// Another request came under this id, or the store failed.
     pub async fn replayed(&self, call: &Call) -> Result<Option<Replay>, ServiceError> {
-        let Some(key) = call.idempotency_key() else { return Ok(None) };
+        let Some(key) = call.idempotency_key() else {
+            return Ok(None);
+        };
         let entry = self.read(&key).await?;
-        entry.map(|entry| self.replay(call, &key, &entry)).transpose()
+        entry
+            .map(|entry| self.replay(call, &key, &entry))
+            .transpose()
     }
 
     fn replay(&self, call: &Call, key: &str, entry: &KeyValue) -> Result<Replay, ServiceError> {
@@ -220,12 +230,15 @@ impl Core {
         if first.method != call.method || first.request_sha256 != call.request_sha256 {
             return Err(ServiceError::Precondition {
                 reason: "REQUEST_ID_REUSED",
-                message: "another request was made under this request_id; choose a new one".to_owned(),
+                message: "another request was made under this request_id; choose a new one"
+                    .to_owned(),
             });
         }
         let open = |sealed: &[u8]| {
             let secret = sealed::open(&self.key, key.as_bytes(), sealed).ok()?;
-            Some(Secret::new(String::from_utf8(secret.expose().clone()).ok()?))
+            Some(Secret::new(
+                String::from_utf8(secret.expose().clone()).ok()?,
+            ))
         };
         let secret = match first.sealed_secret.as_slice() {
             [] => None,
@@ -233,7 +246,10 @@ impl Core {
                 ServiceError::Internal("a remembered answer does not open".to_owned())
             })?),
         };
-        Ok(Replay { id: first.id, secret })
+        Ok(Replay {
+            id: first.id,
+            secret,
+        })
     }
 
     /// Writes a change, and waits (a little) until it can be read here.
@@ -262,18 +278,35 @@ impl Core {
         {
             return self.replay(call, key, entry).map(Outcome::Replayed);
         }
-        if conflict.entry(keys::META_FORMAT).is_none_or(|e| e.mod_revision != self.format) {
+        if conflict
+            .entry(keys::META_FORMAT)
+            .is_none_or(|e| e.mod_revision != self.format)
+        {
             return Err(ServiceError::Precondition {
                 reason: "STORE_FORMAT_CHANGED",
-                message: "the store was taken over by another version; update this control plane".to_owned(),
+                message: "the store was taken over by another version; update this control plane"
+                    .to_owned(),
             });
         }
         Ok(Outcome::Conflict(conflict))
     }
 
     /// Adds to a change what every change has.
-    fn recorded(&self, change: Change<'_>, now: Timestamp, audit_key: &str, idempotency_key: Option<&str>) -> Txn {
-        let Change { call, txn, object, detail, id, secret } = change;
+    fn recorded(
+        &self,
+        change: Change<'_>,
+        now: Timestamp,
+        audit_key: &str,
+        idempotency_key: Option<&str>,
+    ) -> Txn {
+        let Change {
+            call,
+            txn,
+            object,
+            detail,
+            id,
+            secret,
+        } = change;
         let audit = wire::Audit {
             time: Some(timestamp_to_wire(now)),
             principal: call.principal.clone(),
@@ -286,7 +319,9 @@ impl Core {
             .when_revision(keys::META_FORMAT, self.format)
             .when_absent(audit_key)
             .put(audit_key, audit.encode_to_vec());
-        let Some(key) = idempotency_key else { return txn };
+        let Some(key) = idempotency_key else {
+            return txn;
+        };
         let seal = |secret: &Secret<String>| {
             sealed::seal(&self.key, key.as_bytes(), secret.expose().as_bytes())
         };
@@ -296,7 +331,8 @@ impl Core {
             request_sha256: call.request_sha256.to_vec(),
             sealed_secret: secret.map(seal).unwrap_or_default(),
         };
-        txn.when_absent(key).put_for(key, answer.encode_to_vec(), REMEMBERED)
+        txn.when_absent(key)
+            .put_for(key, answer.encode_to_vec(), REMEMBERED)
     }
 
     /// Sends a transaction, again as long as its outcome is unknown.

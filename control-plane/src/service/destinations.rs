@@ -62,13 +62,22 @@ impl Core {
             let record = new_record(&gateway, draft, &id, &proposal, enabled, now)?;
             if call.validate_only {
                 self.indices_are_free(&gateway, &record).await?;
-                return Ok(DestinationAnswer { gateway, destination: uncommitted(record) });
+                return Ok(DestinationAnswer {
+                    gateway,
+                    destination: uncommitted(record),
+                });
             }
             let change = create_change(call, &gateway, &record, proposal.as_ref());
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
-                    let destination = Stored { value: record, revision };
-                    return Ok(DestinationAnswer { gateway, destination });
+                    let destination = Stored {
+                        value: record,
+                        revision,
+                    };
+                    return Ok(DestinationAnswer {
+                        gateway,
+                        destination,
+                    });
                 }
                 Outcome::Replayed(replay) => {
                     return self.destination_again(parent, &replay.id).await;
@@ -121,7 +130,10 @@ impl Core {
             }
             let mut record = edit(&current.value)?;
             if record == current.value {
-                return Ok(DestinationAnswer { gateway, destination: current });
+                return Ok(DestinationAnswer {
+                    gateway,
+                    destination: current,
+                });
             }
             record.destination.generation = current.value.destination.generation + 1;
             record.updated = ids::now();
@@ -129,19 +141,34 @@ impl Core {
             let proposal = match record.destination.listen {
                 Listen::CloudPort(port) if moved => {
                     let id = &gateway.value.gateway.id;
-                    Some(self.propose_port(&gateway.value.group, id, Some(port), attempt).await?)
+                    Some(
+                        self.propose_port(&gateway.value.group, id, Some(port), attempt)
+                            .await?,
+                    )
                 }
                 Listen::CloudPort(_) | Listen::ClientPort(_) => None,
             };
             if call.validate_only {
-                let destination = Stored { value: record, revision: current.revision };
-                return Ok(DestinationAnswer { gateway, destination });
+                let destination = Stored {
+                    value: record,
+                    revision: current.revision,
+                };
+                return Ok(DestinationAnswer {
+                    gateway,
+                    destination,
+                });
             }
             let change = update_change(call, &gateway, &current, &record, proposal.as_ref());
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
-                    let destination = Stored { value: record, revision };
-                    return Ok(DestinationAnswer { gateway, destination });
+                    let destination = Stored {
+                        value: record,
+                        revision,
+                    };
+                    return Ok(DestinationAnswer {
+                        gateway,
+                        destination,
+                    });
                 }
                 Outcome::Replayed(replay) => {
                     return self.destination_again(parent, &replay.id).await;
@@ -176,7 +203,10 @@ impl Core {
         let id = self.destination(&gateway, name).await?.value.destination.id;
         for _ in 0..RETRIES {
             let gateway = self.read_gateway(&gateway_id).await?.ok_or_else(missing)?;
-            let current = self.read_destination(&gateway_id, &id).await?.ok_or_else(missing)?;
+            let current = self
+                .read_destination(&gateway_id, &id)
+                .await?
+                .ok_or_else(missing)?;
             if expected.is_some_and(|expected| expected != current.revision) {
                 return Err(ServiceError::etag_mismatch("destination", &path));
             }
@@ -204,7 +234,10 @@ impl Core {
     ) -> Result<(), ServiceError> {
         let gateway_id = &gateway.value.gateway.id;
         // Only the deletion of the gateway itself answers the request.
-        let step = Call { request_id: String::new(), ..call.clone() };
+        let step = Call {
+            request_id: String::new(),
+            ..call.clone()
+        };
         for batch in children.chunks(DELETE_BATCH) {
             let mut change = Change::new(&step, format!("gateway/{gateway_id}"), "")
                 .detail(format!("deletes {} of its destinations", batch.len()));
@@ -229,7 +262,9 @@ impl Core {
             return Ok(None);
         }
         let (group, id) = (&gateway.value.group, &gateway.value.gateway.id);
-        self.propose_port(group, id, draft.cloud_port, attempt).await.map(Some)
+        self.propose_port(group, id, draft.cloud_port, attempt)
+            .await
+            .map(Some)
     }
 
     fn has_room(&self, gateway: &Stored<GatewayRecord>) -> Result<(), ServiceError> {
@@ -241,7 +276,9 @@ impl Core {
         }
         Err(ServiceError::Exhausted {
             reason: "TOO_MANY_DESTINATIONS",
-            message: format!("a gateway has at most {MAX_DESTINATIONS} destinations; use another one"),
+            message: format!(
+                "a gateway has at most {MAX_DESTINATIONS} destinations; use another one"
+            ),
         })
     }
 
@@ -271,8 +308,13 @@ impl Core {
         let gateway = self.gateway(parent).await?;
         let gone = || ServiceError::not_found("destination", format!("{parent}/{id}"));
         let id = DestinationId::new(id).map_err(|_| gone())?;
-        let destination = self.read_destination(&gateway.value.gateway.id, &id).await?;
-        Ok(DestinationAnswer { gateway, destination: destination.ok_or_else(gone)? })
+        let destination = self
+            .read_destination(&gateway.value.gateway.id, &id)
+            .await?;
+        Ok(DestinationAnswer {
+            gateway,
+            destination: destination.ok_or_else(gone)?,
+        })
     }
 }
 
@@ -304,7 +346,11 @@ fn new_record(
         id: id.clone(),
         gateway: gateway.value.gateway.id.clone(),
         name: draft.name.clone(),
-        listen: Listen::new(draft.kind, cloud_port, draft.client_port.unwrap_or_default())?,
+        listen: Listen::new(
+            draft.kind,
+            cloud_port,
+            draft.client_port.unwrap_or_default(),
+        )?,
         protocol: draft.protocol,
         resource: draft.resource.clone(),
         enabled,
@@ -314,7 +360,12 @@ fn new_record(
         generation: 1,
     };
     let description = draft.description.clone();
-    Ok(DestinationRecord { destination, description, created: now, updated: now })
+    Ok(DestinationRecord {
+        destination,
+        description,
+        created: now,
+        updated: now,
+    })
 }
 
 fn create_change<'a>(
@@ -324,11 +375,24 @@ fn create_change<'a>(
     proposal: Option<&Proposal>,
 ) -> Change<'a> {
     let d = &record.destination;
-    let change = Change::new(call, format!("destination/{}/{}", d.gateway, d.id), d.id.as_str())
-        .detail(format!("name={} resource={} listen={:?}", d.name, d.resource, d.listen))
-        .require(keys::gateway(&d.gateway), gateway.revision)
-        .create(keys::destination(&d.gateway, &d.id), &wire::Destination::from(record))
-        .create(keys::destination_name(&d.gateway, &d.name), &reference(gateway, record));
+    let change = Change::new(
+        call,
+        format!("destination/{}/{}", d.gateway, d.id),
+        d.id.as_str(),
+    )
+    .detail(format!(
+        "name={} resource={} listen={:?}",
+        d.name, d.resource, d.listen
+    ))
+    .require(keys::gateway(&d.gateway), gateway.revision)
+    .create(
+        keys::destination(&d.gateway, &d.id),
+        &wire::Destination::from(record),
+    )
+    .create(
+        keys::destination_name(&d.gateway, &d.name),
+        &reference(gateway, record),
+    );
     take_port(change, gateway, record, proposal)
 }
 
@@ -341,13 +405,20 @@ fn update_change<'a>(
 ) -> Change<'a> {
     let (d, old) = (&record.destination, &current.value.destination);
     let key = keys::destination(&d.gateway, &d.id);
-    let mut change = Change::new(call, format!("destination/{}/{}", d.gateway, d.id), d.id.as_str())
-        .detail(format!("name={} generation={}", d.name, d.generation))
-        .replace(key, current.revision, &wire::Destination::from(record));
+    let mut change = Change::new(
+        call,
+        format!("destination/{}/{}", d.gateway, d.id),
+        d.id.as_str(),
+    )
+    .detail(format!("name={} generation={}", d.name, d.generation))
+    .replace(key, current.revision, &wire::Destination::from(record));
     if d.name != old.name {
         change = change
             .delete(keys::destination_name(&d.gateway, &old.name))
-            .create(keys::destination_name(&d.gateway, &d.name), &reference(gateway, record));
+            .create(
+                keys::destination_name(&d.gateway, &d.name),
+                &reference(gateway, record),
+            );
     }
     if d.listen != old.listen {
         change = change.require(keys::gateway(&d.gateway), gateway.revision);
@@ -364,7 +435,9 @@ fn take_port<'a>(
     proposal: Option<&Proposal>,
 ) -> Change<'a> {
     let change = change.create(port_key(gateway, record), &reference(gateway, record));
-    let Some(proposal) = proposal else { return change };
+    let Some(proposal) = proposal else {
+        return change;
+    };
     let quarantine = keys::quarantine(&gateway.value.group, proposal.port);
     match proposal.own_quarantine {
         Some(revision) => change.remove(quarantine, revision),
@@ -427,9 +500,7 @@ fn taken(
 ) -> Result<(), ServiceError> {
     let d = &record.destination;
     let renamed = old.is_none_or(|old| old.destination.name != d.name);
-    if renamed
-        && let Some(holder) = conflict.holder(&keys::destination_name(&d.gateway, &d.name))
-    {
+    if renamed && let Some(holder) = conflict.holder(&keys::destination_name(&d.gateway, &d.name)) {
         return Err(name_taken("destination", &d.name, &holder));
     }
     let moved = old.is_none_or(|old| old.destination.listen != d.listen);
@@ -440,7 +511,9 @@ fn taken(
     if let Some(holder) = conflict.holder(&port_key(gateway, record)) {
         return Err(port_taken(gateway, record, &holder));
     }
-    let Listen::CloudPort(port) = d.listen else { return Ok(()) };
+    let Listen::CloudPort(port) = d.listen else {
+        return Ok(());
+    };
     match conflict.holder(&keys::quarantine(&gateway.value.group, port)) {
         Some(holder) if holder.gateway_id != d.gateway.as_str() => {
             Err(ports::quarantined(&gateway.value.group, port))
@@ -454,7 +527,10 @@ fn port_taken(
     record: &DestinationRecord,
     holder: &wire::Reference,
 ) -> ServiceError {
-    let (owner, name) = holder.name.split_once('/').unwrap_or((&holder.gateway_id, &holder.name));
+    let (owner, name) = holder
+        .name
+        .split_once('/')
+        .unwrap_or((&holder.gateway_id, &holder.name));
     match record.destination.listen {
         Listen::CloudPort(port) => ServiceError::Taken {
             reason: "PORT_TAKEN",

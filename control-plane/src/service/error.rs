@@ -83,7 +83,10 @@ impl ServiceError {
 
     /// There is no such thing.
     pub fn not_found(kind: &'static str, name: impl Into<String>) -> Self {
-        Self::NotFound { kind, name: name.into() }
+        Self::NotFound {
+            kind,
+            name: name.into(),
+        }
     }
 
     /// The change needs an etag.

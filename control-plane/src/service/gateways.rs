@@ -40,9 +40,10 @@ impl TokenChoice {
             (1..=MAX_TOKEN_DAYS, false, false) => Ok(Self::Days(days)),
             (0, true, false) => Ok(Self::NoExpiry),
             (0, false, true) => Ok(Self::None),
-            (_, false, false) => {
-                Err(ServiceError::invalid("token_days", "must be 1 to 365; 0 means 90"))
-            }
+            (_, false, false) => Err(ServiceError::invalid(
+                "token_days",
+                "must be 1 to 365; 0 means 90",
+            )),
             _ => Err(ServiceError::invalid(
                 "token_days",
                 "give only one of token_days, no_token_expiry and no_token",
@@ -57,7 +58,10 @@ impl TokenChoice {
             Self::None => return None,
         };
         let secret = ids::new_token("sgt_");
-        let hash = TokenHash { sha256: ids::token_hash(secret.expose()), expires };
+        let hash = TokenHash {
+            sha256: ids::token_hash(secret.expose()),
+            expires,
+        };
         Some((secret, hash))
     }
 }
@@ -89,7 +93,8 @@ impl Core {
         let now = ids::now();
         let id = GatewayId::new(ids::new_id('G', now))?;
         let token = token.make(now);
-        let (secret, hash) = token.map_or((None, None), |(secret, hash)| (Some(secret), Some(hash)));
+        let (secret, hash) =
+            token.map_or((None, None), |(secret, hash)| (Some(secret), Some(hash)));
         let record = GatewayRecord {
             gateway: Gateway {
                 id: id.clone(),
@@ -107,20 +112,37 @@ impl Core {
         };
         let name_key = keys::gateway_name(&record.gateway.name);
         if call.validate_only {
-            self.name_is_free(&name_key, "gateway", &record.gateway.name).await?;
-            return Ok(GatewayAnswer { gateway: uncommitted(record), secret: None });
+            self.name_is_free(&name_key, "gateway", &record.gateway.name)
+                .await?;
+            return Ok(GatewayAnswer {
+                gateway: uncommitted(record),
+                secret: None,
+            });
         }
-        let acl = Acl { version: AclVersion { epoch: 0, generation: 1 }, ..Acl::default() };
+        let acl = Acl {
+            version: AclVersion {
+                epoch: 0,
+                generation: 1,
+            },
+            ..Acl::default()
+        };
         let change = Change::new(call, format!("gateway/{id}"), id.as_str())
-            .detail(format!("name={} group={}", record.gateway.name, record.group))
+            .detail(format!(
+                "name={} group={}",
+                record.gateway.name, record.group
+            ))
             .secret(secret.as_ref())
             .create(keys::gateway(&id), &wire::Gateway::from(&record))
             .create(name_key.clone(), &reference(&record))
             .create(keys::acl(&id), &acl_to_store(&id, &acl));
         match self.commit(change).await? {
-            Outcome::Done(revision) => {
-                Ok(GatewayAnswer { gateway: Stored { value: record, revision }, secret })
-            }
+            Outcome::Done(revision) => Ok(GatewayAnswer {
+                gateway: Stored {
+                    value: record,
+                    revision,
+                },
+                secret,
+            }),
             Outcome::Replayed(replay) => self.answer_again(replay.id, replay.secret).await,
             Outcome::Conflict(conflict) => Err(match conflict.holder(&name_key) {
                 Some(holder) => name_taken("gateway", &record.gateway.name, &holder),
@@ -166,7 +188,9 @@ impl Core {
             return self.answer_again(replay.id, replay.secret).await;
         }
         let Some((secret, hash)) = token.make(ids::now()) else {
-            return Err(ServiceError::Internal("rotation without a token".to_owned()));
+            return Err(ServiceError::Internal(
+                "rotation without a token".to_owned(),
+            ));
         };
         self.change_gateway(call, name, None, Some(secret), |record| {
             record.gateway.tokens = vec![hash.clone()];
@@ -198,20 +222,29 @@ impl Core {
             let mut record = current.value.clone();
             edit(&mut record)?;
             if record == current.value {
-                return Ok(GatewayAnswer { gateway: current, secret: None });
+                return Ok(GatewayAnswer {
+                    gateway: current,
+                    secret: None,
+                });
             }
             record.gateway.generation += 1;
             record.updated = ids::now();
             if call.validate_only {
                 return Ok(GatewayAnswer {
-                    gateway: Stored { value: record, revision: current.revision },
+                    gateway: Stored {
+                        value: record,
+                        revision: current.revision,
+                    },
                     secret: None,
                 });
             }
             let change = gateway_change(call, &current, &record).secret(secret.as_ref());
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
-                    let gateway = Stored { value: record, revision };
+                    let gateway = Stored {
+                        value: record,
+                        revision,
+                    };
                     return Ok(GatewayAnswer { gateway, secret });
                 }
                 Outcome::Replayed(replay) => {
@@ -333,8 +366,15 @@ fn gateway_change<'a>(
     let id = &record.gateway.id;
     let old = &current.value;
     let mut change = Change::new(call, format!("gateway/{id}"), id.as_str())
-        .detail(format!("name={} generation={}", record.gateway.name, record.gateway.generation))
-        .replace(keys::gateway(id), current.revision, &wire::Gateway::from(record));
+        .detail(format!(
+            "name={} generation={}",
+            record.gateway.name, record.gateway.generation
+        ))
+        .replace(
+            keys::gateway(id),
+            current.revision,
+            &wire::Gateway::from(record),
+        );
     if record.gateway.name != old.gateway.name {
         change = change
             .delete(keys::gateway_name(&old.gateway.name))
@@ -365,5 +405,8 @@ pub(super) fn name_taken(kind: &str, name: &Name, holder: &wire::Reference) -> S
 
 /// A record that was only checked.
 pub(super) const fn uncommitted<T>(value: T) -> Stored<T> {
-    Stored { value, revision: Revision::NONE }
+    Stored {
+        value,
+        revision: Revision::NONE,
+    }
 }

@@ -11,6 +11,8 @@ pub mod gateways;
 pub mod nodes;
 mod ports;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -28,7 +30,7 @@ use crate::keys;
 use crate::push::Observed;
 use crate::store::{KeyValue, Revision, Store};
 use crate::world::keeper::Views;
-use crate::world::{Stored, StoreHealth};
+use crate::world::{StoreHealth, Stored};
 
 /// What all use cases share. Clones share it.
 #[derive(Clone)]
@@ -55,7 +57,9 @@ pub struct Core {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("store", &self.store.describe()).finish_non_exhaustive()
+        f.debug_struct("Core")
+            .field("store", &self.store.describe())
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,8 +99,14 @@ impl Core {
         self.read_gateway(&id).await?.ok_or_else(missing)
     }
 
-    async fn read_gateway(&self, id: &GatewayId) -> Result<Option<Stored<GatewayRecord>>, ServiceError> {
-        self.read(&keys::gateway(id)).await?.map(|entry| parse_gateway(&entry)).transpose()
+    async fn read_gateway(
+        &self,
+        id: &GatewayId,
+    ) -> Result<Option<Stored<GatewayRecord>>, ServiceError> {
+        self.read(&keys::gateway(id))
+            .await?
+            .map(|entry| parse_gateway(&entry))
+            .transpose()
     }
 
     /// A destination of a gateway by id or name, as [`Core::gateway`].
@@ -111,9 +121,13 @@ impl Core {
         let gateway_id = &gateway.value.gateway.id;
         let view = self.views.now();
         if let Some((_, entry)) = view.world.gateway(gateway_id) {
-            let by_id = DestinationId::new(id_or_name).ok().and_then(|id| entry.destination(&id));
+            let by_id = DestinationId::new(id_or_name)
+                .ok()
+                .and_then(|id| entry.destination(&id));
             let found = by_id.or_else(|| {
-                entry.destinations().find(|d| d.value.destination.name.as_str() == id_or_name)
+                entry
+                    .destinations()
+                    .find(|d| d.value.destination.name.as_str() == id_or_name)
             });
             if let Some(found) = found {
                 return Ok(found.as_ref().clone());
@@ -124,14 +138,19 @@ impl Core {
             ServiceError::not_found("destination", name)
         };
         let id = match Name::new(id_or_name) {
-            Ok(name) => match self.read(&keys::destination_name(gateway_id, &name)).await? {
+            Ok(name) => match self
+                .read(&keys::destination_name(gateway_id, &name))
+                .await?
+            {
                 Some(entry) => wire::Reference::decode(entry.value.as_ref())?.id,
                 None => return Err(missing()),
             },
             Err(_) => id_or_name.to_owned(),
         };
         let id = DestinationId::new(id).map_err(|_| missing())?;
-        self.read_destination(gateway_id, &id).await?.ok_or_else(missing)
+        self.read_destination(gateway_id, &id)
+            .await?
+            .ok_or_else(missing)
     }
 
     async fn read_destination(
@@ -147,13 +166,19 @@ impl Core {
 fn parse_gateway(entry: &KeyValue) -> Result<Stored<GatewayRecord>, ServiceError> {
     let wire = wire::Gateway::decode(entry.value.as_ref())?;
     let value = GatewayRecord::try_from(&wire).map_err(unreadable)?;
-    Ok(Stored { value, revision: entry.mod_revision })
+    Ok(Stored {
+        value,
+        revision: entry.mod_revision,
+    })
 }
 
 fn parse_destination(entry: &KeyValue) -> Result<Stored<DestinationRecord>, ServiceError> {
     let wire = wire::Destination::decode(entry.value.as_ref())?;
     let value = DestinationRecord::try_from(&wire).map_err(unreadable)?;
-    Ok(Stored { value, revision: entry.mod_revision })
+    Ok(Stored {
+        value,
+        revision: entry.mod_revision,
+    })
 }
 
 fn unreadable(fault: sg_model::Invalid) -> ServiceError {

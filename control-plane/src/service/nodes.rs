@@ -1,8 +1,8 @@
 //! Nodes: how they join, what they say of themselves, and the tokens they join with.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use sg_model::{HostPort, Name, NodeId, Timestamp};
@@ -21,7 +21,7 @@ use crate::authority::{self, IssueError};
 use crate::ids;
 use crate::keys;
 use crate::store::KeyValue;
-use crate::world::Stored;
+use crate::world::{Stored, epoch};
 
 /// Life of a join token where none is asked for.
 const DEFAULT_TTL: Duration = Duration::from_secs(3600);
@@ -74,12 +74,18 @@ impl Core {
         let pin = crypto::hex(self.authority.spki_sha256());
         let secret = ids::new_token(&format!("sgj_{pin}"));
         let hash = crypto::hex(&ids::token_hash(secret.expose()));
-        let value = wire::JoinToken { expire_time: Some(timestamp_to_wire(expires)) };
+        let value = wire::JoinToken {
+            expire_time: Some(timestamp_to_wire(expires)),
+        };
         // The store forgets it some time after it has expired; it is the date that decides.
         let change = Change::new(call, "token/join", expires.0.to_string())
             .detail(format!("expires={}", expires.seconds()))
             .secret(Some(&secret))
-            .put_for(keys::join_token(&hash), &value, ttl + Duration::from_secs(60));
+            .put_for(
+                keys::join_token(&hash),
+                &value,
+                ttl + Duration::from_secs(60),
+            );
         match self.commit(change).await? {
             Outcome::Done(_) => Ok((secret, expires)),
             Outcome::Replayed(replay) => replayed_token(replay),
@@ -104,7 +110,9 @@ impl Core {
         let token_key = keys::join_token(&token_hash);
         let used_key = keys::idempotency("join", &token_hash);
         let Some(entry) = self.read(&token_key).await? else {
-            return self.join_again(&used_key, &key_sha256, &request.csr_der).await;
+            return self
+                .join_again(&used_key, &key_sha256, &request.csr_der)
+                .await;
         };
         token_holds(&entry)?;
         let now = ids::now();
@@ -133,7 +141,9 @@ impl Core {
                 Outcome::Conflict(conflict) if conflict.holder(&name_key).is_some() => {}
                 // Somebody else used the token in between; perhaps this very node.
                 Outcome::Conflict(_) => {
-                    return self.join_again(&used_key, &key_sha256, &request.csr_der).await;
+                    return self
+                        .join_again(&used_key, &key_sha256, &request.csr_der)
+                        .await;
                 }
             }
         }
@@ -149,9 +159,11 @@ impl Core {
         key_sha256: &[u8; 32],
         csr_der: &[u8],
     ) -> Result<Joined, ServiceError> {
-        let refused = || ServiceError::Unauthenticated {
+        let refused = || {
+            ServiceError::Unauthenticated {
             reason: "JOIN_TOKEN_UNKNOWN",
             message: "the join token is unknown, used up or expired; make a new one with 'sgctl node token create'".to_owned(),
+        }
         };
         let entry = self.read(used_key).await?.ok_or_else(refused)?;
         let used = wire::Idempotency::decode(entry.value.as_ref())?;
@@ -170,10 +182,15 @@ impl Core {
     }
 
     async fn read_node(&self, id: &NodeId) -> Result<Option<Stored<NodeRecord>>, ServiceError> {
-        let Some(entry) = self.read(&keys::node(id)).await? else { return Ok(None) };
+        let Some(entry) = self.read(&keys::node(id)).await? else {
+            return Ok(None);
+        };
         let wire = wire::Node::decode(entry.value.as_ref())?;
         let value = NodeRecord::try_from(&wire).map_err(super::unreadable)?;
-        Ok(Some(Stored { value, revision: entry.mod_revision }))
+        Ok(Some(Stored {
+            value,
+            revision: entry.mod_revision,
+        }))
     }
 }
 
@@ -193,7 +210,9 @@ fn parse_join_token(token: &str) -> Result<&str, ServiceError> {
     }
     Err(ServiceError::Unauthenticated {
         reason: "JOIN_TOKEN_MALFORMED",
-        message: "this is no join token; it begins with sgj_ and comes from 'sgctl node token create'".to_owned(),
+        message:
+            "this is no join token; it begins with sgj_ and comes from 'sgctl node token create'"
+                .to_owned(),
     })
 }
 
@@ -206,12 +225,17 @@ fn token_holds(entry: &KeyValue) -> Result<(), ServiceError> {
     }
     Err(ServiceError::Unauthenticated {
         reason: "JOIN_TOKEN_EXPIRED",
-        message: "the join token has expired; make a new one with 'sgctl node token create'".to_owned(),
+        message: "the join token has expired; make a new one with 'sgctl node token create'"
+            .to_owned(),
     })
 }
 
 /// The wanted name, then the same with a number; a node that wants none is called by its id.
-fn attempted_name(wanted: Option<&Name>, id: &NodeId, attempt: usize) -> Result<Name, ServiceError> {
+fn attempted_name(
+    wanted: Option<&Name>,
+    id: &NodeId,
+    attempt: usize,
+) -> Result<Name, ServiceError> {
     let base = match wanted {
         Some(name) => name.to_string(),
         None => format!("node-{}", id.as_str().to_lowercase()),
@@ -221,7 +245,10 @@ fn attempted_name(wanted: Option<&Name>, id: &NodeId, attempt: usize) -> Result<
     }
     let suffix = format!("-{}", attempt + 1);
     let kept: String = base.chars().take(63 - suffix.len()).collect();
-    Ok(Name::new(format!("{}{suffix}", kept.trim_end_matches('-')))?)
+    Ok(Name::new(format!(
+        "{}{suffix}",
+        kept.trim_end_matches('-')
+    ))?)
 }
 
 fn new_node(id: &NodeId, name: &Name, group: &Name, version: &str, now: Timestamp) -> NodeRecord {
@@ -246,20 +273,60 @@ fn reference(record: &NodeRecord) -> wire::Reference {
     }
 }
 
-/// Records what connected nodes say of themselves.
+/// A node that claims to be ahead of the store raises the epoch at most once in this time.
+const EPOCH_PAUSE: Duration = Duration::from_secs(600);
+
+/// What the store has to do with connected nodes: records what they say of themselves.
 #[derive(Debug, Clone)]
-pub struct NodeRegistry(Arc<Core>);
+pub struct NodeRegistry {
+    core: Arc<Core>,
+    epoch_raised: Arc<Mutex<Option<Instant>>>,
+}
 
 impl NodeRegistry {
     /// A registry over the use cases.
-    pub const fn new(core: Arc<Core>) -> Self {
-        Self(core)
+    pub fn new(core: Arc<Core>) -> Self {
+        Self {
+            core,
+            epoch_raised: Arc::default(),
+        }
+    }
+
+    /// A node has a revision that this control plane has not seen. Either we are behind, which
+    /// passes; or the store was restored from an older copy while no control plane ran.
+    pub async fn node_is_ahead(&self, id: &NodeId, revision: u64) {
+        let newest = match self.core.store.revision().await {
+            Ok(newest) => newest.get(),
+            Err(error) => {
+                self.core.health.bad(&error);
+                return;
+            }
+        };
+        if revision <= newest {
+            tracing::warn!(node = %id, revision, "the node has seen more of the store than we have");
+            return;
+        }
+        let may_raise = {
+            let mut last = self
+                .epoch_raised
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let may = last.is_none_or(|last| last.elapsed() > EPOCH_PAUSE);
+            if may {
+                *last = Some(Instant::now());
+            }
+            may
+        };
+        tracing::error!(node = %id, revision, newest, may_raise, "the node has a newer revision than the store");
+        if may_raise {
+            epoch::raise(&*self.core.store, &self.core.health).await;
+        }
     }
 
     /// Whether the node is in the store. While the store does not answer nobody is turned away
     /// whose certificate holds.
     pub async fn is_registered(&self, id: &NodeId) -> bool {
-        match self.0.read_node(id).await {
+        match self.core.read_node(id).await {
             Ok(node) => node.is_some(),
             Err(error) => {
                 tracing::debug!(%error, node = %id, "cannot look the node up");
@@ -288,18 +355,28 @@ impl NodeRegistry {
         std::future::pending().await
     }
 
-    async fn try_introduce(&self, id: &NodeId, hello: &node_wire::Hello) -> Result<(), ServiceError> {
-        let cached = self.0.views.now().world.node(id).map(|node| node.as_ref().clone());
+    async fn try_introduce(
+        &self,
+        id: &NodeId,
+        hello: &node_wire::Hello,
+    ) -> Result<(), ServiceError> {
+        let cached = self
+            .core
+            .views
+            .now()
+            .world
+            .node(id)
+            .map(|node| node.as_ref().clone());
         let mut current = match cached {
             Some(node) => node,
-            None => match self.0.read_node(id).await? {
+            None => match self.core.read_node(id).await? {
                 Some(node) => node,
                 None => return Ok(()),
             },
         };
         for attempt in 0..RETRIES {
             if attempt > 0 {
-                match self.0.read_node(id).await? {
+                match self.core.read_node(id).await? {
                     Some(node) => current = node,
                     None => return Ok(()),
                 }
@@ -310,10 +387,13 @@ impl NodeRegistry {
             }
             let call = Call::internal(format!("node/{id}"), "NodeSync.Hello");
             let change = Change::new(&call, format!("node/{id}"), id.as_str())
-                .detail(format!("tunnel={} version={}", record.tunnel_address, record.version))
+                .detail(format!(
+                    "tunnel={} version={}",
+                    record.tunnel_address, record.version
+                ))
                 .replace(keys::node(id), current.revision, &wire::Node::from(&record));
             // On a conflict another control plane was faster, most likely with the same.
-            if let Outcome::Done(_) = self.0.commit(change).await? {
+            if let Outcome::Done(_) = self.core.commit(change).await? {
                 return Ok(());
             }
         }
@@ -326,7 +406,10 @@ fn introduced(current: &NodeRecord, hello: &node_wire::Hello) -> Result<NodeReco
         return Err(ServiceError::invalid("tunnel_address", "is too long"));
     }
     if !hello.tunnel_address.is_empty() {
-        hello.tunnel_address.parse::<HostPort>().map_err(|e| e.in_field("tunnel_address"))?;
+        hello
+            .tunnel_address
+            .parse::<HostPort>()
+            .map_err(|e| e.in_field("tunnel_address"))?;
     }
     if !hello.destination_host.is_empty() {
         hello
@@ -364,7 +447,12 @@ mod tests {
     #[test]
     fn only_join_tokens_are_looked_up() {
         assert!(parse_join_token(&format!("sgj_{}", "a".repeat(128))).is_ok());
-        for bad in ["", "sgj_", &format!("sga_{}", "a".repeat(128)), &format!("sgj_{}", "/".repeat(128))] {
+        for bad in [
+            "",
+            "sgj_",
+            &format!("sga_{}", "a".repeat(128)),
+            &format!("sgj_{}", "/".repeat(128)),
+        ] {
             assert!(parse_join_token(bad).is_err(), "{bad}");
         }
     }

@@ -44,17 +44,25 @@ impl Core {
             for _ in 0..RANDOM_CHOICES {
                 let port = rand::rng().random_range(range.first()..=range.last());
                 if !used.contains(&port) {
-                    return Ok(Proposal { port, own_quarantine: None });
+                    return Ok(Proposal {
+                        port,
+                        own_quarantine: None,
+                    });
                 }
             }
         }
         // Nearly full, or the world is behind: look at everything as it is now.
         for prefix in [keys::cloud_ports(group), keys::quarantined(group)] {
-            let (_, listed) = self.store.keys(&prefix).await.inspect_err(|e| self.health.bad(e))?;
+            let (_, listed) = self
+                .store
+                .keys(&prefix)
+                .await
+                .inspect_err(|e| self.health.bad(e))?;
             used.extend(listed.iter().filter_map(|(key, _)| keys::port_of(key)));
         }
-        let free: Vec<u16> =
-            (range.first()..=range.last()).filter(|port| !used.contains(port)).collect();
+        let free: Vec<u16> = (range.first()..=range.last())
+            .filter(|port| !used.contains(port))
+            .collect();
         if free.is_empty() {
             return Err(ServiceError::Exhausted {
                 reason: "PORTS_EXHAUSTED",
@@ -66,7 +74,10 @@ impl Core {
             });
         }
         let port = free[rand::rng().random_range(0..free.len())];
-        Ok(Proposal { port, own_quarantine: None })
+        Ok(Proposal {
+            port,
+            own_quarantine: None,
+        })
     }
 
     async fn propose_asked(
@@ -76,11 +87,17 @@ impl Core {
         port: u16,
     ) -> Result<Proposal, ServiceError> {
         let Some(entry) = self.read(&keys::quarantine(group, port)).await? else {
-            return Ok(Proposal { port, own_quarantine: None });
+            return Ok(Proposal {
+                port,
+                own_quarantine: None,
+            });
         };
         let holder = wire::Reference::decode(entry.value.as_ref())?;
         if holder.gateway_id == gateway.as_str() {
-            return Ok(Proposal { port, own_quarantine: Some(entry.mod_revision) });
+            return Ok(Proposal {
+                port,
+                own_quarantine: Some(entry.mod_revision),
+            });
         }
         Err(quarantined(group, port))
     }
@@ -99,7 +116,9 @@ pub(super) fn quarantined(group: &Name, port: u16) -> ServiceError {
 /// What the ranges of all nodes of a group have in common.
 fn range_of(world: &World, group: &Name) -> Result<PortRange, ServiceError> {
     let mut ranges = world.nodes_of(group).filter_map(|node| node.value.ports);
-    let Some(first) = ranges.next() else { return Ok(PortRange::DEFAULT) };
+    let Some(first) = ranges.next() else {
+        return Ok(PortRange::DEFAULT);
+    };
     ranges.try_fold(first, PortRange::intersect).ok_or_else(|| ServiceError::Exhausted {
         reason: "NO_COMMON_PORTS",
         message: format!("the nodes of group {group} have no destination port in common; change their --destination-ports, or ask for a port"),

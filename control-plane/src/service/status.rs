@@ -57,7 +57,8 @@ fn node_status(
     };
     if d.kind() == DestinationKind::Cloud {
         "not-supported".clone_into(&mut row.reason);
-        "cloud destinations are kept, but this version does not serve them yet".clone_into(&mut row.message);
+        "cloud destinations are kept, but this version does not serve them yet"
+            .clone_into(&mut row.message);
         return row;
     }
     let Some(report) = report else {
@@ -101,7 +102,10 @@ pub fn acl(
     let mut enforcements = Vec::new();
     let mut clients: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for node in world.nodes_of(&gateway.group) {
-        let Some(report) = reports.get(&node.value.id).filter(|report| report.connected) else {
+        let Some(report) = reports
+            .get(&node.value.id)
+            .filter(|report| report.connected)
+        else {
             continue;
         };
         let has = report.acls.get(id).copied().unwrap_or_default();
@@ -111,27 +115,45 @@ pub fn acl(
             id: node.value.id.to_string(),
             generation: has.1,
         });
-        for tunnel in report.tunnels.iter().filter(|tunnel| tunnel.gateway_id == id) {
+        for tunnel in report
+            .tunnels
+            .iter()
+            .filter(|tunnel| tunnel.gateway_id == id)
+        {
             let has = (tunnel.acl_epoch, tunnel.acl_generation);
             enforced &= has >= wanted;
             let lowest = clients.entry(&tunnel.client_id).or_insert(has);
             *lowest = has.min(*lowest);
         }
     }
-    enforcements.extend(clients.into_iter().map(|(id, (_, generation))| wire::AclEnforcement {
-        kind: "client".to_owned(),
-        id: id.to_owned(),
-        generation,
-    }));
-    wire::AclStatus { enforced, enforcements }
+    enforcements.extend(
+        clients
+            .into_iter()
+            .map(|(id, (_, generation))| wire::AclEnforcement {
+                kind: "client".to_owned(),
+                id: id.to_owned(),
+                generation,
+            }),
+    );
+    wire::AclStatus {
+        enforced,
+        enforcements,
+    }
 }
 
 /// The client processes connected to a gateway now, by client id, then by run.
 pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wire::Client> {
     let mut found: BTreeMap<(&str, &str), wire::Client> = BTreeMap::new();
     for (node, report) in reports.iter().filter(|(_, report)| report.connected) {
-        let name = world.node(node).map(|node| node.value.name.to_string()).unwrap_or_default();
-        for tunnel in report.tunnels.iter().filter(|t| t.gateway_id == gateway.as_str()) {
+        let name = world
+            .node(node)
+            .map(|node| node.value.name.to_string())
+            .unwrap_or_default();
+        for tunnel in report
+            .tunnels
+            .iter()
+            .filter(|t| t.gateway_id == gateway.as_str())
+        {
             let run = (tunnel.client_id.as_str(), tunnel.boot_id.as_str());
             let client = found.entry(run).or_insert_with(|| wire::Client {
                 id: tunnel.client_id.clone(),
@@ -148,7 +170,8 @@ pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wir
 }
 
 fn add_tunnel(client: &mut wire::Client, node: &str, name: &str, tunnel: &node_wire::ClientTunnel) {
-    let date = |t: Option<&pbjson_types::Timestamp>| t.map_or((i64::MAX, 0), |t| (t.seconds, t.nanos));
+    let date =
+        |t: Option<&pbjson_types::Timestamp>| t.map_or((i64::MAX, 0), |t| (t.seconds, t.nanos));
     if client.tunnels.is_empty()
         || date(tunnel.connect_time.as_ref()) < date(client.connect_time.as_ref())
     {
@@ -159,7 +182,9 @@ fn add_tunnel(client: &mut wire::Client, node: &str, name: &str, tunnel: &node_w
         client.rtt_ms = tunnel.rtt_ms;
     }
     client.active_streams = client.active_streams.saturating_add(tunnel.active_streams);
-    client.bytes_to_resource = client.bytes_to_resource.saturating_add(tunnel.bytes_to_resource);
+    client.bytes_to_resource = client
+        .bytes_to_resource
+        .saturating_add(tunnel.bytes_to_resource);
     client.bytes_to_user = client.bytes_to_user.saturating_add(tunnel.bytes_to_user);
     client.acl_generation = client.acl_generation.min(tunnel.acl_generation);
     client.tunnels.push(wire::Tunnel {
@@ -204,20 +229,40 @@ pub fn node(node: &Stored<NodeRecord>, report: Option<&NodeReport>) -> wire::Nod
 }
 
 /// What an operator should look at.
-pub fn problems(world: &World, plans: &Plans, reports: &Reports, store: Option<String>) -> Vec<String> {
+pub fn problems(
+    world: &World,
+    plans: &Plans,
+    reports: &Reports,
+    store: Option<String>,
+) -> Vec<String> {
     let mut problems: Vec<String> = store.into_iter().collect();
-    problems.extend(world.problems().map(|(key, problem)| format!("stored value {key}: {problem}")));
+    problems.extend(
+        world
+            .problems()
+            .map(|(key, problem)| format!("stored value {key}: {problem}")),
+    );
     for node in world.nodes() {
         let name = &node.value.name;
-        match reports.get(&node.value.id).filter(|report| report.connected) {
-            None => problems.push(format!("node {name} is not connected to this control plane")),
+        match reports
+            .get(&node.value.id)
+            .filter(|report| report.connected)
+        {
+            None => problems.push(format!(
+                "node {name} is not connected to this control plane"
+            )),
             Some(report) => {
                 for (id, rejection) in &report.rejected {
                     problems.push(format!("node {name} rejects {id}: {}", rejection.message));
                 }
-                let failed = report.destinations.values().filter(|state| state.state == "failed");
+                let failed = report
+                    .destinations
+                    .values()
+                    .filter(|state| state.state == "failed");
                 problems.extend(failed.map(|state| {
-                    format!("node {name} cannot serve {}: {}", state.destination_id, state.message)
+                    format!(
+                        "node {name} cannot serve {}: {}",
+                        state.destination_id, state.message
+                    )
                 }));
             }
         }

@@ -12,7 +12,7 @@ use crate::authority::{Authority, OWN_LIFE};
 const RETRY: Duration = Duration::from_secs(3600);
 
 /// Renews at two thirds of the certificate's life, for ever.
-pub async fn run(
+pub(crate) async fn run(
     authority: Arc<Authority>,
     identity: PeerIdentity,
     names: Vec<String>,
@@ -21,7 +21,9 @@ pub async fn run(
     let mut pause = OWN_LIFE * 2 / 3;
     loop {
         tokio::time::sleep(pause).await;
-        let issued = authority.control_plane(&identity, &names).map_err(|e| e.to_string());
+        let issued = authority
+            .control_plane(&identity, &names)
+            .map_err(|e| e.to_string());
         let renewed = issued.and_then(|new| certificate.replace(&new).map_err(|e| e.to_string()));
         pause = match renewed {
             Ok(()) => {

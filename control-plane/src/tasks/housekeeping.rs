@@ -23,7 +23,12 @@ const BATCH: usize = 100;
 const AUDIT_EVERY: u64 = 12;
 
 /// Runs for ever.
-pub async fn run(store: Arc<dyn Store>, health: StoreHealth, views: Views, observed: Observed) {
+pub(crate) async fn run(
+    store: Arc<dyn Store>,
+    health: StoreHealth,
+    views: Views,
+    observed: Observed,
+) {
     // Not all control planes at the same moment.
     let spread = u64::from(u16::from_le_bytes(crypto::random_bytes()));
     tokio::time::sleep(Duration::from_millis(spread)).await;
@@ -69,14 +74,22 @@ async fn compact(store: &dyn Store, last_round: Option<Revision>) -> Result<Revi
 async fn drop_old_records(store: &dyn Store) -> Result<(), StoreError> {
     let end = keys::audit_from(ids::now().0.saturating_sub(AUDIT_KEPT_MS));
     let (_, records) = store.keys(keys::AUDIT).await?;
-    let old: Vec<String> =
-        records.into_iter().map(|(key, _)| key).take_while(|key| *key < end).collect();
+    let old: Vec<String> = records
+        .into_iter()
+        .map(|(key, _)| key)
+        .take_while(|key| *key < end)
+        .collect();
     for batch in old.chunks(BATCH) {
-        let txn = batch.iter().fold(Txn::new(), |txn, key| txn.delete(key.as_str()));
+        let txn = batch
+            .iter()
+            .fold(Txn::new(), |txn, key| txn.delete(key.as_str()));
         store.txn(txn).await?;
     }
     if !old.is_empty() {
-        tracing::info!(count = old.len(), "audit records of more than 90 days dropped");
+        tracing::info!(
+            count = old.len(),
+            "audit records of more than 90 days dropped"
+        );
     }
     Ok(())
 }

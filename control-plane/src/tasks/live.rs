@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 const TTL: Duration = Duration::from_secs(30);
 
 /// Renews until `draining`, then takes the key back.
-pub async fn run(
+pub(crate) async fn run(
     store: Arc<dyn Store>,
     health: StoreHealth,
     live: wire::ControlPlane,
@@ -30,7 +30,10 @@ pub async fn run(
             () = draining.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = match store.txn(Txn::new().put_for(key.clone(), value.clone(), TTL)).await {
+        pause = match store
+            .txn(Txn::new().put_for(key.clone(), value.clone(), TTL))
+            .await
+        {
             Ok(_) => {
                 health.good();
                 PERIOD

@@ -1,6 +1,6 @@
 //! What a control plane does by itself: says that it lives, renews its certificate, forgets old
 //! history. Each task runs for ever, on a period, and carries nothing over that it cannot lose.
 
-pub mod certificate;
-pub mod housekeeping;
-pub mod live;
+pub(crate) mod certificate;
+pub(crate) mod housekeeping;
+pub(crate) mod live;

@@ -36,7 +36,7 @@ enum Unreadable {
 
 impl World {
     /// Applies one event. Returns what it touched of node configurations.
-    pub(super) fn apply(&mut self, event: &Event) -> Vec<Touched> {
+    pub(crate) fn apply(&mut self, event: &Event) -> Vec<Touched> {
         let key = event.key();
         let entry = match event {
             Event::Put(entry) => Some(entry),
@@ -59,47 +59,11 @@ impl World {
         }
     }
 
-    /// The keys under `prefix` that are in the world.
-    pub(super) fn keys(&self, prefix: &str) -> Vec<String> {
-        let mut found: Vec<String> = self.problems.keys().cloned().collect();
-        for (id, entry) in self.gateways.iter() {
-            found.extend(entry.gateway.as_ref().map(|_| keys::gateway(id)));
-            found.extend(entry.acl.as_ref().map(|_| keys::acl(id)));
-            found.extend(entry.destinations.keys().map(|key| keys::destination(id, key)));
-        }
-        found.extend(self.nodes.keys().map(keys::node));
-        found.extend(self.admins.keys().map(|hash| keys::admin_token(&crypto::hex(hash))));
-        found.extend(self.control_planes.keys().map(|id| keys::live(id)));
-        found.retain(|key| key.starts_with(prefix));
-        found.sort_unstable();
-        found.dedup();
-        found
-    }
-
-    /// Whether the world has exactly this object. Only told of objects, whose revisions are kept.
-    pub(super) fn has(&self, entry: &KeyValue) -> bool {
-        let revision = match keys::parse_object(&entry.key) {
-            Some(ObjectPath::Gateway(id)) => GatewayId::new(id)
-                .ok()
-                .and_then(|id| self.gateways.get(&id)?.gateway.as_ref().map(|g| g.revision)),
-            Some(ObjectPath::Acl(id)) => GatewayId::new(id)
-                .ok()
-                .and_then(|id| self.gateways.get(&id)?.acl.as_ref().map(|a| a.revision)),
-            Some(ObjectPath::Destination(gateway, id)) => {
-                let ids = GatewayId::new(gateway).ok().zip(DestinationId::new(id).ok());
-                ids.and_then(|(gateway, id)| {
-                    Some(self.gateways.get(&gateway)?.destinations.get(&id)?.revision)
-                })
-            }
-            Some(ObjectPath::Node(id)) => {
-                NodeId::new(id).ok().and_then(|id| self.nodes.get(&id).map(|n| n.revision))
-            }
-            None => None,
-        };
-        revision == Some(entry.mod_revision)
-    }
-
-    fn dispatch(&mut self, key: &str, entry: Option<&KeyValue>) -> Result<Vec<Touched>, Unreadable> {
+    fn dispatch(
+        &mut self,
+        key: &str,
+        entry: Option<&KeyValue>,
+    ) -> Result<Vec<Touched>, Unreadable> {
         if key.starts_with(keys::OBJECTS) {
             return match keys::parse_object(key).ok_or(Unreadable::Key)? {
                 ObjectPath::Gateway(id) => self.put_gateway(&GatewayId::new(id)?, entry),
@@ -115,27 +79,40 @@ impl World {
         } else if let Some(id) = key.strip_prefix(keys::LIVE) {
             let address = entry.map(|e| wire::ControlPlane::decode(e.value.as_ref()));
             let address = address.transpose()?.map(|live| live.address);
-            set(Arc::make_mut(&mut self.control_planes), id.to_owned(), address);
-        } else if key == keys::META_EPOCH && let Some(entry) = entry {
+            set(
+                Arc::make_mut(&mut self.control_planes),
+                id.to_owned(),
+                address,
+            );
+        } else if key == keys::META_EPOCH
+            && let Some(entry) = entry
+        {
             self.epoch = wire::Epoch::decode(entry.value.as_ref())?.epoch;
         }
         Ok(Vec::new())
     }
 
     fn entry_mut(&mut self, gateway: &GatewayId) -> &mut GatewayEntry {
-        let entry = Arc::make_mut(&mut self.gateways).entry(gateway.clone()).or_default();
+        let entry = Arc::make_mut(&mut self.gateways)
+            .entry(gateway.clone())
+            .or_default();
         Arc::make_mut(entry)
     }
 
     /// Forgets a gateway of which nothing is left.
     fn tidy(&mut self, gateway: &GatewayId) {
-        if self.gateways.get(gateway).is_some_and(|entry| entry.is_empty()) {
+        if self
+            .gateways
+            .get(gateway)
+            .is_some_and(|entry| entry.is_empty())
+        {
             Arc::make_mut(&mut self.gateways).remove(gateway);
         }
     }
 
     fn group_of(&self, gateway: &GatewayId) -> Option<Name> {
-        self.gateway(gateway).map(|(gateway, _)| gateway.value.group.clone())
+        self.gateway(gateway)
+            .map(|(gateway, _)| gateway.value.group.clone())
     }
 
     fn put_gateway(
@@ -145,7 +122,8 @@ impl World {
     ) -> Result<Vec<Touched>, Unreadable> {
         let new = entry
             .map(|entry| {
-                let record = GatewayRecord::try_from(&wire::Gateway::decode(entry.value.as_ref())?)?;
+                let record =
+                    GatewayRecord::try_from(&wire::Gateway::decode(entry.value.as_ref())?)?;
                 Ok::<_, Unreadable>(stored(record, entry.mod_revision))
             })
             .transpose()?;
@@ -182,7 +160,11 @@ impl World {
             .transpose()?;
         set(&mut self.entry_mut(gateway).destinations, id.clone(), new);
         self.tidy(gateway);
-        Ok(touched(self.group_of(gateway), &[ObjectKey::Destination(id)], Some(gateway)))
+        Ok(touched(
+            self.group_of(gateway),
+            &[ObjectKey::Destination(id)],
+            Some(gateway),
+        ))
     }
 
     fn put_acl(
@@ -198,18 +180,31 @@ impl World {
             .transpose()?;
         self.entry_mut(gateway).acl = new;
         self.tidy(gateway);
-        Ok(touched(self.group_of(gateway), &[ObjectKey::Acl(gateway.clone())], Some(gateway)))
+        Ok(touched(
+            self.group_of(gateway),
+            &[ObjectKey::Acl(gateway.clone())],
+            Some(gateway),
+        ))
     }
 
-    fn put_node(&mut self, id: NodeId, entry: Option<&KeyValue>) -> Result<Vec<Touched>, Unreadable> {
+    fn put_node(
+        &mut self,
+        id: NodeId,
+        entry: Option<&KeyValue>,
+    ) -> Result<Vec<Touched>, Unreadable> {
         let new = entry
             .map(|entry| {
                 let record = NodeRecord::try_from(&wire::Node::decode(entry.value.as_ref())?)?;
                 Ok::<_, Unreadable>(Arc::new(stored(record, entry.mod_revision)))
             })
             .transpose()?;
-        let mut groups: Vec<_> =
-            self.nodes.get(&id).into_iter().chain(&new).map(|n| n.value.group.clone()).collect();
+        let mut groups: Vec<_> = self
+            .nodes
+            .get(&id)
+            .into_iter()
+            .chain(&new)
+            .map(|n| n.value.group.clone())
+            .collect();
         groups.dedup();
         set(Arc::make_mut(&mut self.nodes), id.clone(), new);
         Ok(touched(groups, &[ObjectKey::Peer(id)], None))
@@ -218,8 +213,13 @@ impl World {
     fn put_admin(&mut self, hash: &str, entry: Option<&KeyValue>) -> Result<(), Unreadable> {
         let hash = crypto::unhex(hash).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         let hash = hash.ok_or(Unreadable::Key)?;
-        let admin = entry.map(|entry| wire::AdminToken::decode(entry.value.as_ref())).transpose()?;
-        let admin = admin.map(|token| Admin { name: token.name, role: token.role });
+        let admin = entry
+            .map(|entry| wire::AdminToken::decode(entry.value.as_ref()))
+            .transpose()?;
+        let admin = admin.map(|token| Admin {
+            name: token.name,
+            role: token.role,
+        });
         set(Arc::make_mut(&mut self.admins), hash, admin);
         Ok(())
     }

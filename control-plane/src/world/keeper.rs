@@ -1,25 +1,23 @@
-//! The only writer of the world: takes what the feeds say, works out the plans, publishes both.
+//! The only writer of the world: follows the store, works out the plans, publishes both.
 //!
-//! World and plans are published together, so whoever sees a revision sees its plans.
+//! World and plans are published together, so whoever sees a revision sees its plans. It carries
+//! state, never events: a follower hands over its newest snapshot, and what it differs by from the
+//! last one is taken over.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message as _;
-use sg_proto::store as wire;
-use sg_runtime::tasks::TaskGroup;
-use tokio::sync::{mpsc, watch};
+use sg_runtime::tasks::{Ended, TaskGroup};
+use tokio::sync::watch;
 
-use super::feed::{self, Update};
-use super::{StoreHealth, Touched, World};
+use super::{StoreHealth, World, epoch};
 use crate::keys;
 use crate::plan::{Planner, Plans};
-use crate::store::{Event, KeyValue, Revision, Store, StoreError, Txn};
+use crate::store::follow::{self, Change, FollowOptions, Snapshot, State};
+use crate::store::{Event, Revision, Store};
 
-/// Updates taken into one published world, at most.
-const BATCH: usize = 256;
-const FEEDS: [&str; 4] = [keys::META, keys::ADMIN_TOKENS, keys::LIVE, keys::OBJECTS];
+/// What is followed, each on its own: the objects are the only ones that change often.
+const PREFIXES: [&str; 4] = [keys::OBJECTS, keys::META, keys::ADMIN_TOKENS, keys::LIVE];
 
 /// The world with the plans that follow from it.
 #[derive(Debug, Clone, Default)]
@@ -63,9 +61,27 @@ impl Views {
     /// Waits until the view has reached `revision`, or the time is over; tells which.
     pub async fn reach(&self, revision: Revision, limit: Duration) -> bool {
         let mut views = self.0.clone();
-        let reached = views
-            .wait_for(|view| view.as_ref().is_some_and(|view| view.world.revision >= revision));
+        let reached = views.wait_for(|view| {
+            view.as_ref()
+                .is_some_and(|view| view.world.revision >= revision)
+        });
         matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
+    }
+}
+
+/// One followed prefix and what was taken over of it.
+#[derive(Debug)]
+struct Followed {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    taken: Arc<Snapshot>,
+}
+
+impl Followed {
+    async fn changed(&mut self) {
+        // A driver that is gone is noticed where it is owned.
+        if self.snapshots.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -75,117 +91,104 @@ pub struct Keeper {
     published: watch::Sender<Option<Arc<View>>>,
     planner: Planner,
     view: View,
-    loaded: HashSet<&'static str>,
 }
 
 impl Keeper {
     /// A keeper that has read nothing yet, and where to read what it publishes.
     pub fn new() -> (Self, Views) {
         let (published, views) = watch::channel(None);
-        let keeper = Self {
-            published,
-            planner: Planner::default(),
-            view: View::default(),
-            loaded: HashSet::new(),
-        };
-        (keeper, Views(views))
+        (
+            Self {
+                published,
+                planner: Planner::default(),
+                view: View::default(),
+            },
+            Views(views),
+        )
     }
 
-    /// Follows the store for ever. Returns only if one of its feeds dies.
+    /// Follows the store for ever. Returns only if a part of it dies.
     ///
     /// # Errors
-    /// Which feed died, and how.
+    /// Which part died, and how.
     pub async fn run(mut self, store: Arc<dyn Store>, health: StoreHealth) -> Result<(), String> {
-        let (sender, mut updates) = mpsc::channel(BATCH);
-        let mut feeds = TaskGroup::new();
-        for prefix in FEEDS {
-            let feed = feed::feed(Arc::clone(&store), prefix, sender.clone(), health.clone());
-            feeds.spawn(prefix, feed);
+        let mut drivers = TaskGroup::new();
+        let mut followers = Vec::with_capacity(PREFIXES.len());
+        for prefix in PREFIXES {
+            let (follower, driver) =
+                follow::follow(Arc::clone(&store), prefix, FollowOptions::default());
+            drivers.spawn(prefix, driver.run());
+            followers.push(follower);
         }
-        drop(sender);
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut state = followers[0].subscribe_state();
+        let [mut objects, mut meta, mut admins, mut live] =
+            [0, 1, 2, 3].map(|index: usize| Followed {
+                snapshots: followers[index].subscribe(),
+                taken: Arc::default(),
+            });
         loop {
+            // All arms are cancel safe, and none carries anything: what changed is looked up.
             tokio::select! {
-                // Both are cancel safe: what is not returned stays where it is.
-                ended = feeds.join_next() => {
-                    let (name, how) = ended.unwrap_or_else(|| ("all feeds".to_owned(), sg_runtime::tasks::Ended::Finished));
-                    return Err(format!("the feed of {name} {how}"));
+                ended = drivers.join_next() => {
+                    let (name, how) = ended.unwrap_or_else(|| ("all".to_owned(), Ended::Finished));
+                    return Err(format!("the follower of {name} {how}"));
                 }
-                _ = updates.recv_many(&mut batch, BATCH) => {}
+                () = objects.changed() => {}
+                () = meta.changed() => {}
+                () = admins.changed() => {}
+                () = live.changed() => {}
+                changed = state.changed() => {
+                    if changed.is_ok() {
+                        tell(&state.borrow_and_update(), &health);
+                    }
+                    continue;
+                }
             }
-            let went_back = self.take(batch.drain(..));
-            if went_back {
-                raise_epoch(&*store, &health).await;
+            if self.take([&mut objects, &mut meta, &mut admins, &mut live]) {
+                epoch::raise(&*store, &health).await;
             }
         }
     }
 
-    /// Takes updates over and publishes. Tells whether the store went back in time.
-    fn take(&mut self, updates: impl Iterator<Item = Update>) -> bool {
-        let mut touched: Vec<Touched> = Vec::new();
-        let mut went_back = false;
-        for update in updates {
-            match update {
-                Update::Changes(batch) => {
-                    let objects = batch.events.iter().any(|e| e.key().starts_with(keys::OBJECTS));
-                    if objects {
-                        self.view.world.revision = self.view.world.revision.max(batch.revision);
-                    }
-                    for event in &batch.events {
-                        touched.extend(self.view.world.apply(event));
-                    }
-                }
-                Update::All { prefix, revision, entries } => {
-                    if prefix == keys::OBJECTS {
-                        went_back |= revision < self.view.world.revision;
-                        self.view.world.revision = revision;
-                    }
-                    touched.extend(self.view.world.replace(prefix, entries));
-                    self.loaded.insert(prefix);
-                }
+    /// Takes everything over that is new, and publishes. Tells whether history broke.
+    fn take(&mut self, all: [&mut Followed; PREFIXES.len()]) -> bool {
+        let world = &mut self.view.world;
+        let mut touched = Vec::new();
+        let mut broke = false;
+        let mut loaded = true;
+        for (prefix, followed) in PREFIXES.into_iter().zip(all) {
+            let newest = Arc::clone(&followed.snapshots.borrow_and_update());
+            loaded &= newest.revision > Revision::NONE;
+            let first = followed.taken.revision == Revision::NONE;
+            if prefix == keys::OBJECTS {
+                broke |= !first && newest.epoch != followed.taken.epoch;
+                world.revision = newest.revision;
             }
+            for change in newest.changes_since(&followed.taken) {
+                let event = match change {
+                    Change::Put(entry) => Event::Put(entry.as_ref().clone()),
+                    Change::Deleted(entry) => Event::Delete {
+                        key: entry.key.clone(),
+                    },
+                };
+                touched.extend(world.apply(&event));
+            }
+            followed.taken = newest;
         }
-        if self.loaded.len() == FEEDS.len() {
-            self.view.plans = self.planner.advance(&self.view.world, &touched);
-            self.published.send_replace(Some(Arc::new(self.view.clone())));
-        } else {
-            // Plans need everything; until then what is touched is worked out from scratch.
-            self.planner.advance(&self.view.world, &touched);
+        let plans = self.planner.advance(world, &touched);
+        if loaded {
+            self.view.plans = plans;
+            self.published
+                .send_replace(Some(Arc::new(self.view.clone())));
         }
-        went_back
-    }
-}
-
-impl World {
-    /// Makes everything under `prefix` what `entries` say.
-    fn replace(&mut self, prefix: &str, entries: Vec<KeyValue>) -> Vec<Touched> {
-        let present: HashSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
-        let gone = self.keys(prefix).into_iter().filter(|key| !present.contains(key.as_str()));
-        let deletes: Vec<_> = gone.map(|key| Event::Delete { key }).collect();
-        let puts = entries.into_iter().filter(|entry| !self.has(entry)).map(Event::Put);
-        let puts: Vec<_> = puts.collect();
-        deletes.iter().chain(&puts).flat_map(|event| self.apply(event)).collect()
+        broke
     }
 }
 
-/// Makes nodes take a state that is older than theirs: the store was restored from a copy.
-async fn raise_epoch(store: &dyn Store, health: &StoreHealth) {
-    tracing::error!("the store went back in time; the epoch is raised so that nodes follow");
-    let attempt = async {
-        let (_, entry) = store.get(keys::META_EPOCH).await?;
-        let entry = entry.ok_or_else(|| StoreError::Internal("there is no epoch".to_owned()))?;
-        let epoch = wire::Epoch::decode(entry.value.as_ref())
-            .map_err(|error| StoreError::Internal(error.to_string()))?
-            .epoch
-            .saturating_add(1);
-        let txn = Txn::new()
-            .when_revision(keys::META_EPOCH, entry.mod_revision)
-            .put(keys::META_EPOCH, wire::Epoch { epoch }.encode_to_vec());
-        // Of several control planes that notice, one raises it; that is enough.
-        store.txn(txn).await.map(|_| ())
-    };
-    if let Err(error) = attempt.await {
-        health.bad(&error);
-        tracing::error!(%error, "the epoch could not be raised; nodes keep the newer state they have");
+fn tell(state: &State, health: &StoreHealth) {
+    match state {
+        State::Loading => {}
+        State::Fresh => health.good(),
+        State::Stale { reason, .. } => health.away(reason),
     }
 }

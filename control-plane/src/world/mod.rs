@@ -7,7 +7,8 @@
 //! [`keeper`] is its only writer. Unreadable values are left out, logged, and listed as problems.
 
 mod entries;
-mod feed;
+pub mod epoch;
+mod health;
 pub mod keeper;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use sg_model::{Acl, DestinationId, GatewayId, Name, NodeId};
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
 
 pub use entries::Touched;
-pub use feed::StoreHealth;
+pub use health::StoreHealth;
 
 use crate::store::Revision;
 
@@ -87,7 +88,9 @@ pub struct World {
 impl World {
     /// All gateways, oldest first, with what belongs to them.
     pub fn gateways(&self) -> impl Iterator<Item = (&Stored<GatewayRecord>, &GatewayEntry)> {
-        self.gateways.values().filter_map(|entry| Some((entry.gateway.as_ref()?, entry.as_ref())))
+        self.gateways
+            .values()
+            .filter_map(|entry| Some((entry.gateway.as_ref()?, entry.as_ref())))
     }
 
     /// A gateway by id.
@@ -97,10 +100,16 @@ impl World {
     }
 
     /// A gateway by id, or else by name.
-    pub fn find_gateway(&self, id_or_name: &str) -> Option<(&Stored<GatewayRecord>, &GatewayEntry)> {
-        let by_id = GatewayId::new(id_or_name).ok().and_then(|id| self.gateway(&id));
+    pub fn find_gateway(
+        &self,
+        id_or_name: &str,
+    ) -> Option<(&Stored<GatewayRecord>, &GatewayEntry)> {
+        let by_id = GatewayId::new(id_or_name)
+            .ok()
+            .and_then(|id| self.gateway(&id));
         by_id.or_else(|| {
-            self.gateways().find(|(gateway, _)| gateway.value.gateway.name.as_str() == id_or_name)
+            self.gateways()
+                .find(|(gateway, _)| gateway.value.gateway.name.as_str() == id_or_name)
         })
     }
 
@@ -132,13 +141,21 @@ impl World {
     /// A node by id, or else by name.
     pub fn find_node(&self, id_or_name: &str) -> Option<&Arc<Stored<NodeRecord>>> {
         let by_id = NodeId::new(id_or_name).ok().and_then(|id| self.node(&id));
-        by_id.or_else(|| self.nodes().find(|node| node.value.name.as_str() == id_or_name))
+        by_id.or_else(|| {
+            self.nodes()
+                .find(|node| node.value.name.as_str() == id_or_name)
+        })
     }
 
     /// Where users of a group's destination ports connect: the host that its oldest node gives.
     pub fn cloud_host(&self, group: &Name) -> String {
-        let mut hosts = self.nodes_of(group).map(|node| &node.value.destination_host);
-        hosts.find(|host| !host.is_empty()).cloned().unwrap_or_default()
+        let mut hosts = self
+            .nodes_of(group)
+            .map(|node| &node.value.destination_host);
+        hosts
+            .find(|host| !host.is_empty())
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// The administrator with this token hash.
@@ -151,11 +168,15 @@ impl World {
 
     /// HOST:PORT of the control planes that are alive, by their ids.
     pub fn control_planes(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.control_planes.iter().map(|(id, address)| (id.as_str(), address.as_str()))
+        self.control_planes
+            .iter()
+            .map(|(id, address)| (id.as_str(), address.as_str()))
     }
 
     /// Keys whose values cannot be read, and why.
     pub fn problems(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.problems.iter().map(|(key, problem)| (key.as_str(), problem.as_str()))
+        self.problems
+            .iter()
+            .map(|(key, problem)| (key.as_str(), problem.as_str()))
     }
 }
