@@ -55,7 +55,7 @@ pub(crate) struct Global {
         short,
         long,
         global = true,
-        value_name = "FORMAT",
+        value_name = "table|wide|json|yaml|name",
         value_enum,
         hide_possible_values = true
     )]

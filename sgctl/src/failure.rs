@@ -101,7 +101,7 @@ impl Failure {
                 "--token-file with an admin token of this control plane (admin.token under its --data-dir)",
             ),
             Code::Unavailable => failure.hint("the same again, or name further control planes: --server A,B"),
-            Code::Unimplemented => failure.hint("sgctl version, and the version of the control plane: sgctl status"),
+            Code::Unimplemented if failure.reason == "UNIMPLEMENTED" => failure.hint("sgctl version, and the version of the control plane: sgctl status"),
             _ => failure,
         }
     }

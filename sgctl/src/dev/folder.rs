@@ -30,9 +30,9 @@ impl Folder {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let lock = DirLock::acquire(&path).map_err(|error| {
-            unusable(&path, &error)
-                .hint("another sgctl dev may use this folder; give another --dir")
+        let lock = DirLock::acquire(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => in_use(&path),
+            _ => unusable(&path, &error),
         })?;
         for part in ["control-plane", "node", "client", "logs", "run"] {
             let part = path.join(part);
@@ -58,6 +58,12 @@ impl Folder {
             None => Ok(()),
         }
     }
+}
+
+fn in_use(path: &Path) -> Failure {
+    let message = format!("another sgctl dev uses the folder {}", path.display());
+    Failure::new(tonic::Code::FailedPrecondition, "FOLDER_IN_USE", message)
+        .hint("another --dir, or end the other one")
 }
 
 fn unusable(path: &Path, error: &std::io::Error) -> Failure {

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::failure::Failure;
 use crate::output;
 
-/// How long children may drain; they get the same time as their own limit.
+/// How long children may take to end; their own limit for draining is a third of it.
 const GRACE: Duration = Duration::from_millis(1500);
 /// How often a ready-file is looked for.
 const LOOK: Duration = Duration::from_millis(5);

@@ -183,7 +183,7 @@ fn program(
     let ready_file = folder.join("run").join(format!("{name}.json"));
     let common = [
         ("--ready-file", ready_file.display().to_string()),
-        ("--drain-timeout", "1s".to_owned()),
+        ("--drain-timeout", "500ms".to_owned()),
         ("--log-format", "text".to_owned()),
     ];
     let pairs = flags.iter().chain(&common);
