@@ -185,8 +185,12 @@ class ApiTest(unittest.TestCase):
         self.assertEqual([node.node for node in ready.status.nodes], ["python-node"])
         self.assertEqual(ready.status.nodes[0].state, "listening")
         self.assertEqual(ready.status.nodes[0].generation_applied, ready.generation)
-        # The status is the truth: the port accepts.
-        socket.create_connection(("127.0.0.1", ready.cloud_port), timeout=PATIENCE).close()
+        # The status is the truth: somebody listens, who resets since the gateway has no client.
+        with self.assertRaises(ConnectionResetError):
+            address = ("127.0.0.1", ready.cloud_port)
+            with socket.create_connection(address, timeout=PATIENCE) as user:
+                user.recv(1)
+                raise AssertionError("the connection ended in order")
 
     def test_clients_are_listed(self):
         gateway = self.gateway("clients")

@@ -172,7 +172,7 @@ async fn exit_codes_tell_what_went_wrong() -> Result<()> {
         (&["gateway", "get", "missing"][..], 3),
         (&["destination", "get", "dev/missing"][..], 3),
         (&["gateway", "create", "dev"][..], 5),
-        (&["gateway", "create", "Not A Name"][..], 1),
+        (&["gateway", "create", "Not A Name"][..], 2),
     ] {
         let (got, context) = code(arguments).await?;
         ensure!(got == expected, "expected {expected}: {context}");
@@ -299,10 +299,13 @@ async fn readiness_names_what_is_missing() -> Result<()> {
         ..ClientSetup::default()
     };
     let mut client = site.prepare_client(&gateway, setup)?;
-    client.daemon.start().await?;
+    client.daemon.launch()?;
     let admin = client.daemon.admin();
     let (status, body) = sg_tests::get_when_served(admin, "/readyz").await?;
-    ensure!(status == 503 && body.contains("tunnel"), "{status} {body}");
+    ensure!(
+        status == 503 && body.contains(&gateway.id),
+        "{status} {body}"
+    );
     ensure!(get(admin, "/livez").await?.0 == 200);
     site.finish()
 }
