@@ -230,6 +230,11 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(sg_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    // What Python's and older tools speak.
+    let reflection_alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(sg_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter),
     );
@@ -251,6 +256,7 @@ pub async fn serve(
         .add_service(NodeSyncServer::new(api.clone()).max_decoding_message_size(MAX_NODE_MESSAGE))
         .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), draining.cancelled_owned())
         .await?;
     Ok(())
