@@ -290,7 +290,7 @@ impl Parts {
         }
         self.stop_accepting.cancel();
         end.cancel();
-        let stuck = tasks.finish(Duration::from_secs(2)).await;
+        let stuck = tasks.finish(Duration::from_secs(1)).await;
         if !stuck.is_empty() {
             tracing::warn!(?stuck, "parts of the node did not end in time");
         }

@@ -152,7 +152,10 @@ mod tests {
         let arguments = ["sg-data-plane", "--data-dir", "/tmp/x"]
             .iter()
             .chain(flags);
-        let args: Args = load_from(arguments, &|_| None).expect("each flag parses by itself");
+        let args: Result<Args, _> = load_from(arguments, &|_| None);
+        let Ok(args) = args else {
+            panic!("each flag parses by itself");
+        };
         args.check()
     }
 

@@ -31,7 +31,12 @@ async fn much_goes_both_ways_at_once() {
             user_read.read_to_end(&mut at_user),
             resource_read.read_to_end(&mut at_resource),
         );
-        (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());
+        for result in [a, b] {
+            result.unwrap();
+        }
+        for result in [c, d] {
+            result.unwrap();
+        }
         (at_user, at_resource)
     };
     let (at_user, at_resource) = timeout(LIMIT, all).await.unwrap();

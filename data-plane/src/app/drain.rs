@@ -14,9 +14,9 @@ use crate::node::Node;
 const OPENING: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 /// Time for resets to reach users and clients.
-const RESETS: Duration = Duration::from_secs(1);
+const RESETS: Duration = Duration::from_millis(500);
 /// Time for tunnels to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
+const GOODBYE: Duration = Duration::from_millis(700);
 
 /// Drains until nothing is left, the time is over, or a second signal comes.
 pub(super) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
@@ -24,7 +24,7 @@ pub(super) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     tracing::info!(streams = node.streams.len(), timeout = ?shutdown.remaining(), "draining");
     stop_accepting.cancel();
     // A tunnel that drains opens nothing more, so that what was accepted already would be lost.
-    let limit = Instant::now() + OPENING;
+    let limit = Instant::now() + OPENING.min(shutdown.remaining());
     while node.opening.count() > 0 && Instant::now() < limit {
         sleep(LOOK).await;
     }
@@ -40,7 +40,9 @@ pub(super) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
             "the time is over: resetting the streams that are left"
         );
         node.streams.end_all(code::DRAINED);
-        node.connections.wait_idle(RESETS).await;
+        if !node.connections.wait_idle(RESETS).await {
+            tracing::warn!(streams = node.streams.len(), "streams did not end in time");
+        }
     }
     for session in node.registry.all() {
         session.tunnel.close(close::NONE, "the node shuts down");

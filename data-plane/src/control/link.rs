@@ -10,7 +10,7 @@ use sg_runtime::backoff::Backoff;
 use sg_runtime::telemetry;
 use sg_runtime::tls::ClientTls;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -27,6 +27,8 @@ const SILENCE: Duration = Duration::from_secs(8);
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// Largest message: parts of a snapshot have at most 1 MiB, a delta may have more.
 const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
+/// A link that was up for so long was a good one.
+const STEADY: Duration = Duration::from_secs(3);
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(2);
 
@@ -60,7 +62,7 @@ pub(super) async fn run(
         sleep(backoff.next_delay()).await;
         match Box::pin(connect(&address, &dialer)).await {
             Ok((welcome, outgoing, incoming)) => {
-                backoff.reset();
+                let since = Instant::now();
                 tracing::info!(control_plane = %address, id = welcome.control_plane_id, "connected to control plane");
                 if events
                     .send((id, LinkEvent::Up(welcome, outgoing)))
@@ -70,6 +72,10 @@ pub(super) async fn run(
                     return;
                 }
                 let reason = forward(id, incoming, &events).await;
+                // One that takes the link and drops it at once is not to be asked again at once for ever.
+                if since.elapsed() > STEADY {
+                    backoff.reset();
+                }
                 tracing::warn!(control_plane = %address, reason, "control plane lost");
                 if events.send((id, LinkEvent::Down)).await.is_err() {
                     return;

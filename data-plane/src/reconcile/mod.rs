@@ -65,6 +65,9 @@ impl State {
     }
 }
 
+/// Names of gateway and destination, and the protocol.
+type Labels = (Name, Name, Protocol);
+
 /// The loop and what it keeps.
 #[derive(Debug)]
 pub(crate) struct Reconciler {
@@ -72,8 +75,8 @@ pub(crate) struct Reconciler {
     desired: watch::Receiver<Arc<NodeConfig>>,
     applied: watch::Sender<Arc<Applied>>,
     ports: Ports,
-    /// Gateway and name of every destination that may have series.
-    labels: HashMap<DestinationId, (Name, Name)>,
+    /// The labels of every destination that may have series.
+    labels: HashMap<DestinationId, Labels>,
 }
 
 impl Reconciler {
@@ -190,12 +193,13 @@ impl Reconciler {
     fn relabel(&mut self, config: &NodeConfig) {
         let label = |d: &Destination| {
             let gateway = config.gateway(&d.gateway)?;
-            Some((d.id.clone(), (gateway.name.clone(), d.name.clone())))
+            let labels = (gateway.name.clone(), d.name.clone(), d.protocol);
+            Some((d.id.clone(), labels))
         };
         let labels: HashMap<_, _> = config.destinations().filter_map(label).collect();
         for (id, old) in &self.labels {
             if labels.get(id) != Some(old) {
-                let (gateway, destination) = old;
+                let (gateway, destination, _) = old;
                 self.node
                     .stream_metrics
                     .forget(gateway.as_str(), destination.as_str());

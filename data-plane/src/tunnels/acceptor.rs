@@ -25,7 +25,8 @@ use super::Session;
 use super::admit::{Refusal, admit, printable};
 use super::half_open::{HalfOpen, Place};
 use super::hello::{self, HelloError};
-use super::session::{self, Knowledge, Live};
+use super::refusals::Refusals;
+use super::session::{self, Live, Told, acl_of, endpoints_of};
 use crate::listener::of_one_connection;
 use crate::node::{self, Node};
 
@@ -47,6 +48,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let half_open = HalfOpen::default();
+    let refusals = Arc::new(Refusals::default());
     loop {
         // Accepting loses nothing when it is cancelled.
         let accepted = tokio::select! {
@@ -57,12 +59,13 @@ pub(crate) async fn run(
         match accepted {
             Ok((tcp, address)) => {
                 let Some(place) = half_open.enter(address.ip()) else {
-                    refuse(&node, "half-open-limit", address, None);
+                    refusals.note(&node, "half-open-limit", address, None);
                     continue;
                 };
-                let connection = connection(Arc::clone(&node), tls.clone(), tcp, address, place);
+                let owned = (Arc::clone(&node), Arc::clone(&refusals));
+                let connection = connection(owned.0, owned.1, tls.clone(), tcp, address, place);
                 if tunnels.spawn(connection).is_err() {
-                    refuse(&node, "limit", address, None);
+                    refusals.note(&node, "limit", address, None);
                 }
             }
             Err(error) => {
@@ -78,6 +81,7 @@ pub(crate) async fn run(
 
 async fn connection(
     node: Arc<Node>,
+    refusals: Arc<Refusals>,
     tls: ServerTls,
     tcp: TcpStream,
     address: SocketAddr,
@@ -88,7 +92,7 @@ async fn connection(
             drop(place);
             session::run(&node, live).await;
         }
-        Err(failure) => refuse(&node, failure.reason, address, failure.detail.as_deref()),
+        Err(failure) => refusals.note(&node, failure.reason, address, failure.detail.as_deref()),
     }
 }
 
@@ -149,13 +153,17 @@ async fn handshake(
             return Err(Failure::new(refusal.as_str(), detail));
         }
     };
-    let told = Knowledge::of(&config, &gateway.id);
+    let acl = acl_of(&config, &gateway.id);
+    let told = Told {
+        acl: acl.version,
+        endpoints: endpoints_of(&config),
+    };
     let answer = server_hello::Answer::Accepted(Accepted {
         node_id: node.id.to_string(),
         node_name: node.name.to_string(),
         gateway_id: gateway.id.to_string(),
         gateway_name: gateway.name.to_string(),
-        acl: Some((&told.acl).into()),
+        acl: Some((&acl).into()),
         endpoints: Some(told.endpoints.clone()),
     });
     answer_within(&mut io, answer)
@@ -176,7 +184,7 @@ async fn handshake(
         tunnel,
         bytes: Arc::new(ByteCounters::new()),
         token,
-        acl_applied: Mutex::new(acl_of(&hello)),
+        acl_applied: Mutex::new(enforced(&hello)),
         active: AtomicU32::new(0),
     };
     Ok(Live {
@@ -189,7 +197,7 @@ async fn handshake(
 }
 
 /// The version that the client has from an earlier tunnel and enforces meanwhile.
-fn acl_of(hello: &ClientHello) -> AclVersion {
+fn enforced(hello: &ClientHello) -> AclVersion {
     AclVersion {
         epoch: hello.acl_epoch,
         generation: hello.acl_generation,
@@ -212,10 +220,4 @@ async fn answer_refusal(io: &mut ServerStream, refused: Refused) {
         // A failure here changes nothing: the connection ends in any case.
         drop(timeout(CLOSE_LIMIT, io.shutdown()).await);
     }
-}
-
-/// Counts and logs a connection that did not become a tunnel.
-fn refuse(node: &Node, reason: &'static str, address: SocketAddr, detail: Option<&str>) {
-    node.metrics.tunnel_refused(reason);
-    tracing::warn!(reason, %address, detail, "tunnel refused");
 }

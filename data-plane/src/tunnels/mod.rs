@@ -9,6 +9,7 @@ mod admit;
 mod half_open;
 mod hello;
 mod hold;
+mod refusals;
 mod registry;
 mod session;
 

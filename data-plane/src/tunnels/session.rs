@@ -91,30 +91,31 @@ impl Session {
             .acl_applied
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *applied = version.max(*applied);
+        *applied = version;
     }
 }
 
-/// What the client of a gateway should know: sent in the hello, then whenever it changes.
+/// What the client was told last: by the hello, then by updates.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Knowledge {
-    pub(super) acl: Acl,
+pub(super) struct Told {
+    pub(super) acl: AclVersion,
     pub(super) endpoints: Endpoints,
 }
 
-impl Knowledge {
-    pub(super) fn of(config: &NodeConfig, gateway: &GatewayId) -> Self {
-        let endpoints = config.peers().map(|peer| Endpoint {
-            node_id: peer.id.to_string(),
-            node_name: peer.name.to_string(),
-            address: peer.tunnel_address.clone(),
-        });
-        Self {
-            acl: config.acl(gateway).cloned().unwrap_or_default(),
-            endpoints: Endpoints {
-                endpoints: endpoints.collect(),
-            },
-        }
+/// The access control list that the clients of a gateway enforce; without one, everything is denied.
+pub(super) fn acl_of(config: &NodeConfig, gateway: &GatewayId) -> Acl {
+    config.acl(gateway).cloned().unwrap_or_default()
+}
+
+/// The nodes that clients may connect to.
+pub(super) fn endpoints_of(config: &NodeConfig) -> Endpoints {
+    let endpoints = config.peers().map(|peer| Endpoint {
+        node_id: peer.id.to_string(),
+        node_name: peer.name.to_string(),
+        address: peer.tunnel_address.clone(),
+    });
+    Endpoints {
+        endpoints: endpoints.collect(),
     }
 }
 
@@ -125,7 +126,7 @@ pub(super) struct Live {
     pub(super) driver: Driver,
     pub(super) served: watch::Receiver<Arc<NodeConfig>>,
     /// What was sent in the hello.
-    pub(super) told: Knowledge,
+    pub(super) told: Told,
 }
 
 /// Runs a tunnel from its registration to its end.
@@ -149,6 +150,7 @@ pub(super) async fn run(node: &Node, live: Live) {
         node,
         session: &session,
         told,
+        owes: false,
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
     drop(registration);
@@ -163,7 +165,9 @@ pub(super) async fn run(node: &Node, live: Live) {
 struct Keeper<'a> {
     node: &'a Node,
     session: &'a Session,
-    told: Knowledge,
+    told: Told,
+    /// An update found no room and is to be tried again.
+    owes: bool,
 }
 
 impl Keeper<'_> {
@@ -198,8 +202,10 @@ impl Keeper<'_> {
                         let gateway = self.session.gateway_name.as_str();
                         self.node.metrics.set_rtt(gateway, &self.session.client_id, rtt.as_secs_f64());
                     }
-                    let config = Arc::clone(&served.borrow());
-                    self.follow(&config);
+                    if self.owes {
+                        let config = Arc::clone(&served.borrow());
+                        self.follow(&config);
+                    }
                 }
             }
         }
@@ -248,23 +254,25 @@ impl Keeper<'_> {
             );
             return;
         }
-        let acl_is_new = config
-            .acl(&session.gateway)
-            .map_or(AclVersion::default(), |acl| acl.version)
-            != self.told.acl.version;
-        let knowledge = Knowledge::of(config, &session.gateway);
-        if acl_is_new && self.tell(control::Message::Acl((&knowledge.acl).into())) {
-            self.told.acl = knowledge.acl;
+        self.owes = false;
+        let version = config.acl(&session.gateway).map(|acl| acl.version);
+        let version = version.unwrap_or_default();
+        if version != self.told.acl {
+            let acl = acl_of(config, &session.gateway);
+            if self.tell(control::Message::Acl((&acl).into())) {
+                self.told.acl = version;
+            }
         }
-        if knowledge.endpoints != self.told.endpoints
-            && self.tell(control::Message::Endpoints(knowledge.endpoints.clone()))
+        let endpoints = endpoints_of(config);
+        if endpoints != self.told.endpoints
+            && self.tell(control::Message::Endpoints(endpoints.clone()))
         {
-            self.told.endpoints = knowledge.endpoints;
+            self.told.endpoints = endpoints;
         }
     }
 
     /// Whether it need not be said again.
-    fn tell(&self, message: control::Message) -> bool {
+    fn tell(&mut self, message: control::Message) -> bool {
         let message = Control {
             message: Some(message),
         };
@@ -274,8 +282,10 @@ impl Keeper<'_> {
             .send_control(message.encode_to_vec().into())
         {
             Ok(()) | Err(ControlError::Closed(_)) => true,
-            // Said again with the next tick.
-            Err(ControlError::Full) => false,
+            Err(ControlError::Full) => {
+                self.owes = true;
+                false
+            }
             Err(ControlError::TooLong) => {
                 // The hello of a new connection has room for it; until then existing streams go on.
                 tracing::info!(client = %self.session.client_id, "update too long for the open tunnel: asking the client to reconnect");
