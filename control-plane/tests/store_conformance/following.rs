@@ -7,10 +7,10 @@ use sg_control_plane::store::embedded::EmbeddedStore;
 use sg_control_plane::store::follow::{Change, FollowOptions, Snapshot, follow};
 pub(crate) use sg_control_plane::store::follow::{Follower, State};
 use sg_control_plane::store::memory::MemoryStore;
-use sg_control_plane::store::{Revision, Store, Txn};
+use sg_control_plane::store::{Revision, Store, StoreError, Txn};
 use tokio::task::JoinHandle;
 
-use crate::support::{SOON, commit, eventually};
+use crate::support::{SOON, commit, eventually, value};
 
 /// A follower of `f/` whose driver runs until it is dropped.
 pub(crate) fn start(store: Arc<dyn Store>) -> (Follower, JoinHandle<()>) {
@@ -283,4 +283,21 @@ async fn history_that_breaks_raises_the_epoch() {
     .await;
     assert_eq!(follower.stats().history_breaks, 2);
     assert_eq!(follower.stats().mismatches, 0);
+}
+
+#[tokio::test]
+async fn writes_fail_as_they_are_told_to() {
+    let store = MemoryStore::new();
+    let txn = || Txn::new().when_absent("a").put("a", "1");
+    store.faults().fail_writes(1);
+    assert!(store.txn(txn()).await.unwrap_err().retryable());
+    store.faults().unknown_outcomes(1, false);
+    let unknown = store.txn(txn()).await.unwrap_err();
+    assert!(matches!(unknown, StoreError::UnknownOutcome(_)));
+    assert!(!unknown.retryable(), "the same call could write twice");
+    assert_eq!(store.revision().await.unwrap(), Revision::FIRST);
+    store.faults().unknown_outcomes(1, true);
+    store.txn(txn()).await.unwrap_err();
+    assert_eq!(value(&store, "a").await.as_deref(), Some("1"));
+    assert!(store.txn(txn()).await.unwrap().committed().is_none());
 }

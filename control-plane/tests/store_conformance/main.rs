@@ -6,7 +6,8 @@
 //!   `secured` is TLS and logins of etcd, `following` is the follower, mostly over faults in memory;
 //! - `etcd_server` starts real etcd processes. Without etcd these tests fail, they do not skip.
 
-#![allow(clippy::unwrap_used)]
+// A test owns its tasks: it awaits them or ends with them.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout)]
 
 mod cluster;
 mod crash;

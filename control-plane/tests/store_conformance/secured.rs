@@ -127,7 +127,7 @@ async fn etcd_asks_for_a_user() {
         assert!(error.to_string().contains(hint), "{error}");
     }
 
-    // Longer than a login lasts: it is renewed by itself.
+    // Longer than a login lasts (asking whether it is over would prolong it): it is renewed.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let at = commit(&*store, Txn::new().put("f/a", "2")).await;
     follower.reached(at, SOON).await.unwrap();

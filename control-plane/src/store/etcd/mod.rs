@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Certificate, CompactionOptions, ConnectOptions, GetOptions, GetResponse, Identity, TlsOptions,
+    Certificate, Client, CompactionOptions, ConnectOptions, GetOptions, GetResponse, Identity,
+    TlsOptions, Txn as EtcdTxn, TxnResponse,
 };
 use sg_runtime::secret::Secret;
 
@@ -40,6 +41,9 @@ use super::{Store, limits};
 const PAGE: i64 = 1000;
 /// An answer with more than this is asked for in smaller pages.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// The longest answer to a transaction: a conflict that reads back as many keys as it may.
+const MAX_TXN_ANSWER_BYTES: usize =
+    limits::MAX_TXN_OPERATIONS * (limits::MAX_VALUE_BYTES + 4 * limits::MAX_KEY_BYTES);
 /// How often a list starts over because its revision was compacted under it.
 const LIST_RESTARTS: usize = 3;
 /// Finding out what became of a write, after its own time is over.
@@ -172,9 +176,9 @@ impl EtcdStore {
     /// Reads back the keys of a transaction whose answer was lost; see [`resolve`].
     async fn trace(&self, txn: &Txn, before: Revision) -> Trace {
         let keys = self.namespace.read_keys(txn.writes.iter().map(Write::key));
-        let read = self.pool.read(Limit::Short, |_, mut client| {
+        let read = self.pool.read(Limit::Short, |_, client| {
             let keys = keys.clone();
-            async move { client.txn(keys).await }
+            async move { send(client, keys).await }
         });
         match tokio::time::timeout(RESOLVE, read).await {
             Ok(Ok(response)) => {
@@ -200,6 +204,14 @@ impl EtcdStore {
             }
         }
     }
+}
+
+async fn send(client: Client, txn: EtcdTxn) -> Result<TxnResponse, etcd_client::Error> {
+    client
+        .kv_client()
+        .max_decoding_message_size(MAX_TXN_ANSWER_BYTES)
+        .txn(txn)
+        .await
 }
 
 /// The error of a failure that no member can mend.
@@ -263,9 +275,9 @@ impl Store for EtcdStore {
             };
             let attempt =
                 self.pool
-                    .attempt(member, tries.attempt_timeout(Limit::Short), |mut client| {
+                    .attempt(member, tries.attempt_timeout(Limit::Short), |client| {
                         let request = request.clone();
-                        async move { client.txn(request).await }
+                        async move { send(client, request).await }
                     });
             match attempt.await {
                 Ok(response) => {

@@ -240,7 +240,9 @@ impl Tries<'_> {
 
     fn exhausted(&self) -> StoreError {
         let last = self.last_message.as_deref().unwrap_or("nothing was tried");
-        let hint = if !last.contains("transport error") && !last.contains("h2 protocol") {
+        let hint = if last.contains("peer certificate") {
+            " (check --etcd-ca, and that the member's certificate has this host)"
+        } else if !last.contains("transport error") && !last.contains("h2 protocol") {
             ""
         } else if self.pool.tls {
             " (if etcd asks for a client certificate, give --etcd-cert and --etcd-key; its CA is \
