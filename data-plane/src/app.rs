@@ -31,7 +31,7 @@ use crate::state::{self, StateFile};
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry, acceptor};
 
-mod drain;
+pub(crate) mod drain;
 
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]

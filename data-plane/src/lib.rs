@@ -30,3 +30,6 @@ mod reconcile;
 mod state;
 mod streams;
 mod tunnels;
+
+#[cfg(test)]
+mod tests;

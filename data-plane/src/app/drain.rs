@@ -19,7 +19,7 @@ const RESETS: Duration = Duration::from_millis(500);
 const GOODBYE: Duration = Duration::from_millis(700);
 
 /// Drains until nothing is left, the time is over, or a second signal comes.
-pub(super) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
+pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
     let shutdown = &node.shutdown;
     tracing::info!(streams = node.streams.len(), timeout = ?shutdown.remaining(), "draining");
     stop_accepting.cancel();

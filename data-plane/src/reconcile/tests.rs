@@ -3,12 +3,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use sg_model::{NodeId, NodeObject};
-use sg_relay::StreamMetrics;
-use sg_runtime::metrics::Metrics;
+use sg_model::NodeObject;
 use sg_runtime::net;
-use sg_runtime::shutdown::Shutdown;
-use sg_runtime::tasks::TaskPool;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -16,9 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::testing::{acl, config, destination, gateway};
 use super::*;
-use crate::metrics::NodeMetrics;
-use crate::streams::OpenStreams;
-use crate::tunnels::{Hold, Registry};
+use crate::tests::rig;
 
 struct Fixture {
     node: Arc<Node>,
@@ -28,28 +22,9 @@ struct Fixture {
     tasks: JoinSet<()>,
 }
 
-fn node() -> Arc<Node> {
-    let metrics = Metrics::new("test", "0");
-    let node_metrics = NodeMetrics::register(&metrics);
-    Arc::new(Node {
-        id: NodeId::new("n1").unwrap(),
-        id_text: "n1".into(),
-        name: Name::new("node-1").unwrap(),
-        served: watch::Sender::default(),
-        registry: Arc::new(Registry::new(node_metrics.clone())),
-        streams: OpenStreams::default(),
-        hold: Hold::new(),
-        metrics: node_metrics,
-        stream_metrics: StreamMetrics::register(&metrics),
-        connections: TaskPool::new("connections", 100),
-        opening: crate::node::Opening::default(),
-        shutdown: Shutdown::manual(Duration::from_secs(1)),
-    })
-}
-
 impl Fixture {
     fn start() -> Self {
-        let node = node();
+        let (node, _) = rig::node();
         let (desired, desired_rx) = watch::channel(Arc::default());
         let (applied_tx, applied) = watch::channel(Arc::default());
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -353,16 +353,20 @@ mod tests {
     async fn the_least_loaded_is_the_one_with_the_fewest_streams() {
         let mut f = Fixture::new();
         let sessions = ["c1", "c2", "c3"].map(|client| f.add(client, 1, 0));
-        let held: Vec<_> = (0..9)
+        let mut held: Vec<_> = (0..9)
             .map(|_| f.choose(Policy::LeastLoaded, &[]).unwrap())
             .collect();
         assert!(sessions.iter().all(|s| s.active() == 3));
-        let number = held[4].session().number;
-        drop(held.into_iter().nth(4));
+        let freed = held.remove(4).session().number;
         let next = f.choose(Policy::LeastLoaded, &[]).unwrap();
-        // All are idle again but for none: the ring decides, and stays fair.
-        assert!(sessions.iter().any(|s| s.number == next.session().number));
-        assert!(number > 0);
+        assert_eq!(next.session().number, freed);
+        assert_eq!(
+            f.choose(Policy::RoundRobin, &[])
+                .unwrap()
+                .session()
+                .active(),
+            4
+        );
     }
 
     #[tokio::test]

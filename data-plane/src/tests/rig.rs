@@ -1,0 +1,421 @@
+//! The node, its clients, and the resource behind them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use prost::Message as _;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, SanType};
+use sg_model::{AclEntry, Action, Destination, Name, NodeConfig, NodeId, NodeObject, TokenHash};
+use sg_proto::tunnel::{
+    Accepted, AclApplied, ClientHello, Control, Refused, ServerHello, StreamOpen, control,
+    server_hello,
+};
+use sg_relay::{JoinOptions, StreamMetrics, dial, join};
+use sg_runtime::crypto;
+use sg_runtime::identity::{KeyPair, self_signed};
+use sg_runtime::metrics::Metrics;
+use sg_runtime::shutdown::Shutdown;
+use sg_runtime::tasks::TaskPool;
+use sg_runtime::tls::{
+    self, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate, ServerTls, Trust,
+    client_config, server_config,
+};
+use sg_tunnel_io::{Closed, Config, Event, IncomingStream, Side, Tunnel, start};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::NodeMetrics;
+use crate::node::{Node, Opening};
+use crate::reconcile::testing::{acl, config, destination, gateway};
+use crate::reconcile::{Applied, Reconciler};
+use crate::streams::OpenStreams;
+use crate::tunnels::{Hold, Registry, acceptor};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const TOKEN: &str = "sgt_0123";
+
+/// A node without its surroundings.
+pub(crate) fn node() -> (Arc<Node>, Metrics) {
+    let metrics = Metrics::new("test", "0");
+    let node_metrics = NodeMetrics::register(&metrics);
+    let node = Arc::new(Node {
+        id: NodeId::new("n1").unwrap(),
+        id_text: "n1".into(),
+        name: Name::new("node-1").unwrap(),
+        served: watch::Sender::default(),
+        registry: Arc::new(Registry::new(node_metrics.clone())),
+        streams: OpenStreams::default(),
+        hold: Hold::new(),
+        metrics: node_metrics,
+        stream_metrics: StreamMetrics::register(&metrics),
+        connections: TaskPool::new("connections", 1000),
+        opening: Opening::default(),
+        shutdown: Shutdown::manual(Duration::from_secs(1)),
+    });
+    (node, metrics)
+}
+
+pub(crate) struct Rig {
+    pub(crate) node: Arc<Node>,
+    pub(crate) metrics: Metrics,
+    pub(crate) tunnels: TaskPool,
+    pub(crate) tunnel_address: SocketAddr,
+    /// Where users connect.
+    pub(crate) port: u16,
+    /// Answers every byte with itself.
+    pub(crate) resource: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    desired: watch::Sender<Arc<NodeConfig>>,
+    applied: watch::Receiver<Arc<Applied>>,
+    client_tls: Box<dyn Fn(&Credentials) -> ClientTls>,
+    _tasks: JoinSet<()>,
+}
+
+/// What a client does with streams.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answer {
+    /// Connects to the resource.
+    Relay,
+    /// Refuses with this code.
+    Refuse(u32),
+    /// Says nothing.
+    Silence,
+}
+
+pub(crate) struct Client {
+    pub(crate) tunnel: Tunnel,
+    pub(crate) accepted: Accepted,
+    /// Streams it was asked for.
+    pub(crate) asked: Arc<AtomicUsize>,
+    pub(crate) controls: mpsc::Receiver<control::Message>,
+    tasks: JoinSet<()>,
+}
+
+/// Who connects, and with what.
+#[derive(Clone)]
+pub(crate) struct Offer {
+    pub(crate) credentials: Credentials,
+    pub(crate) hello: ClientHello,
+}
+
+impl Offer {
+    /// A new client with the right token.
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate();
+        Self {
+            credentials: Credentials::new(vec![self_signed(&key, "client")], key),
+            hello: ClientHello {
+                version: 1,
+                boot_id: vec![1; 16],
+                gateway: "g1".to_owned(),
+                token: TOKEN.to_owned(),
+                client_name: "test".to_owned(),
+                ..ClientHello::default()
+            },
+        }
+    }
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        crypto::install();
+        let (node, metrics) = node();
+        let mut tasks = JoinSet::new();
+        let (desired, desired_rx) = watch::channel(Arc::default());
+        let (applied_tx, applied) = watch::channel(Arc::default());
+        let stop = CancellationToken::new();
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let reconciler = Reconciler::new(Arc::clone(&node), local, desired_rx, applied_tx);
+        tasks.spawn(reconciler.run(stop.clone()));
+        let (server, client_tls) = tls();
+        let listener = TcpListener::bind((local, 0)).await.unwrap();
+        let tunnel_address = listener.local_addr().unwrap();
+        let tunnels = TaskPool::new("tunnels", 100);
+        let accept = acceptor::run(
+            Arc::clone(&node),
+            listener,
+            server,
+            tunnels.clone(),
+            stop.clone(),
+        );
+        tasks.spawn(accept);
+        let resource = echo(&mut tasks).await;
+        let free = TcpListener::bind((local, 0)).await.unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let mut rig = Self {
+            node,
+            metrics,
+            tunnels,
+            tunnel_address,
+            port,
+            resource,
+            stop,
+            desired,
+            applied,
+            client_tls,
+            _tasks: tasks,
+        };
+        rig.apply(1, |objects| objects).await;
+        rig
+    }
+
+    /// Hands over the usual configuration, changed.
+    pub(crate) async fn apply(
+        &mut self,
+        revision: u64,
+        change: impl FnOnce(Vec<NodeObject>) -> Vec<NodeObject>,
+    ) {
+        let objects = change(vec![
+            open_gateway(true),
+            NodeObject::Destination(self.destination()),
+            self.allow(revision),
+        ]);
+        self.desired
+            .send_replace(Arc::new(config(revision, objects)));
+        let applied = self
+            .applied
+            .wait_for(|applied| applied.revision == revision);
+        drop(timeout(LIMIT, applied).await.unwrap().unwrap());
+    }
+
+    pub(crate) fn destination(&self) -> Destination {
+        let NodeObject::Destination(mut d) = destination("d1", "g1", self.port) else {
+            unreachable!("the helper makes a destination")
+        };
+        d.resource = self.resource.to_string().parse().unwrap();
+        d
+    }
+
+    pub(crate) fn allow(&self, generation: u64) -> NodeObject {
+        let entry = AclEntry::parse(Action::Allow, &self.resource.to_string()).unwrap();
+        acl("g1", generation, [entry])
+    }
+
+    pub(crate) async fn user(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
+    }
+
+    /// A TLS connection to the tunnel listener.
+    pub(crate) async fn tls(&self, credentials: &Credentials) -> tls::ClientStream {
+        let tcp = TcpStream::connect(self.tunnel_address).await.unwrap();
+        let tls = (self.client_tls)(credentials);
+        tls::connect(&tls, tcp, "localhost").await.unwrap().0
+    }
+
+    pub(crate) async fn client(&self, answer: Answer) -> Client {
+        self.connect(&Offer::new(), answer).await.unwrap()
+    }
+
+    pub(crate) async fn connect(&self, offer: &Offer, answer: Answer) -> Result<Client, Refused> {
+        let before = self.node.registry.all().len();
+        let mut io = self.tls(&offer.credentials).await;
+        let body = offer.hello.encode_to_vec();
+        io.write_u32(u32::try_from(body.len()).unwrap())
+            .await
+            .unwrap();
+        io.write_all(&body).await.unwrap();
+        let length = io.read_u32().await.unwrap();
+        let mut body = vec![0; length as usize];
+        io.read_exact(&mut body).await.unwrap();
+        let accepted = match ServerHello::decode(body.as_slice())
+            .unwrap()
+            .answer
+            .unwrap()
+        {
+            server_hello::Answer::Accepted(accepted) => accepted,
+            server_hello::Answer::Refused(refused) => return Err(refused),
+        };
+        let (tunnel, mut incoming, driver) = start(io, Side::Client, Config::default());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (control, controls) = mpsc::channel(100);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop::<Closed>(driver.await) });
+        let counted = Arc::clone(&asked);
+        tasks.spawn(async move {
+            let mut streams = JoinSet::new();
+            while let Some(event) = incoming.next().await {
+                match event {
+                    Event::Open(stream) => {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                        streams.spawn(handle(stream, answer));
+                    }
+                    Event::Control(message) => {
+                        let message = Control::decode(message).unwrap().message.unwrap();
+                        control.send(message).await.unwrap();
+                    }
+                    Event::PeerDraining => {}
+                }
+            }
+        });
+        // The hello comes before the registration.
+        self.eventually(|rig| {
+            let all = rig.node.registry.all();
+            all.len() > before
+                || all
+                    .iter()
+                    .any(|s| s.boot_id == crypto::hex(&offer.hello.boot_id))
+        })
+        .await;
+        Ok(Client {
+            tunnel,
+            accepted,
+            asked,
+            controls,
+            tasks,
+        })
+    }
+
+    pub(crate) async fn eventually(&self, condition: impl Fn(&Self) -> bool) {
+        let poll = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LIMIT, poll)
+            .await
+            .expect("the condition comes about");
+    }
+
+    /// The value of a series, by the text before it.
+    pub(crate) fn series(&self, name: &str) -> Option<String> {
+        let text = self.metrics.encode();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map(str::to_owned)
+    }
+
+    /// How many connections had this result.
+    pub(crate) fn opened(&self, result: &str) -> u64 {
+        let name = format!(
+            "sg_streams_opened_total{{gateway=\"gateway-g1\",destination=\"d1\",protocol=\"tcp\",result=\"{result}\"}}"
+        );
+        self.series(&name).map_or(0, |value| value.parse().unwrap())
+    }
+}
+
+impl Client {
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Goes away without a word.
+    pub(crate) fn vanish(mut self) {
+        self.tasks.abort_all();
+    }
+
+    pub(crate) async fn next_control(&mut self) -> control::Message {
+        timeout(LIMIT, self.controls.recv()).await.unwrap().unwrap()
+    }
+
+    pub(crate) fn confirm(&self, epoch: u64, generation: u64) {
+        let message = Control {
+            message: Some(control::Message::AclApplied(AclApplied {
+                epoch,
+                generation,
+            })),
+        };
+        self.tunnel
+            .send_control(message.encode_to_vec().into())
+            .unwrap();
+    }
+
+    pub(crate) async fn closed(&self) -> Closed {
+        timeout(LIMIT, self.tunnel.closed()).await.unwrap()
+    }
+}
+
+async fn handle(stream: IncomingStream, answer: Answer) {
+    let open = StreamOpen::decode(stream.metadata().clone()).unwrap();
+    match answer {
+        Answer::Refuse(code) => stream.refuse(code),
+        Answer::Silence => std::future::pending().await,
+        Answer::Relay => match dial(&open.resource().unwrap(), LIMIT, |_| true).await {
+            Ok(tcp) => {
+                join(tcp, stream.accept(), JoinOptions::default()).await;
+            }
+            Err(error) => stream.refuse(error.code()),
+        },
+    }
+}
+
+/// A gateway with the tests' token.
+pub(crate) fn open_gateway(enabled: bool) -> NodeObject {
+    let NodeObject::Gateway(mut g) = gateway("g1", enabled) else {
+        unreachable!("the helper makes a gateway")
+    };
+    g.tokens = vec![TokenHash {
+        sha256: crypto::sha256(TOKEN.as_bytes()),
+        expires: None,
+    }];
+    NodeObject::Gateway(g)
+}
+
+async fn echo(tasks: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let (mut read, mut write) = tcp.split();
+                drop(tokio::io::copy(&mut read, &mut write).await);
+                drop(write.shutdown().await);
+            });
+        }
+    });
+    address
+}
+
+type MakeClientTls = Box<dyn Fn(&Credentials) -> ClientTls>;
+
+fn tls() -> (ServerTls, MakeClientTls) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let root = params.self_signed(&ca_key).unwrap().der().clone();
+    let issuer = Issuer::new(params, ca_key);
+    let key = KeyPair::generate();
+    let mut params = CertificateParams::default();
+    let uri = "spiffe://secure-gateway/node/n1";
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    let leaf = params
+        .signed_by(key.signing(), &issuer)
+        .unwrap()
+        .der()
+        .clone();
+    let credentials = Credentials::new(vec![leaf, root.clone()], key);
+    let certificate = ServerCertificate::new(&credentials).unwrap();
+    let auth = ClientAuth::AnySelfSigned;
+    let server = server_config(&certificate, &auth, &[acceptor::ALPN]).unwrap();
+    let client = move |credentials: &Credentials| {
+        let trust = Trust::Roots(vec![root.clone()]);
+        client_config(&trust, PeerKind::Node, Some(credentials), &[acceptor::ALPN]).unwrap()
+    };
+    (server, Box::new(client))
+}
+
+/// Sends and gets back the same.
+pub(crate) async fn exchange(user: &mut TcpStream, text: &[u8]) {
+    let mut back = vec![0; text.len()];
+    let exchange = async {
+        user.write_all(text).await?;
+        user.read_exact(&mut back).await
+    };
+    timeout(LIMIT, exchange).await.unwrap().unwrap();
+    assert_eq!(back, text);
+}
+
+/// Waits for the reset that this connection should get.
+pub(crate) async fn expect_reset(user: &mut TcpStream) {
+    let result = timeout(LIMIT, user.read(&mut [0; 1])).await.unwrap();
+    let kind = result.expect_err("a reset, not an end").kind();
+    assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+}
