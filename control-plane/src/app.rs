@@ -367,6 +367,7 @@ async fn found(
 ) -> Result<Foundation, AppError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     let key_file = args.store_key_file();
+    tracing::info!(store = store.describe(), "reading the store");
     loop {
         match bootstrap::establish(store, &args.data_dir, &key_file).await {
             Ok(foundation) => {

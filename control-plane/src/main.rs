@@ -1,6 +1,7 @@
 //! `sg-control-plane`: reads the flags, runs [`sg_control_plane::app`], and says how it ended.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use sg_control_plane::app::{self, AppError};
 use sg_control_plane::config::Args;
@@ -8,11 +9,27 @@ use sg_runtime::config::EXIT_USAGE;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::{config, crypto};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// What work on blocking threads gets to end by itself.
+const MOMENT: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
     crypto::install();
     let args: Args = config::load();
     args.common.init_telemetry("sg-control-plane");
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(Box::pin(run(args)));
+    // A name that is just being looked up must not keep the process.
+    runtime.shutdown_timeout(MOMENT);
+    ended
+}
+
+async fn run(args: Args) -> ExitCode {
     let shutdown = match Shutdown::listen(args.common.drain_timeout.get()) {
         Ok(shutdown) => shutdown,
         Err(error) => {
@@ -20,7 +37,7 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match Box::pin(app::run(args, shutdown)).await {
+    match app::run(args, shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ AppError::Usage(_)) => {
             tracing::error!("{error}");

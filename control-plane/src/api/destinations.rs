@@ -39,11 +39,7 @@ impl Api {
         let record = &answer.destination.value;
         let host = view.world.cloud_host(&gateway.group);
         let name = gateway.gateway.name.as_str();
-        let etag = if answer.destination.revision.get() == 0 {
-            String::new()
-        } else {
-            answer.destination.etag()
-        };
+        let etag = answer.destination.etag();
         let mut destination = destination_to_api(record, name, &host, etag);
         destination.status = Some(status::destination(&view.world, &reports, gateway, record));
         destination

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use sg_runtime::metrics::Metrics;
 use sg_runtime::tasks::TaskPool;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::push::session::Sessions;
@@ -28,6 +29,9 @@ use crate::service::nodes::NodeRegistry;
 /// Node streams at a time; a node needs one, and another while it replaces it.
 const MAX_SESSIONS: usize = 4096;
 
+/// Joins looked into at a time: strangers may ask, and each costs the store a read.
+const MAX_JOINS: usize = 16;
+
 /// Everything the handlers need. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Api {
@@ -35,6 +39,7 @@ pub struct Api {
     rpcs: request::Rpcs,
     sessions: Sessions,
     pool: TaskPool,
+    joins: Arc<Semaphore>,
     draining: CancellationToken,
 }
 
@@ -54,6 +59,7 @@ impl Api {
             rpcs,
             sessions,
             pool: TaskPool::new("node stream", MAX_SESSIONS),
+            joins: Arc::new(Semaphore::new(MAX_JOINS)),
             draining,
         }
     }

@@ -23,6 +23,7 @@ impl Enrollment for Api {
     ) -> Result<Response<wire::JoinResponse>, Status> {
         let asked = request.into_inner();
         let work = async {
+            let _turn = self.joins.acquire().await;
             let joined = self.core.join(&asked).await.inspect_err(|error| {
                 tracing::warn!(name = asked.name, %error, "a node was not let in");
             })?;

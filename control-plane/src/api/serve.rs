@@ -38,7 +38,7 @@ use super::auth::BearerAuth;
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 8192;
 /// TLS handshakes at a time; each ends after ten seconds.
-const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES: usize = 1024;
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// A report of a node with very many tunnels.
 const MAX_NODE_MESSAGE: usize = 16 * 1024 * 1024;

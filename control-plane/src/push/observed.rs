@@ -9,7 +9,7 @@ use sg_proto::node as wire;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// What one node last reported. Immutable.
+/// What one node last reported. Immutable, and cheap to clone: the long parts are shared.
 #[derive(Debug, Clone, Default)]
 pub struct NodeReport {
     /// Whether it is connected to this control plane now.
@@ -25,11 +25,11 @@ pub struct NodeReport {
     /// Streams it relays now.
     pub streams: u32,
     /// Its destinations by id.
-    pub destinations: HashMap<String, wire::DestinationState>,
+    pub destinations: Arc<HashMap<String, wire::DestinationState>>,
     /// Client tunnels it holds now.
-    pub tunnels: Vec<wire::ClientTunnel>,
+    pub tunnels: Arc<[wire::ClientTunnel]>,
     /// The version (epoch, generation) of each gateway's list that it enforces.
-    pub acls: HashMap<String, (u64, u64)>,
+    pub acls: Arc<HashMap<String, (u64, u64)>>,
     /// What it refused, by object id.
     pub rejected: HashMap<String, wire::Rejection>,
 }
@@ -151,17 +151,13 @@ impl Connection {
             report.revision = status.revision;
             report.draining = status.draining;
             report.streams = status.streams;
-            report.destinations = status
-                .destinations
-                .into_iter()
-                .map(|state| (state.destination_id.clone(), state))
-                .collect();
-            report.tunnels = status.tunnels;
-            report.acls = status
-                .acls
-                .into_iter()
-                .map(|acl| (acl.gateway_id, (acl.epoch, acl.generation)))
-                .collect();
+            let destinations = status.destinations.into_iter();
+            let by_id = destinations.map(|state| (state.destination_id.clone(), state));
+            report.destinations = Arc::new(by_id.collect());
+            report.tunnels = status.tunnels.into();
+            let acls = status.acls.into_iter();
+            let by_id = acls.map(|acl| (acl.gateway_id, (acl.epoch, acl.generation)));
+            report.acls = Arc::new(by_id.collect());
         });
     }
 
@@ -209,7 +205,7 @@ impl Drop for Connection {
         self.update(|report| {
             report.connected = false;
             report.since = crate::ids::now();
-            report.tunnels = Vec::new();
+            report.tunnels = Arc::default();
             report.streams = 0;
         });
         let mut state = self.observed.state();

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::{Core, ServiceError};
 use crate::ids;
 use crate::keys;
-use crate::store::{Compare, KeyValue, Revision, StoreError, Txn, TxnOutcome};
+use crate::store::{Compare, KeyValue, Revision, StoreError, Txn, TxnOutcome, Write};
 
 /// How long the answer to a request is remembered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -262,12 +262,16 @@ impl Core {
         let number = self.audit_number.fetch_add(1, Ordering::Relaxed);
         let audit_key = keys::audit(now.0, &self.control_plane, number);
         let idempotency_key = call.idempotency_key();
+        let mut written = change.txn.writes.iter().map(Write::key);
+        let follows = written.any(|key| key.starts_with(keys::OBJECTS));
         let txn = self.recorded(change, now, &audit_key, idempotency_key.as_deref());
         let current = match self.send(&txn, &audit_key).await? {
             Sent::Committed(revision) => {
                 // A caller who reads next from here should find what it wrote. If this process is
                 // behind by more, it is told what was written all the same.
-                self.views.reach(revision, OWN_CHANGE).await;
+                if follows {
+                    self.views.reach(revision, OWN_CHANGE).await;
+                }
                 return Ok(Outcome::Done(revision));
             }
             Sent::Conflict(current) => current,

@@ -13,7 +13,7 @@ use super::ports::{self, Proposal};
 use super::{Core, ServiceError};
 use crate::ids;
 use crate::keys;
-use crate::store::Revision;
+use crate::store::KeyValue;
 use crate::world::Stored;
 
 /// How long a freed cloud port is kept from other gateways.
@@ -230,7 +230,7 @@ impl Core {
         &self,
         call: &Call,
         gateway: &Stored<GatewayRecord>,
-        children: Vec<(String, Revision)>,
+        children: Vec<KeyValue>,
     ) -> Result<(), ServiceError> {
         let gateway_id = &gateway.value.gateway.id;
         // Only the deletion of the gateway itself answers the request.
@@ -241,11 +241,9 @@ impl Core {
         for batch in children.chunks(DELETE_BATCH) {
             let mut change = Change::new(&step, format!("gateway/{gateway_id}"), "")
                 .detail(format!("deletes {} of its destinations", batch.len()));
-            for (key, _) in batch {
-                if let Some(entry) = self.read(key).await? {
-                    let destination = super::parse_destination(&entry)?;
-                    change = delete_writes(change, gateway, &destination);
-                }
+            for entry in batch {
+                let destination = super::parse_destination(entry)?;
+                change = delete_writes(change, gateway, &destination);
             }
             self.commit(change).await?;
         }

@@ -293,7 +293,7 @@ impl Core {
             if expected.is_some_and(|expected| expected != current.revision) {
                 return Err(ServiceError::etag_mismatch("gateway", name));
             }
-            let (_, children) = match self.store.keys(&keys::destinations_of(&id)).await {
+            let (_, children) = match self.store.list(&keys::destinations_of(&id)).await {
                 Ok(children) => children,
                 Err(error) => {
                     self.health.bad(&error);

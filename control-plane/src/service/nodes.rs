@@ -336,7 +336,8 @@ impl NodeRegistry {
     }
 
     /// Writes down what a node said, as soon as the store lets us; then waits for ever. The group
-    /// stays the one it joined, because it decides which gateways' secrets the node gets.
+    /// stays the one it joined, because it decides which gateways' secrets the node gets; so does
+    /// the name, which may have got a number to tell it from another node's.
     pub async fn introduce(&self, id: &NodeId, hello: node_wire::Hello) -> Infallible {
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
         loop {

@@ -32,8 +32,11 @@ pub struct Stored<T> {
 }
 
 impl<T> Stored<T> {
-    /// The etag as the API shows it.
+    /// The etag as the API shows it; empty for what was not written.
     pub fn etag(&self) -> String {
+        if self.revision == Revision::NONE {
+            return String::new();
+        }
         self.revision.to_string()
     }
 }
