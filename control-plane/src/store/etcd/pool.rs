@@ -240,19 +240,31 @@ impl Tries<'_> {
 
     fn exhausted(&self) -> StoreError {
         let last = self.last_message.as_deref().unwrap_or("nothing was tried");
-        let hint = if last.contains("peer certificate") {
-            " (check --etcd-ca, and that the member's certificate has this host)"
-        } else if !last.contains("transport error") && !last.contains("h2 protocol") {
+        let hint = self.hint(last);
+        StoreError::unavailable(format!(
+            "etcd gave no answer in {} attempts; the last at {last}{hint}",
+            self.count
+        ))
+    }
+
+    /// What a broken connection may come from. A refused client certificate shows in many ways,
+    /// none of which says so.
+    fn hint(&self, message: &str) -> &'static str {
+        let explains_itself = [
+            "etcdserver:",
+            "tcp connect error",
+            "no answer within",
+            "deadline",
+        ];
+        if explains_itself.iter().any(|text| message.contains(text)) {
             ""
+        } else if message.contains("peer certificate") {
+            " (check --etcd-ca, and that the member's certificate has this host)"
         } else if self.pool.tls {
             " (if etcd asks for a client certificate, give --etcd-cert and --etcd-key; its CA is \
              --etcd-ca)"
         } else {
             " (if etcd speaks TLS, give --etcd-ca)"
-        };
-        StoreError::unavailable(format!(
-            "etcd gave no answer in {} attempts; the last at {last}{hint}",
-            self.count
-        ))
+        }
     }
 }
