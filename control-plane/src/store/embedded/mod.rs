@@ -3,9 +3,9 @@
 //! What a first try and a small site run. The file is locked while open, so a second process is
 //! refused; commits are fsynced before they are acknowledged, so a kill or a power cut loses none.
 //!
-//! - [`tables`] is the layout of the file and every write of it, [`rows`] the encoding, and
-//!   [`snapshot`] every read;
-//! - [`writer`] is the one thread that changes it, many transactions per fsync, with [`state`];
+//! - `tables` is the layout of the file and every write of it, `rows` the encoding, and
+//!   `snapshot` every read;
+//! - `writer` is the one thread that changes it, many transactions per fsync, with `state`;
 //! - this module is the [`Store`] in front of both, and the watches.
 //!
 //! Watches pull from a log in the file, so a slow one holds no memory and misses nothing. The log

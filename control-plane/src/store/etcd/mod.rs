@@ -2,10 +2,10 @@
 //!
 //! Written to the level of etcd 3.4. All keys lie under the prefix of the URL; expiry is by leases.
 //!
-//! - [`pool`] has one client per member and fails over between them;
-//! - [`translate`] puts our words into etcd's, [`error`] its errors into ours;
-//! - [`resolve`] finds out what became of a write whose answer was lost;
-//! - [`lease`] shares leases, [`watch`] runs one watch, [`version`] knows bad releases.
+//! - `pool` has one client per member and fails over between them;
+//! - `translate` puts our words into etcd's, `error` its errors into ours;
+//! - `resolve` finds out what became of a write whose answer was lost;
+//! - `lease` shares leases, `watch` runs one watch, `version` knows bad releases.
 
 mod error;
 mod lease;
