@@ -23,7 +23,18 @@ impl Echo {
     /// # Errors
     /// There is none.
     pub async fn start() -> Result<Self> {
-        let listener = listen()?;
+        Self::on(listen()?)
+    }
+
+    /// Listens on this address.
+    ///
+    /// # Errors
+    /// It cannot be bound.
+    pub async fn start_at(address: &str) -> Result<Self> {
+        Self::on(TcpListener::bind(address).await.context("bind")?)
+    }
+
+    fn on(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr().context("address")?;
         let mut server = JoinSet::new();
         server.spawn(async move {

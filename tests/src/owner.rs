@@ -3,6 +3,9 @@
 
 use std::net::SocketAddr;
 
+/// Readings of the table. It is no snapshot: while sockets come and go, one may be left out.
+const READINGS: usize = 10;
+
 /// Of `candidates`, the process that has a TCP socket bound to this IPv4 loopback address.
 #[must_use]
 pub fn of(local: SocketAddr, candidates: &[u32]) -> Option<u32> {
@@ -11,13 +14,17 @@ pub fn of(local: SocketAddr, candidates: &[u32]) -> Option<u32> {
     };
     let octets = u32::from_le_bytes(local.ip().octets());
     let wanted = format!("{octets:08X}:{:04X}", local.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (*fields.get(1)? == wanted).then_some(*fields.get(9)?)
-    })?;
-    let link = format!("socket:[{inode}]");
-    candidates.iter().copied().find(|pid| holds(*pid, &link))
+    (0..READINGS).find_map(|_| {
+        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let inode = *fields
+                .get(9)
+                .filter(|_| fields.get(1) == Some(&wanted.as_str()))?;
+            let link = format!("socket:[{inode}]");
+            candidates.iter().copied().find(|pid| holds(*pid, &link))
+        })
+    })
 }
 
 fn holds(pid: u32, link: &str) -> bool {

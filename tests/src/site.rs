@@ -60,8 +60,8 @@ pub struct Destination {
 /// How a client is started.
 #[derive(Debug, Clone, Default)]
 pub struct ClientSetup {
-    /// Instead of the first node's tunnel port.
-    pub node: Option<SocketAddr>,
+    /// Instead of the first node's tunnel port; tried in this order.
+    pub nodes: Vec<SocketAddr>,
     /// Instead of the gateway's token.
     pub token_file: Option<PathBuf>,
     /// Instead of the installation's CA file.
@@ -70,6 +70,10 @@ pub struct ClientSetup {
     pub gateway: Option<String>,
     /// Ends at the first failed connection.
     pub once: bool,
+    /// The gateway's token stands on the command line, as migrators have it.
+    pub token_argument: bool,
+    /// Further options.
+    pub options: Vec<String>,
 }
 
 /// A client of the installation; started or not.
@@ -365,22 +369,32 @@ impl Site {
         self.clients += 1;
         let name = format!("client-{}", self.clients);
         let data = self.data_folder(&name)?;
-        let node = setup.node.unwrap_or(self.tunnel_address(0));
+        let mut nodes = setup.nodes;
+        if nodes.is_empty() {
+            nodes.push(self.tunnel_address(0));
+        }
+        let nodes: Vec<String> = nodes.iter().map(SocketAddr::to_string).collect();
         let ca = setup
             .ca
             .unwrap_or_else(|| self.ca_file().display().to_string());
         let mut launch = Launch::new(&name, product("sg-client")?, self.folder.path())
             .arg(setup.gateway.as_ref().unwrap_or(&gateway.id))
-            .option(
-                "--token-file",
-                setup.token_file.as_ref().unwrap_or(&gateway.token_file),
-            )
-            .option("-g", node.to_string())
+            .option("-g", nodes.join(","))
             .option("--ca", ca)
             .option("--data-dir", data)
             .arg("--noUI");
+        launch = match setup.token_argument {
+            true => launch.option("-t", &gateway.token),
+            false => {
+                let file = setup.token_file.as_ref().unwrap_or(&gateway.token_file);
+                launch.option("--token-file", file)
+            }
+        };
         if setup.once {
             launch = launch.arg("--once");
+        }
+        for option in setup.options {
+            launch = launch.arg(option);
         }
         Ok(Client {
             daemon: self.daemon(launch, &name),

@@ -295,7 +295,7 @@ async fn readiness_names_what_is_missing() -> Result<()> {
     // Nobody listens where this client is sent.
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], site.ports().server()));
     let setup = ClientSetup {
-        node: Some(nobody),
+        nodes: vec![nobody],
         ..ClientSetup::default()
     };
     let mut client = site.prepare_client(&gateway, setup)?;

@@ -10,8 +10,8 @@ use rustls::pki_types::ServerName;
 use sg_tests::backend::Echo;
 use sg_tests::bytes::Sequence;
 use sg_tests::{
-    Client, ClientSetup, Destination, Gateway, PATIENCE, Site, SiteSetup, bytes, eventually,
-    prepare, within,
+    Client, ClientSetup, Destination, Gateway, Launch, PATIENCE, Site, SiteSetup, bytes, debian,
+    eventually, prepare, within,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -287,7 +287,7 @@ async fn pin(ca: &std::path::Path) -> Result<String> {
         ca.display()
     );
     let folder = ca.parent().context("folder")?;
-    let shell = sg_tests::Launch::new("pin", sg_tests::debian("sh")?, folder);
+    let shell = Launch::new("pin", debian("sh")?, folder);
     let output = shell.arg("-c").arg(script).run().await?;
     Ok(format!(
         "sha256:{}",
@@ -369,6 +369,30 @@ async fn who_stops_in_the_handshake_is_closed_after_ten_seconds() -> Result<()> 
         Ok(())
     })
     .await?;
+    site.finish().await
+}
+
+#[tokio::test]
+async fn a_tls_client_that_is_none_of_ours_is_refused() -> Result<()> {
+    let mut site = Undisturbed::start(SiteSetup::default()).await?;
+    let address = site.site.tunnel_address(0).to_string();
+    for (protocol, word) in [
+        ("h2", "tls-incompatible"),
+        ("sg-tunnel/1", "no-certificate"),
+    ] {
+        let before = site.refused().await?;
+        let folder = site.site.folder().to_owned();
+        // It has no certificate, and goes when the node does.
+        let openssl = Launch::new("openssl", debian("openssl")?, &folder)
+            .arg("s_client")
+            .arg("-quiet")
+            .option("-alpn", protocol)
+            .option("-connect", &address);
+        let mut process = openssl.start()?;
+        let status = process.ended(Duration::from_secs(5)).await?;
+        ensure!(!process.output()?.is_empty(), "{status}");
+        site.counted_and_logged(before, word).await?;
+    }
     site.finish().await
 }
 
