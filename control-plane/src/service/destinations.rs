@@ -1,23 +1,23 @@
 //! Destinations: create, change, delete, with their names and ports kept unique.
 
-use std::time::Duration;
+mod writes;
 
-use sg_model::{Destination, DestinationId, DestinationKind, Listen, Protocol, Timestamp};
+use sg_model::{DestinationId, DestinationKind, Listen, Protocol};
 use sg_proto::convert::api::DestinationDraft;
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord};
-use sg_proto::store as wire;
 
-use super::change::{Call, Change, Conflict, Outcome, RETRIES, parse_etag, required_etag};
-use super::gateways::{name_taken, uncommitted};
-use super::ports::{self, Proposal};
+use self::writes::{
+    create_change, delete_writes, new_record, port_key, port_taken, taken, update_change,
+};
+use super::change::{Call, Change, Outcome, RETRIES, parse_etag, required_etag};
+use super::gateways::uncommitted;
+use super::ports::Proposal;
 use super::{Core, ServiceError};
 use crate::ids;
 use crate::keys;
 use crate::store::KeyValue;
 use crate::world::Stored;
 
-/// How long a freed cloud port is kept from other gateways.
-const QUARANTINE: Duration = Duration::from_secs(24 * 3600);
 /// Most destinations of one gateway.
 const MAX_DESTINATIONS: usize = 2_000;
 /// Destinations deleted in one transaction; each takes four writes of the hundred it may have.
@@ -59,7 +59,7 @@ impl Core {
             }
             self.has_room(&gateway)?;
             let proposal = self.propose(&gateway, draft, attempt).await?;
-            let record = new_record(&gateway, draft, &id, &proposal, enabled, now)?;
+            let record = new_record(&gateway, draft, &id, proposal.as_ref(), enabled, now)?;
             if call.validate_only {
                 self.indices_are_free(&gateway, &record).await?;
                 return Ok(DestinationAnswer {
@@ -328,218 +328,5 @@ pub fn servable(draft: &DestinationDraft) -> Result<(), ServiceError> {
             reason: "PROTOCOL_NOT_SUPPORTED",
             message: format!("nodes cannot serve protocol {protocol} yet; tcp works"),
         }),
-    }
-}
-
-fn new_record(
-    gateway: &Stored<GatewayRecord>,
-    draft: &DestinationDraft,
-    id: &DestinationId,
-    proposal: &Option<Proposal>,
-    enabled: bool,
-    now: Timestamp,
-) -> Result<DestinationRecord, ServiceError> {
-    let cloud_port = proposal.map(|proposal| proposal.port).unwrap_or_default();
-    let destination = Destination {
-        id: id.clone(),
-        gateway: gateway.value.gateway.id.clone(),
-        name: draft.name.clone(),
-        listen: Listen::new(
-            draft.kind,
-            cloud_port,
-            draft.client_port.unwrap_or_default(),
-        )?,
-        protocol: draft.protocol,
-        resource: draft.resource.clone(),
-        enabled,
-        connect_timeout: draft.connect_timeout,
-        idle_timeout: draft.idle_timeout,
-        max_connections: draft.max_connections,
-        generation: 1,
-    };
-    let description = draft.description.clone();
-    Ok(DestinationRecord {
-        destination,
-        description,
-        created: now,
-        updated: now,
-    })
-}
-
-fn create_change<'a>(
-    call: &'a Call,
-    gateway: &Stored<GatewayRecord>,
-    record: &DestinationRecord,
-    proposal: Option<&Proposal>,
-) -> Change<'a> {
-    let d = &record.destination;
-    let change = Change::new(
-        call,
-        format!("destination/{}/{}", d.gateway, d.id),
-        d.id.as_str(),
-    )
-    .detail(format!(
-        "name={} resource={} listen={:?}",
-        d.name, d.resource, d.listen
-    ))
-    .require(keys::gateway(&d.gateway), gateway.revision)
-    .create(
-        keys::destination(&d.gateway, &d.id),
-        &wire::Destination::from(record),
-    )
-    .create(
-        keys::destination_name(&d.gateway, &d.name),
-        &reference(gateway, record),
-    );
-    take_port(change, gateway, record, proposal)
-}
-
-fn update_change<'a>(
-    call: &'a Call,
-    gateway: &Stored<GatewayRecord>,
-    current: &Stored<DestinationRecord>,
-    record: &DestinationRecord,
-    proposal: Option<&Proposal>,
-) -> Change<'a> {
-    let (d, old) = (&record.destination, &current.value.destination);
-    let key = keys::destination(&d.gateway, &d.id);
-    let mut change = Change::new(
-        call,
-        format!("destination/{}/{}", d.gateway, d.id),
-        d.id.as_str(),
-    )
-    .detail(format!("name={} generation={}", d.name, d.generation))
-    .replace(key, current.revision, &wire::Destination::from(record));
-    if d.name != old.name {
-        change = change
-            .delete(keys::destination_name(&d.gateway, &old.name))
-            .create(
-                keys::destination_name(&d.gateway, &d.name),
-                &reference(gateway, record),
-            );
-    }
-    if d.listen != old.listen {
-        change = change.require(keys::gateway(&d.gateway), gateway.revision);
-        change = free_port(change, gateway, &current.value);
-        change = take_port(change, gateway, record, proposal);
-    }
-    change
-}
-
-fn take_port<'a>(
-    change: Change<'a>,
-    gateway: &Stored<GatewayRecord>,
-    record: &DestinationRecord,
-    proposal: Option<&Proposal>,
-) -> Change<'a> {
-    let change = change.create(port_key(gateway, record), &reference(gateway, record));
-    let Some(proposal) = proposal else {
-        return change;
-    };
-    let quarantine = keys::quarantine(&gateway.value.group, proposal.port);
-    match proposal.own_quarantine {
-        Some(revision) => change.remove(quarantine, revision),
-        None => change.require_absent(quarantine),
-    }
-}
-
-fn free_port<'a>(
-    change: Change<'a>,
-    gateway: &Stored<GatewayRecord>,
-    record: &DestinationRecord,
-) -> Change<'a> {
-    let change = change.delete(port_key(gateway, record));
-    match record.destination.listen {
-        Listen::CloudPort(port) => {
-            let key = keys::quarantine(&gateway.value.group, port);
-            change.put_for(key, &reference(gateway, record), QUARANTINE)
-        }
-        Listen::ClientPort(_) => change,
-    }
-}
-
-fn delete_writes<'a>(
-    change: Change<'a>,
-    gateway: &Stored<GatewayRecord>,
-    destination: &Stored<DestinationRecord>,
-) -> Change<'a> {
-    let d = &destination.value.destination;
-    let change = change
-        .remove(keys::destination(&d.gateway, &d.id), destination.revision)
-        .delete(keys::destination_name(&d.gateway, &d.name));
-    free_port(change, gateway, &destination.value)
-}
-
-fn port_key(gateway: &Stored<GatewayRecord>, record: &DestinationRecord) -> String {
-    match record.destination.listen {
-        Listen::CloudPort(port) => keys::cloud_port(&gateway.value.group, port),
-        Listen::ClientPort(port) => keys::client_port(&gateway.value.gateway.id, port),
-    }
-}
-
-fn reference(gateway: &Stored<GatewayRecord>, record: &DestinationRecord) -> wire::Reference {
-    let d = &record.destination;
-    wire::Reference {
-        kind: "destination".to_owned(),
-        id: d.id.to_string(),
-        gateway_id: d.gateway.to_string(),
-        name: format!("{}/{}", gateway.value.gateway.name, d.name),
-    }
-}
-
-/// Says what a conflict was about, if the caller can do something about it; otherwise the change
-/// is worked out anew.
-fn taken(
-    conflict: &Conflict,
-    gateway: &Stored<GatewayRecord>,
-    record: &DestinationRecord,
-    old: Option<&DestinationRecord>,
-    asked_port: bool,
-) -> Result<(), ServiceError> {
-    let d = &record.destination;
-    let renamed = old.is_none_or(|old| old.destination.name != d.name);
-    if renamed && let Some(holder) = conflict.holder(&keys::destination_name(&d.gateway, &d.name)) {
-        return Err(name_taken("destination", &d.name, &holder));
-    }
-    let moved = old.is_none_or(|old| old.destination.listen != d.listen);
-    let asked = asked_port || d.listen.client_port().is_some();
-    if !moved || !asked {
-        return Ok(());
-    }
-    if let Some(holder) = conflict.holder(&port_key(gateway, record)) {
-        return Err(port_taken(gateway, record, &holder));
-    }
-    let Listen::CloudPort(port) = d.listen else {
-        return Ok(());
-    };
-    match conflict.holder(&keys::quarantine(&gateway.value.group, port)) {
-        Some(holder) if holder.gateway_id != d.gateway.as_str() => {
-            Err(ports::quarantined(&gateway.value.group, port))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn port_taken(
-    gateway: &Stored<GatewayRecord>,
-    record: &DestinationRecord,
-    holder: &wire::Reference,
-) -> ServiceError {
-    let (owner, name) = holder
-        .name
-        .split_once('/')
-        .unwrap_or((&holder.gateway_id, &holder.name));
-    match record.destination.listen {
-        Listen::CloudPort(port) => ServiceError::Taken {
-            reason: "PORT_TAKEN",
-            message: format!(
-                "port {port} of group {} is used by destination {name} of gateway {owner}",
-                gateway.value.group
-            ),
-        },
-        Listen::ClientPort(port) => ServiceError::Taken {
-            reason: "CLIENT_PORT_TAKEN",
-            message: format!("client port {port} of gateway {owner} is used by destination {name}"),
-        },
     }
 }

@@ -93,7 +93,11 @@ async fn a_destination_lives_through_all_its_methods() {
             .await
             .unwrap()
             .into_inner();
-        assert_eq!(list.destinations, [disabled.clone()], "{parent}");
+        assert_eq!(
+            list.destinations,
+            std::slice::from_ref(&disabled),
+            "{parent}"
+        );
     }
     let delete = api::DeleteDestinationRequest {
         name: name.clone(),

@@ -283,7 +283,7 @@ async fn a_node_gets_everything_and_then_what_changes() {
     match node.message().await.unwrap() {
         Down::Welcome(welcome) => {
             assert_eq!(welcome.node_id, id);
-            assert_eq!(welcome.control_planes, [plane.address.clone()]);
+            assert_eq!(welcome.control_planes, std::slice::from_ref(&plane.address));
         }
         other => panic!("expected a welcome, got {other:?}"),
     }
@@ -642,4 +642,82 @@ async fn clients_are_put_together_from_the_reports_of_all_nodes() {
     })
     .await;
     drop(one);
+}
+
+#[tokio::test]
+async fn nodes_go_back_with_a_store_that_was_restored() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    admin.gateway("dev").await;
+    let (_, credentials) = plane.join(&mut admin, "n").await;
+    let mut node = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    node.subscribe().await;
+    node.take_and_ack().await;
+    admin.destination("dev", "kept").await;
+    node.until_destinations(1).await;
+    let backup = plane.store.faults().checkpoint();
+    for name in ["lost-1", "lost-2", "lost-3"] {
+        admin.destination("dev", name).await;
+    }
+    node.until_destinations(4).await;
+    assert_eq!(node.config.epoch(), 1);
+    plane.store.faults().restore(&backup);
+    while node.config.epoch() == 1 {
+        node.take_and_ack().await;
+    }
+    node.until_destinations(1).await;
+    assert_eq!(node.config.epoch(), 2);
+    // And life goes on.
+    admin.destination("dev", "new").await;
+    node.until_destinations(2).await;
+}
+
+#[tokio::test]
+async fn a_node_that_knows_more_than_a_restored_store_is_taken_back() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    admin.gateway("dev").await;
+    let (_, credentials) = plane.join(&mut admin, "n").await;
+    let mut node = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    node.subscribe().await;
+    node.take_and_ack().await;
+    // As if the store had been restored while no control plane ran: only the node remembers.
+    drop(node);
+    let mut node = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    node.say(Up::Subscribe(node::Subscribe {
+        epoch: 1,
+        revision: 1_000_000,
+        digest: 1,
+    }))
+    .await;
+    assert!(node.take_and_ack().await);
+    assert_eq!(node.config.epoch(), 2);
+    assert!(node.config.revision() < 1_000_000);
+}
+
+#[tokio::test]
+async fn one_node_has_one_connection() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    let (_, credentials) = plane.join(&mut admin, "n").await;
+    let older = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    let _newer = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    let status = older.end().await;
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (Code::Aborted, "REPLACED".to_owned())
+    );
+    let request = api::GetNodeRequest {
+        name: "n".to_owned(),
+    };
+    assert_eq!(
+        admin
+            .nodes
+            .get_node(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .state,
+        "ready"
+    );
 }
