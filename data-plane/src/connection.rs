@@ -19,7 +19,7 @@ use sg_relay::{
 use sg_tunnel_io::{OpenError, TunnelStream, code};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
-use crate::listener::Occupancy;
+use crate::listener::{Occupancy, Occupied};
 use crate::node::Node;
 use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
@@ -41,24 +41,79 @@ pub(crate) async fn serve(
     occupancy: Occupancy,
 ) {
     let registered = node.streams.register(destination.clone());
-    let config = node.config();
-    let Some(destination) = config.destination(&destination) else {
-        tracing::debug!(%destination, "connection reset: the destination is gone");
+    let opened = open(&node, &tcp, user, &destination, &registered, &occupancy).await;
+    let Some(mut opened) = opened else {
         return;
+    };
+    // From here on nothing of the configuration is held: a stream may live for weeks.
+    let session = opened.choice.session();
+    let account = &mut opened.account;
+    account.opened(Arc::clone(&session.client_id), &session.bytes);
+    let options = JoinOptions {
+        idle_timeout: opened.idle_timeout,
+        counters: account.counters(),
+        end: registered.end().clone(),
+    };
+    let ended = join(tcp.into_inner(), opened.stream, options).await;
+    account.set_reason(ended.reason.as_str());
+    if ended.reason == EndReason::TunnelLost {
+        tracing::debug!(client = %session.client_id, %user, "stream lost with its tunnel");
+    }
+}
+
+/// A connection whose stream is open.
+struct Opened {
+    stream: TunnelStream,
+    account: StreamAccount,
+    choice: Choice,
+    idle_timeout: Option<Duration>,
+    _occupied: Occupied,
+}
+
+/// Everything before the join. `None`: the books are closed, and the connection is to be reset.
+async fn open(
+    node: &Node,
+    tcp: &ResetOnDrop,
+    user: SocketAddr,
+    destination: &DestinationId,
+    registered: &Registered,
+    occupancy: &Occupancy,
+) -> Option<Opened> {
+    let config = node.config();
+    let Some(destination) = config.destination(destination) else {
+        tracing::debug!(%destination, "connection reset: the destination is gone");
+        return None;
     };
     let Some(gateway) = config.gateway(&destination.gateway) else {
         tracing::debug!(destination = %destination.id, "connection reset: the gateway is gone");
-        return;
+        return None;
     };
-    let account = begin(&node, gateway, destination, user);
+    let mut account = begin(node, gateway, destination, user);
+    let Some(occupied) = occupancy.enter(destination.max_connections) else {
+        account.set_reason(code::word(code::LIMIT));
+        return None;
+    };
     let connection = Connection {
-        node: &node,
+        node,
         gateway,
         destination,
-        registered: &registered,
+        registered,
         user,
     };
-    connection.run(tcp, account, &occupancy).await;
+    match connection.open(tcp, &mut account).await {
+        Ok((stream, choice)) => Some(Opened {
+            stream,
+            account,
+            choice,
+            idle_timeout: destination.idle_timeout,
+            _occupied: occupied,
+        }),
+        Err(reason) => {
+            tracing::debug!(destination = %destination.name, %user, reason, "connection reset");
+            account.set_reason(reason);
+            None
+        }
+    }
 }
 
 fn begin(
@@ -91,34 +146,7 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    async fn run(self, tcp: ResetOnDrop, mut account: StreamAccount, occupancy: &Occupancy) {
-        let Some(_occupied) = occupancy.enter(self.destination.max_connections) else {
-            account.set_reason(code::word(code::LIMIT));
-            return;
-        };
-        let (stream, choice) = match self.open(&tcp, &mut account).await {
-            Ok(opened) => opened,
-            Err(reason) => {
-                tracing::debug!(destination = %self.destination.name, user = %self.user, reason, "connection reset");
-                account.set_reason(reason);
-                return;
-            }
-        };
-        let session = choice.session();
-        account.opened(Arc::clone(&session.client_id), &session.bytes);
-        let options = JoinOptions {
-            idle_timeout: self.destination.idle_timeout,
-            counters: account.counters(),
-            end: self.registered.end().clone(),
-        };
-        let ended = join(tcp.into_inner(), stream, options).await;
-        account.set_reason(ended.reason.as_str());
-        if ended.reason == EndReason::TunnelLost {
-            tracing::debug!(client = %session.client_id, user = %self.user, "stream lost with its tunnel");
-        }
-    }
-
-    /// Everything before the join.
+    /// Permits, then opens the stream.
     async fn open(
         &self,
         tcp: &ResetOnDrop,

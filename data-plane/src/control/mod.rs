@@ -37,6 +37,8 @@ const MOST_LINKS: usize = 4;
 const EVENTS: usize = 64;
 /// Least time between two statuses, and most.
 const STATUS_LEAST: Duration = Duration::from_millis(200);
+/// Least time before a status that says that a configuration is applied: somebody may wait for it.
+const STATUS_APPLIED: Duration = Duration::from_millis(20);
 const STATUS_MOST: Duration = Duration::from_secs(2);
 /// How often streams and bytes are looked at for news.
 const LOOK: Duration = Duration::from_millis(250);
@@ -85,8 +87,8 @@ impl Control {
             learned,
             source: None,
             pending: None,
-            dirty: true,
-            status_due: Instant::now(),
+            news: News::Some,
+            last_status: Instant::now(),
             activity: (0, 0),
         };
         hub.refresh_links();
@@ -101,17 +103,19 @@ impl Control {
                 Some((link, event)) = queue.recv() => hub.handle(link, event).await,
                 Ok(()) = applied.changed() => {
                     hub.acknowledge_applied();
-                    hub.dirty = true;
+                    hub.news = News::Applied;
                 }
-                Ok(()) = tunnels.changed() => hub.dirty = true,
+                Ok(()) = tunnels.changed() => hub.note(News::Some),
                 Some(ended) = hub.tasks.join_next_with_id() => hub.link_ended(ended),
                 () = draining.cancelled(), if !drain_told => {
                     drain_told = true;
-                    hub.dirty = true;
+                    hub.note(News::Some);
                 }
                 _ = look.tick() => {
                     let activity = status::activity(&hub.control.node);
-                    hub.dirty |= std::mem::replace(&mut hub.activity, activity) != activity;
+                    if std::mem::replace(&mut hub.activity, activity) != activity {
+                        hub.note(News::Some);
+                    }
                 }
                 () = sleep_until(next_status) => hub.send_status(),
             }
@@ -132,10 +136,17 @@ struct Hub {
     learned: Vec<HostPort>,
     source: Option<LinkId>,
     pending: Option<Pending>,
-    dirty: bool,
-    /// Earliest time of the next status.
-    status_due: Instant,
+    news: News,
+    last_status: Instant,
     activity: (usize, u64),
+}
+
+/// What there is to report since the last status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    None,
+    Some,
+    Applied,
 }
 
 struct Link {
@@ -315,19 +326,24 @@ impl Hub {
         }
     }
 
+    fn note(&mut self, news: News) {
+        self.news = self.news.max(news);
+    }
+
     fn next_status(&self) -> Instant {
-        if self.dirty {
-            self.status_due
-        } else {
-            self.status_due + (STATUS_MOST - STATUS_LEAST)
-        }
+        self.last_status
+            + match self.news {
+                News::None => STATUS_MOST,
+                News::Some => STATUS_LEAST,
+                News::Applied => STATUS_APPLIED,
+            }
     }
 
     fn send_status(&mut self) {
         let up: Vec<_> = self.links.keys().copied().collect();
         self.status_to(&up);
-        self.dirty = false;
-        self.status_due = Instant::now() + STATUS_LEAST;
+        self.news = News::None;
+        self.last_status = Instant::now();
     }
 
     /// Statuses may be lost: the next one says the same and more.

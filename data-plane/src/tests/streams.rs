@@ -204,5 +204,5 @@ fn what_a_waiting_connection_holds_is_small() {
         let occupancy = crate::listener::Occupancy::default();
         crate::connection::serve(node, tcp, user, destination, occupancy)
     });
-    assert!(serve < 4096, "{serve} bytes");
+    assert!(serve < 2048, "{serve} bytes");
 }

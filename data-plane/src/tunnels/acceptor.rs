@@ -148,7 +148,7 @@ async fn handshake(
         Ok(admitted) => admitted,
         Err(refusal) => {
             answer_refusal(&mut io, refusal.answer()).await;
-            let gateway = printable(&hello.gateway);
+            let gateway = named(&hello.gateway);
             let detail = format!("gateway {gateway:?}, client {client_id}");
             return Err(Failure::new(refusal.as_str(), detail));
         }
@@ -194,6 +194,14 @@ async fn handshake(
         served,
         told,
     })
+}
+
+/// The gateway that a refused client asked for, for the log. People put tokens into the wrong place.
+fn named(gateway: &str) -> String {
+    if gateway.contains("sgt_") || gateway.contains("sga_") || gateway.contains("sgj_") {
+        return "[a token]".to_owned();
+    }
+    printable(gateway)
 }
 
 /// The version that the client has from an earlier tunnel and enforces meanwhile.

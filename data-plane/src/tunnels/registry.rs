@@ -398,6 +398,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_tunnel_that_drains_is_left_to_finish_unless_its_process_is_gone() {
+        let mut f = Fixture::new();
+        let old = f.add("c1", 1, 0);
+        old.tunnel.goaway();
+        let new = f.add("c1", 1, 0);
+        assert!(!old.tunnel.is_closed());
+        assert_eq!(f.registry.all().len(), 2);
+        for _ in 0..3 {
+            let choice = f.choose(Policy::RoundRobin, &[]).unwrap();
+            assert_eq!(choice.session().number, new.number);
+        }
+        let restarted = f.add("c1", 2, 0);
+        let left: Vec<_> = f.registry.all().iter().map(|s| s.number).collect();
+        assert_eq!(left, [restarted.number]);
+    }
+
+    #[tokio::test]
     async fn whoever_waits_is_told_of_a_tunnel_and_lately_is_remembered() {
         let mut f = Fixture::new();
         assert!(!f.registry.had_tunnel_lately(&f.gateway));

@@ -52,10 +52,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Whether this one takes the place of `old`.
+    /// Whether this one takes the place of `old`. A tunnel that drains is left to finish its streams, when it
+    /// belongs to the same run of the client: making the new one before it ends is what a drain is for.
     pub(super) fn replaces(&self, old: &Self) -> bool {
         self.client_id == old.client_id
-            && (self.boot_id != old.boot_id || self.connection == old.connection)
+            && (self.boot_id != old.boot_id
+                || (self.connection == old.connection && !old.tunnel.is_draining()))
     }
 
     /// Whether a stream can be opened on it.
