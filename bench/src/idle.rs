@@ -27,7 +27,7 @@ pub(crate) async fn measure(plan: Plan) -> Result<Report> {
         "at most {most} connections with {limit} open files (ulimit -n)"
     );
 
-    let mut installation = Installation::start().await?;
+    let mut installation = Installation::start(plan).await?;
     let address = installation.address(Path::Product);
     let processes = installation.processes();
     // What the first connections cost is not what each costs.

@@ -1,12 +1,13 @@
-//! What is measured: one control plane with the embedded store, one node, one client, as release
+//! What is measured: one control plane, by default with the embedded store, one node, one client, as release
 //! programs of their own, and a destination in front of the resource of this process.
 
 use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use sg_tests::{Client, Gateway, Site};
+use sg_tests::{Client, Gateway, Site, SiteSetup};
 
+use crate::Plan;
 use crate::account::Process;
 use crate::resource::Resource;
 
@@ -40,9 +41,13 @@ pub(crate) struct Installation {
 }
 
 impl Installation {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(plan: Plan) -> Result<Self> {
         let resource = Resource::start()?;
-        let mut site = Site::start().await?;
+        let mut site = Site::with(SiteSetup {
+            etcd: plan.etcd,
+            ..SiteSetup::default()
+        })
+        .await?;
         let gateway = site.gateway("bench").await?;
         let client = site.client(&gateway).await?;
         let address = resource.address().to_string();

@@ -20,7 +20,7 @@ struct Run {
 }
 
 pub(crate) async fn measure(plan: Plan) -> Result<Report> {
-    let mut installation = Installation::start().await?;
+    let mut installation = Installation::start(plan).await?;
     let mut report = Report::new("latency");
     for streams in plan.series(&[1, 64, 512]) {
         let mut runs = [Vec::new(), Vec::new()];

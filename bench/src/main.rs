@@ -44,6 +44,10 @@ struct Arguments {
     /// Measurements of each kind; the median is printed
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
+
+    /// Use etcd as the store instead of the embedded one
+    #[arg(long)]
+    etcd: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -72,6 +76,7 @@ struct Plan {
     time: Duration,
     streams: Option<usize>,
     repeat: usize,
+    etcd: bool,
 }
 
 impl Plan {
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         time: Duration::from_secs(arguments.seconds),
         streams: arguments.streams.map(number),
         repeat: number(arguments.repeat),
+        etcd: arguments.etcd,
     };
     match run(arguments.name, plan) {
         Ok(report) => {

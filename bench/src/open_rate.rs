@@ -18,7 +18,7 @@ struct Run {
 }
 
 pub(crate) async fn measure(plan: Plan) -> Result<Report> {
-    let mut installation = Installation::start().await?;
+    let mut installation = Installation::start(plan).await?;
     let mut report = Report::new("open-rate");
     for users in plan.series(&[64]) {
         let mut runs = [Vec::new(), Vec::new()];

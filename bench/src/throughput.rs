@@ -26,7 +26,7 @@ struct Run {
 }
 
 pub(crate) async fn measure(plan: Plan) -> Result<Report> {
-    let mut installation = Installation::start().await?;
+    let mut installation = Installation::start(plan).await?;
     let mut report = Report::new("throughput");
     for streams in plan.series(&[1, 16]) {
         for (direction, word) in [(Direction::Up, "up"), (Direction::Down, "down")] {
