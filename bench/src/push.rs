@@ -93,6 +93,7 @@ impl Api {
             .first()
             .context("control plane")?;
         let tcp = TcpStream::connect(address).await.context("control plane")?;
+        tcp.set_nodelay(true)?;
         let (stream, _) = tls::connect(&tls, tcp, "localhost").await?;
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
