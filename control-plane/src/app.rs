@@ -340,7 +340,9 @@ impl Running {
         // Whoever watches our health has been told; their streams would otherwise never end.
         tokio::task::yield_now().await;
         serve::end_health(&mut self.reporter).await;
-        if !self.server.finish(shutdown.remaining()).await.is_empty() {
+        // A second signal ends this at once: what is left is dropped with the group.
+        let finished = shutdown.run(self.server.finish(shutdown.remaining())).await;
+        if finished.is_none_or(|late| !late.is_empty()) {
             tracing::warn!("requests still ran at the end of the drain time and were dropped");
         }
         let limit = shutdown.remaining().clamp(MOMENT, MOMENT * 4);

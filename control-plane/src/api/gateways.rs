@@ -220,6 +220,12 @@ fn edit(
                 record.gateway.enabled = new.enabled;
                 Ok(())
             }
+            "token_required" if new.token_required && record.gateway.tokens.is_empty() => {
+                Err(sg_model::Invalid::new(
+                    "token_required",
+                    "the gateway has no security token yet; rotate it, which also requires it",
+                ))
+            }
             "token_required" => {
                 record.gateway.token_required = new.token_required;
                 Ok(())

@@ -43,18 +43,18 @@ impl World {
             Event::Delete { .. } => None,
         };
         let applied = self.dispatch(key, entry);
-        let problems = &mut self.problems;
         match applied {
-            Ok(touched) => {
-                if problems.contains_key(key) {
-                    Arc::make_mut(problems).remove(key);
-                }
-                touched
-            }
-            Err(problem) => {
+            Err(problem) if entry.is_some() => {
                 tracing::error!(key, %problem, "a stored value cannot be read and is left out");
-                Arc::make_mut(problems).insert(key.to_owned(), problem.to_string());
+                Arc::make_mut(&mut self.problems).insert(key.to_owned(), problem.to_string());
                 Vec::new()
+            }
+            // What is gone is no problem any more, whatever it was.
+            applied => {
+                if self.problems.contains_key(key) {
+                    Arc::make_mut(&mut self.problems).remove(key);
+                }
+                applied.unwrap_or_default()
             }
         }
     }
@@ -249,4 +249,85 @@ fn touched(
         })
     };
     groups.into_iter().flat_map(of_group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn put(key: &str, value: Vec<u8>, revision: u64) -> Event {
+        let revision = Revision::new(revision);
+        Event::Put(KeyValue {
+            key: key.to_owned(),
+            value: value.into(),
+            mod_revision: revision,
+            create_revision: revision,
+        })
+    }
+
+    fn gateway(id: &str) -> Vec<u8> {
+        wire::Gateway {
+            id: id.to_owned(),
+            name: id.to_lowercase(),
+            group: "default".to_owned(),
+            policy: "round-robin".to_owned(),
+            ..wire::Gateway::default()
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn an_unreadable_value_is_named_and_the_last_good_one_stays() {
+        let mut world = World::default();
+        let key = "v1/obj/gateway/G1";
+        assert_eq!(
+            world.apply(&put(key, gateway("G1"), 2)).len(),
+            2,
+            "the gateway and its list"
+        );
+        for bad in [vec![0xff], gateway("not/an/id")] {
+            assert_eq!(world.apply(&put(key, bad, 3)), []);
+            assert_eq!(
+                world.problems().map(|(key, _)| key).collect::<Vec<_>>(),
+                [key]
+            );
+            assert_eq!(
+                world.find_gateway("g1").unwrap().0.revision,
+                Revision::new(2)
+            );
+        }
+        world.apply(&put(key, gateway("G1"), 4));
+        assert_eq!(world.problems().count(), 0);
+        assert_eq!(
+            world.find_gateway("G1").unwrap().0.revision,
+            Revision::new(4)
+        );
+    }
+
+    #[test]
+    fn a_key_of_a_newer_version_is_a_problem_only_while_it_is_there() {
+        let mut world = World::default();
+        let key = "v1/obj/certificate/X1";
+        world.apply(&put(key, vec![], 2));
+        assert_eq!(world.problems().count(), 1);
+        world.apply(&Event::Delete {
+            key: key.to_owned(),
+        });
+        assert_eq!(world.problems().count(), 0);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_gateway_that_is_gone() {
+        let mut world = World::default();
+        world.apply(&put("v1/obj/gateway/G1", gateway("G1"), 2));
+        world.apply(&Event::Delete {
+            key: "v1/obj/gateway/G1".to_owned(),
+        });
+        world.apply(&Event::Delete {
+            key: "v1/obj/destination/G1/D1".to_owned(),
+        });
+        assert!(world.gateways.is_empty());
+    }
 }
