@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::control::{self, Control, channel};
 use crate::enroll::{self, EnrollError, Identity};
+use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
 use crate::reconcile::{Applied, Reconciler, State};
@@ -209,6 +210,8 @@ impl Parts {
             &[channel::ALPN],
         )?;
         let node = node(settings, &identity, metrics, shutdown, descriptors);
+        node.registry
+            .expect(stored.gateways().map(|g| g.id.clone()));
         let (desired, desired_rx) = watch::channel(Arc::new(stored));
         let (applied_tx, applied) = watch::channel(Arc::default());
         let stop_accepting = CancellationToken::new();
@@ -220,7 +223,8 @@ impl Parts {
             desired_rx,
             applied_tx,
         );
-        tasks.spawn("reconcile", reconciler.run(stop_accepting.clone()));
+        let reconcile = reconciler.run(stop_accepting.clone(), end.clone());
+        tasks.spawn("reconcile", reconcile);
         let accept = acceptor::run(
             Arc::clone(&node),
             listener,
@@ -362,6 +366,7 @@ fn node(
         // Users must not be able to take the descriptors that clients need to come back.
         connections: TaskPool::new("connections", share(descriptors, 4) * 3),
         opening: Opening::default(),
+        full_lines: LogLimit::default(),
         shutdown: shutdown.clone(),
     })
 }

@@ -19,7 +19,7 @@ use sg_relay::{
 use sg_tunnel_io::{OpenError, TunnelStream, code};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
-use crate::listener::{Occupancy, Occupied};
+use crate::listener::{Accepted, Occupancy, Occupied};
 use crate::node::Node;
 use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
@@ -35,13 +35,14 @@ type Refusal = &'static str;
 /// Serves one connection from beginning to end.
 pub(crate) async fn serve(
     node: Arc<Node>,
-    tcp: ResetOnDrop,
-    user: SocketAddr,
+    accepted: Accepted,
     destination: DestinationId,
     occupancy: Occupancy,
 ) {
+    let Accepted { tcp, user, opening } = accepted;
     let registered = node.streams.register(destination.clone());
     let opened = open(&node, &tcp, user, &destination, &registered, &occupancy).await;
+    drop(opening);
     let Some(mut opened) = opened else {
         return;
     };
@@ -58,6 +59,20 @@ pub(crate) async fn serve(
     account.set_reason(ended.reason.as_str());
     if ended.reason == EndReason::TunnelLost {
         tracing::debug!(client = %session.client_id, %user, "stream lost with its tunnel");
+    }
+}
+
+/// Closes the books of a connection that finds no room at all; it is reset by whoever has it.
+pub(crate) fn refuse(node: &Node, user: SocketAddr, destination: &DestinationId) {
+    if let Some(unlogged) = node.full_lines.may_log(Instant::now()) {
+        let limit = node.connections.limit();
+        tracing::warn!(%destination, limit, unlogged, "connection reset: this node has as many as it can");
+    }
+    let config = node.config();
+    let destination = config.destination(destination);
+    let gateway = destination.and_then(|d| config.gateway(&d.gateway));
+    if let (Some(destination), Some(gateway)) = (destination, gateway) {
+        begin(node, gateway, destination, user).set_reason(code::word(code::LIMIT));
     }
 }
 
@@ -152,7 +167,6 @@ impl Connection<'_> {
         tcp: &ResetOnDrop,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let _opening = self.node.opening.enter();
         if tune(tcp.tcp()).is_err() {
             return Err("tcp-reset");
         }
@@ -279,7 +293,9 @@ impl Connection<'_> {
             return false;
         }
         let Some(held) = self.node.hold.enter() else {
-            tracing::warn!(gateway = %self.gateway.name, "too many connections wait for a client");
+            if let Some(unlogged) = self.node.full_lines.may_log(Instant::now()) {
+                tracing::warn!(gateway = %self.gateway.name, unlogged, "too many connections wait for a client");
+            }
             return false;
         };
         let available = registry.available(&self.gateway.id, tried);

@@ -24,6 +24,7 @@ mod connection;
 mod control;
 mod enroll;
 mod listener;
+mod log_limit;
 mod metrics;
 mod node;
 mod reconcile;

@@ -12,11 +12,12 @@ use sg_model::DestinationId;
 use sg_relay::ResetOnDrop;
 use sg_runtime::net;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::unconstrained;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection;
-use crate::node::Node;
+use crate::node::{Node, OpeningPlace};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -44,6 +45,16 @@ impl Drop for Occupied {
     }
 }
 
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    /// Reset when it is dropped, so that no failure looks like a clean end.
+    pub(crate) tcp: ResetOnDrop,
+    pub(crate) user: SocketAddr,
+    /// Counted until its stream is open.
+    pub(crate) opening: OpeningPlace,
+}
+
 /// Accepts until `stop` is cancelled; then takes what the system has already accepted for it, and closes.
 pub(crate) async fn run(
     node: Arc<Node>,
@@ -52,6 +63,8 @@ pub(crate) async fn run(
     occupancy: Occupancy,
     stop: CancellationToken,
 ) {
+    // What this listener still takes after a drain has begun is waited for.
+    let _may_open = node.opening.enter();
     loop {
         // Accepting loses nothing when it is cancelled.
         let accepted = tokio::select! {
@@ -65,7 +78,8 @@ pub(crate) async fn run(
     }
     // Users whose connection the system completed already are served; closing the port would reset them.
     for _ in 0..net::BACKLOG {
-        match listener.accept().now_or_never() {
+        // Not subject to the budget of a task: an exhausted one would look like an empty queue.
+        match unconstrained(listener.accept()).now_or_never() {
             Some(Ok(accepted)) => take(&node, Ok(accepted), &destination, &occupancy),
             _ => break,
         };
@@ -81,17 +95,19 @@ fn take(
 ) -> bool {
     match accepted {
         Ok((tcp, user)) => {
-            let tcp = ResetOnDrop::new(tcp);
-            let serve = connection::serve(
-                Arc::clone(node),
-                tcp,
+            let accepted = Accepted {
+                tcp: ResetOnDrop::new(tcp),
                 user,
-                destination.clone(),
-                occupancy.clone(),
-            );
-            if node.connections.spawn(serve).is_err() {
-                tracing::warn!(%destination, limit = node.connections.limit(), "connection reset: this node has as many as it can");
-                node.metrics.accept_error();
+                opening: node.opening.enter(),
+            };
+            match node.connections.reserve() {
+                Ok(slot) => slot.spawn(connection::serve(
+                    Arc::clone(node),
+                    accepted,
+                    destination.clone(),
+                    occupancy.clone(),
+                )),
+                Err(_) => connection::refuse(node, user, destination),
             }
             true
         }

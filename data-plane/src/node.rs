@@ -10,6 +10,7 @@ use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use tokio::sync::watch;
 
+use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
@@ -29,8 +30,10 @@ pub(crate) struct Node {
     pub(crate) stream_metrics: StreamMetrics,
     /// One task per user's connection.
     pub(crate) connections: TaskPool,
-    /// Connections whose stream is not yet open.
+    /// What may still open streams: listeners, and connections whose stream is not yet open.
     pub(crate) opening: Opening,
+    /// Bounds the lines about connections that find no room.
+    pub(crate) full_lines: LogLimit,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -41,7 +44,7 @@ impl Node {
     }
 }
 
-/// Counts the connections whose stream is not yet open.
+/// Counts what may still open streams.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Opening(Arc<AtomicUsize>);
 

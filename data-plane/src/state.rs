@@ -61,6 +61,10 @@ impl StateFile {
     pub(crate) fn load(&self) -> Option<NodeConfig> {
         match self.read() {
             Ok(config) => config,
+            Err(error @ LoadError::Read(_)) => {
+                tracing::error!(path = %self.path.display(), error = %sg_runtime::telemetry::chain(&error), "the last good configuration cannot be read now");
+                None
+            }
             Err(error) => {
                 let aside = self.path.with_extension("unusable");
                 tracing::error!(path = %self.path.display(), aside = %aside.display(), error = %sg_runtime::telemetry::chain(&error), "the last good configuration cannot be used");

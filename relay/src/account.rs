@@ -89,12 +89,6 @@ impl StreamAccount {
     pub fn counters(&self) -> Arc<ByteCounters> {
         Arc::clone(&self.counters)
     }
-
-    /// Who takes part.
-    #[must_use]
-    pub fn parties(&self) -> &Parties {
-        &self.parties
-    }
 }
 
 impl Drop for StreamAccount {

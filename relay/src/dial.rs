@@ -3,15 +3,17 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use sg_model::{Host, HostPort};
 use sg_tunnel_io::code;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::socket::tune;
@@ -20,9 +22,11 @@ use crate::socket::tune;
 const HEAD_START: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.
 const MOST_ADDRESSES: usize = 8;
-/// Names that are resolved at a time. A resolver that hangs then occupies these threads, and not all that the
-/// process has for blocking work.
-static LOOKUPS: Semaphore = Semaphore::const_new(64);
+/// Names that are resolved at a time. A place is held until the system has answered, also when nobody waits for
+/// the answer any more: a resolver that hangs then occupies so many threads, and not all that the process has for
+/// blocking work.
+const MOST_LOOKUPS: usize = 64;
+static LOOKUPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MOST_LOOKUPS)));
 
 /// Why a resource could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +91,23 @@ impl DialError {
         }
     }
 
+    /// Sorts what the resolver answers. Its own errors have no number; one with a number is the system's.
+    fn from_lookup(error: io::Error) -> Self {
+        if error.raw_os_error().is_some() {
+            Self::Local(error)
+        } else {
+            Self::NameUnknown
+        }
+    }
+
     /// How much it says about the resource: of several addresses, the most telling failure is reported.
     fn weight(&self) -> u8 {
         match self {
-            Self::Local(_) => 5,
-            Self::Refused => 4,
-            Self::Timeout => 3,
-            Self::Unreachable => 2,
+            Self::Refused => 5,
+            Self::Timeout => 4,
+            Self::Unreachable => 3,
+            // As for an address of a family that this machine does not have.
+            Self::Local(_) => 2,
             Self::NotPermitted => 1,
             Self::NameUnknown => 0,
         }
@@ -126,16 +140,23 @@ async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.as_str(),
     };
-    let _place = LOOKUPS
-        .acquire()
+    let place = Arc::clone(&LOOKUPS)
+        .acquire_owned()
         .await
         .expect("invariant: the semaphore is never closed");
-    let found: Vec<_> = match lookup_host((name, port)).await {
-        Ok(found) => found.collect(),
-        Err(error) => {
+    let asked = name.to_owned();
+    let lookup = spawn_blocking(move || {
+        let found = (asked.as_str(), port).to_socket_addrs();
+        drop(place);
+        found.map(Iterator::collect::<Vec<_>>)
+    });
+    let found = match lookup.await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
             tracing::debug!(name, %error, "name not resolved");
-            return Err(DialError::NameUnknown);
+            return Err(DialError::from_lookup(error));
         }
+        Err(error) => return Err(DialError::Local(io::Error::other(error))),
     };
     if found.is_empty() {
         return Err(DialError::NameUnknown);
@@ -165,12 +186,12 @@ fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
 
 async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<TcpStream, DialError> {
     let mut attempts = FuturesUnordered::new();
-    let mut worst = DialError::NotPermitted;
+    let mut telling = DialError::NotPermitted;
     loop {
         if let Some(address) = addresses.pop_front() {
             attempts.push(connect(address));
         } else if attempts.is_empty() {
-            return Err(worst);
+            return Err(telling);
         }
         let head_start = async {
             if addresses.is_empty() {
@@ -181,7 +202,7 @@ async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<TcpStream, DialErro
         tokio::select! {
             Some(result) = attempts.next() => match result {
                 Ok(tcp) => return Ok(tcp),
-                Err(error) if error.weight() >= worst.weight() => worst = error,
+                Err(error) if error.weight() >= telling.weight() => telling = error,
                 Err(_) => {}
             },
             () = head_start => {}
@@ -257,6 +278,10 @@ mod tests {
             (local.as_str(), local.code()),
             ("local-error", code::REFUSED_RETRY)
         );
+        // An address of a family that is missing says less than one that refused.
+        assert!(local.weight() < DialError::Refused.weight());
+        let exhausted = DialError::from_lookup(io::Error::from_raw_os_error(24));
+        assert_eq!(exhausted.as_str(), "local-error");
     }
 
     #[tokio::test]

@@ -31,16 +31,18 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     for session in node.registry.all() {
         session.tunnel.goaway();
     }
-    let idle = shutdown
-        .run(node.connections.wait_idle(shutdown.remaining()))
-        .await;
-    if idle != Some(true) {
+    let idle = shutdown.run(async {
+        node.connections.wait_idle(shutdown.remaining()).await;
+        // A stream that has ended here may still have bytes on their way to its client.
+        sent(node, shutdown.remaining()).await
+    });
+    if idle.await != Some(true) {
         tracing::warn!(
             streams = node.streams.len(),
             "the time is over: resetting the streams that are left"
         );
         node.streams.end_all(code::DRAINED);
-        if !node.connections.wait_idle(RESETS).await {
+        if !node.connections.wait_idle(RESETS).await || !sent(node, RESETS).await {
             tracing::warn!(streams = node.streams.len(), "streams did not end in time");
         }
     }
@@ -50,4 +52,22 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     if !tunnels.wait_idle(GOODBYE).await {
         tunnels.abort_all();
     }
+}
+
+/// Waits until no tunnel has a stream any more, at most so long; answers whether that came about.
+async fn sent(node: &Node, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    while node.connections.active() > 0
+        || node
+            .registry
+            .all()
+            .iter()
+            .any(|s| s.tunnel.active_streams() > 0)
+    {
+        if Instant::now() >= end {
+            return false;
+        }
+        sleep(LOOK).await;
+    }
+    true
 }

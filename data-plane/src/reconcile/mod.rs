@@ -95,8 +95,9 @@ impl Reconciler {
         }
     }
 
-    /// Runs until `stop` is cancelled; then closes all ports. Streams go on.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Opens and closes until `stop` is cancelled; then closes all ports. Streams go on, and what the policy takes
+    /// away from them is still taken, until `end` is cancelled.
+    pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
         loop {
             let config = Arc::clone(&self.desired.borrow_and_update());
             if config.revision() > 0 {
@@ -123,6 +124,21 @@ impl Reconciler {
             }
         }
         self.ports.close_all().await;
+        loop {
+            let config = Arc::clone(&self.desired.borrow_and_update());
+            if config.revision() > 0 {
+                self.publish(&config);
+            }
+            tokio::select! {
+                biased;
+                () = end.cancelled() => return,
+                changed = self.desired.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     async fn step(&mut self, config: &Arc<NodeConfig>) {

@@ -31,7 +31,7 @@ impl Fixture {
         let reconciler = Reconciler::new(Arc::clone(&node), address, desired_rx, applied_tx);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(reconciler.run(stop.clone()));
+        tasks.spawn(reconciler.run(stop.clone(), stop.clone()));
         Self {
             node,
             desired,

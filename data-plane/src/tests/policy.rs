@@ -148,6 +148,7 @@ async fn a_drain_waits_for_streams_and_then_resets_the_rest() {
         rig.eventually(|_| client.tunnel.is_draining()).await;
         assert!(TcpStream::connect(("127.0.0.1", rig.port)).await.is_err());
         exchange(&mut user, b"still here").await;
+        assert!(rig.node.shutdown.is_draining());
         expect_reset(&mut user).await;
         client.closed().await
     };
@@ -157,4 +158,48 @@ async fn a_drain_waits_for_streams_and_then_resets_the_rest() {
         "{closed}"
     );
     assert_eq!(rig.node.connections.active(), 0);
+}
+
+#[tokio::test]
+async fn a_policy_is_still_enforced_while_the_node_drains() {
+    let rig = Rig::new().await;
+    let mut client = rig.client(Answer::Relay).await;
+    let mut user = rig.user().await;
+    exchange(&mut user, b"x").await;
+    rig.node.shutdown.begin();
+    let drained = drain::run(&rig.node, &rig.tunnels, &rig.stop);
+    let watched = async {
+        rig.eventually(|_| client.tunnel.is_draining()).await;
+        rig.publish(2, |mut objects| {
+            objects.push(acl("g1", 2, []));
+            objects
+        });
+        expect_reset(&mut user).await;
+        let told = client.next_control().await;
+        assert!(matches!(told, control::Message::Acl(acl) if acl.entries.is_empty()));
+    };
+    let started = Instant::now();
+    tokio::join!(drained, watched);
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "the drain ends with its last stream"
+    );
+}
+
+#[tokio::test]
+async fn what_the_system_has_accepted_before_a_drain_is_still_served() {
+    let rig = Rig::new().await;
+    let _client = rig.client(Answer::Relay).await;
+    let mut users = Vec::new();
+    for _ in 0..20 {
+        users.push(rig.user().await);
+    }
+    rig.node.shutdown.begin();
+    let drained = drain::run(&rig.node, &rig.tunnels, &rig.stop);
+    let served = async {
+        for mut user in users {
+            exchange(&mut user, b"x").await;
+        }
+    };
+    tokio::join!(drained, served);
 }

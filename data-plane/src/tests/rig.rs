@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
 use crate::reconcile::testing::{acl, config, destination, gateway};
@@ -56,6 +57,7 @@ pub(crate) fn node() -> (Arc<Node>, Metrics) {
         stream_metrics: StreamMetrics::register(&metrics),
         connections: TaskPool::new("connections", 1000),
         opening: Opening::default(),
+        full_lines: LogLimit::default(),
         shutdown: Shutdown::manual(Duration::from_secs(1)),
     });
     (node, metrics)
@@ -132,7 +134,8 @@ impl Rig {
         let stop = CancellationToken::new();
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let reconciler = Reconciler::new(Arc::clone(&node), local, desired_rx, applied_tx);
-        tasks.spawn(reconciler.run(stop.clone()));
+        let end = CancellationToken::new();
+        tasks.spawn(reconciler.run(stop.clone(), end));
         let (server, client_tls) = tls();
         let listener = TcpListener::bind((local, 0)).await.unwrap();
         let tunnel_address = listener.local_addr().unwrap();
@@ -172,6 +175,19 @@ impl Rig {
         revision: u64,
         change: impl FnOnce(Vec<NodeObject>) -> Vec<NodeObject>,
     ) {
+        self.publish(revision, change);
+        let applied = self
+            .applied
+            .wait_for(|applied| applied.revision == revision);
+        drop(timeout(LIMIT, applied).await.unwrap().unwrap());
+    }
+
+    /// The same, without waiting until it is applied.
+    pub(crate) fn publish(
+        &self,
+        revision: u64,
+        change: impl FnOnce(Vec<NodeObject>) -> Vec<NodeObject>,
+    ) {
         let objects = change(vec![
             open_gateway(true),
             NodeObject::Destination(self.destination()),
@@ -179,10 +195,6 @@ impl Rig {
         ]);
         self.desired
             .send_replace(Arc::new(config(revision, objects)));
-        let applied = self
-            .applied
-            .wait_for(|applied| applied.revision == revision);
-        drop(timeout(LIMIT, applied).await.unwrap().unwrap());
     }
 
     pub(crate) fn destination(&self) -> Destination {

@@ -132,7 +132,7 @@ async fn a_connection_is_held_for_a_client_that_comes_back() {
         .await;
     let mut user = rig.user().await;
     user.write_all(b"early").await.unwrap();
-    rig.eventually(|rig| rig.node.opening.count() == 1).await;
+    rig.eventually(|rig| rig.node.streams.len() == 1).await;
     let _client = rig.connect(&offer, Answer::Relay).await.unwrap();
     let mut back = [0; 5];
     let read = tokio::io::AsyncReadExt::read_exact(&mut user, &mut back);
@@ -197,12 +197,11 @@ fn what_a_waiting_connection_holds_is_small() {
     fn size<A, F>(_: impl FnOnce(A) -> F) -> usize {
         size_of::<F>()
     }
-    let serve = size(|tcp: sg_relay::ResetOnDrop| {
+    let serve = size(|accepted: crate::listener::Accepted| {
         let node = super::rig::node().0;
-        let user = "127.0.0.1:1".parse().expect("an address");
         let destination = sg_model::DestinationId::new("d1").expect("an id");
         let occupancy = crate::listener::Occupancy::default();
-        crate::connection::serve(node, tcp, user, destination, occupancy)
+        crate::connection::serve(node, accepted, destination, occupancy)
     });
     assert!(serve < 2048, "{serve} bytes");
 }

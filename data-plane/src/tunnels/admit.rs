@@ -68,7 +68,10 @@ impl Refusal {
         Refused {
             reason: self.wire_word().to_owned(),
             message: message.to_owned(),
-            retry: matches!(self, Self::Draining | Self::NotReady),
+            retry: matches!(
+                self,
+                Self::GatewayDisabled | Self::Draining | Self::NotReady
+            ),
         }
     }
 }

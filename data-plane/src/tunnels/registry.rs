@@ -190,6 +190,15 @@ impl Registry {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// Treats these gateways as ones that had a tunnel lately: this node served them before it was restarted, and
+    /// their clients are on their way back.
+    pub(crate) fn expect(&self, gateways: impl IntoIterator<Item = GatewayId>) {
+        let mut inner = self.lock();
+        for gateway in gateways {
+            inner.gateways.entry(gateway).or_default().emptied = Some(Instant::now());
+        }
+    }
+
     /// Says which gateways are configured: what is kept and shown about others goes.
     pub(crate) fn set_gateways(&self, names: HashMap<GatewayId, Name>) {
         let mut inner = self.lock();
@@ -433,6 +442,9 @@ mod tests {
         assert!(f.registry.had_tunnel_lately(&f.gateway));
         f.registry.set_gateways(HashMap::new());
         assert!(!f.registry.had_tunnel_lately(&f.gateway));
+        f.registry.expect([f.gateway.clone()]);
+        assert!(f.registry.had_tunnel_lately(&f.gateway));
+        f.registry.set_gateways(HashMap::new());
         assert_eq!(f.tunnels_series(), None);
     }
 }

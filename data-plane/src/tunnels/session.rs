@@ -141,6 +141,10 @@ pub(super) async fn run(node: &Node, live: Live) {
         told,
     } = live;
     let registration = node.registry.register(Arc::clone(&session));
+    if node.shutdown.is_draining() {
+        // Admitted just before the drain began, and registered after all tunnels were told of it.
+        session.tunnel.goaway();
+    }
     tracing::info!(
         gateway = %session.gateway_name, client = %session.client_id, name = session.client_name,
         address = %session.address, connection = session.connection, version = session.software,
@@ -153,13 +157,14 @@ pub(super) async fn run(node: &Node, live: Live) {
         session: &session,
         told,
         owes: false,
+        label: session.gateway_name.clone(),
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
     drop(registration);
     let word = closed.as_ref().map_or("internal", Closed::word);
     node.metrics.tunnel_closed(word);
     node.metrics
-        .forget_client(session.gateway_name.as_str(), &session.client_id);
+        .forget_client(keeper.label.as_str(), &session.client_id);
     let reason = closed.map_or_else(|| "its task failed".to_owned(), |c| c.to_string());
     tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address, reason, "tunnel closed");
 }
@@ -170,6 +175,8 @@ struct Keeper<'a> {
     told: Told,
     /// An update found no room and is to be tried again.
     owes: bool,
+    /// Name of the gateway in the series, which may change.
+    label: Name,
 }
 
 impl Keeper<'_> {
@@ -192,24 +199,32 @@ impl Keeper<'_> {
                     Some(event) => self.handle(event),
                     None => listening = false,
                 },
-                changed = served.changed() => {
-                    if changed.is_err() {
-                        self.session.tunnel.close(close::NONE, "the node ends");
-                    }
+                Ok(()) = served.changed() => {
                     let config = Arc::clone(&served.borrow_and_update());
                     self.follow(&config);
                 }
                 _ = tick.tick() => {
-                    if let Some(rtt) = self.session.tunnel.rtt() {
-                        let gateway = self.session.gateway_name.as_str();
-                        self.node.metrics.set_rtt(gateway, &self.session.client_id, rtt.as_secs_f64());
-                    }
+                    self.note_rtt(&Arc::clone(&served.borrow()));
                     if self.owes {
                         let config = Arc::clone(&served.borrow());
                         self.follow(&config);
                     }
                 }
             }
+        }
+    }
+
+    fn note_rtt(&mut self, config: &NodeConfig) {
+        let Some(gateway) = config.gateway(&self.session.gateway) else {
+            return;
+        };
+        let (metrics, client) = (&self.node.metrics, &self.session.client_id);
+        if self.label != gateway.name {
+            metrics.forget_client(self.label.as_str(), client);
+            self.label = gateway.name.clone();
+        }
+        if let Some(rtt) = self.session.tunnel.rtt() {
+            metrics.set_rtt(self.label.as_str(), client, rtt.as_secs_f64());
         }
     }
 
