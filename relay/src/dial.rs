@@ -91,9 +91,10 @@ impl DialError {
         }
     }
 
-    /// Sorts what the resolver answers. Its own errors have no number; one with a number is the system's.
+    /// Sorts what the resolver answers. Its own errors have no number; one with a number is the system's, and one
+    /// of kind `Other` is ours.
     fn from_lookup(error: io::Error) -> Self {
-        if error.raw_os_error().is_some() {
+        if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::Other {
             Self::Local(error)
         } else {
             Self::NameUnknown
@@ -140,28 +141,39 @@ async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.as_str(),
     };
-    let place = Arc::clone(&LOOKUPS)
-        .acquire_owned()
-        .await
-        .expect("invariant: the semaphore is never closed");
     let asked = name.to_owned();
-    let lookup = spawn_blocking(move || {
-        let found = (asked.as_str(), port).to_socket_addrs();
-        drop(place);
-        found.map(Iterator::collect::<Vec<_>>)
-    });
-    let found = match lookup.await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => {
-            tracing::debug!(name, %error, "name not resolved");
-            return Err(DialError::from_lookup(error));
-        }
-        Err(error) => return Err(DialError::Local(io::Error::other(error))),
+    let lookup = move || {
+        (asked.as_str(), port)
+            .to_socket_addrs()
+            .map(Iterator::collect)
     };
+    let found: Vec<_> = in_place(&LOOKUPS, lookup).await.map_err(|error| {
+        tracing::debug!(name, %error, "name not resolved");
+        DialError::from_lookup(error)
+    })?;
     if found.is_empty() {
         return Err(DialError::NameUnknown);
     }
     Ok(found)
+}
+
+/// Runs a lookup, which cannot be interrupted, in one of these places; it keeps the place until it returns, whether
+/// or not somebody still waits for it.
+async fn in_place<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    lookup: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let place = Arc::clone(places)
+        .acquire_owned()
+        .await
+        .expect("invariant: the semaphore is never closed");
+    let task = spawn_blocking(move || {
+        let found = lookup();
+        drop(place);
+        found
+    });
+    task.await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Alternates the families, beginning with the resolver's favourite, without repetitions.
@@ -311,6 +323,19 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(error.code(), code::ACL_DENIED);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_nobody_waits_for_keeps_its_place() {
+        let places = Arc::new(Semaphore::new(1));
+        let (answer, hangs) = std::sync::mpsc::sync_channel::<()>(1);
+        let lookup = move || hangs.recv().map_err(io::Error::other);
+        let given_up = timeout(Duration::from_millis(50), in_place(&places, lookup)).await;
+        assert!(given_up.is_err());
+        assert_eq!(places.available_permits(), 0);
+        answer.send(()).unwrap();
+        let next = timeout(LIMIT, in_place(&places, || Ok(7))).await;
+        assert_eq!(next.unwrap().unwrap(), 7);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use prost::Message as _;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, SanType};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, SanType};
 use sg_model::{AclEntry, Action, Destination, Name, NodeConfig, NodeId, NodeObject, TokenHash};
 use sg_proto::tunnel::{
     Accepted, AclApplied, ClientHello, Control, Refused, ServerHello, StreamOpen, control,
@@ -19,8 +19,8 @@ use sg_runtime::metrics::Metrics;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{
-    self, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate, ServerTls, Trust,
-    client_config, server_config,
+    self, CertificateDer, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate,
+    ServerTls, Trust, client_config, server_config,
 };
 use sg_tunnel_io::{Closed, Config, Event, IncomingStream, Side, Tunnel, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -386,29 +386,48 @@ async fn echo(tasks: &mut JoinSet<()>) -> SocketAddr {
     address
 }
 
+/// A certificate authority.
+pub(crate) struct Authority {
+    pub(crate) root: CertificateDer<'static>,
+    issuer: Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self {
+            root,
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Leaf and root, as our processes send them.
+    pub(crate) fn issue(&self, uri: &str) -> Credentials {
+        let key = KeyPair::generate();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let leaf = params.signed_by(key.signing(), &self.issuer).unwrap();
+        Credentials::new(vec![leaf.der().clone(), self.root.clone()], key)
+    }
+}
+
 type MakeClientTls = Box<dyn Fn(&Credentials) -> ClientTls>;
 
 fn tls() -> (ServerTls, MakeClientTls) {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    let root = params.self_signed(&ca_key).unwrap().der().clone();
-    let issuer = Issuer::new(params, ca_key);
-    let key = KeyPair::generate();
-    let mut params = CertificateParams::default();
-    let uri = "spiffe://secure-gateway/node/n1";
-    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-    let leaf = params
-        .signed_by(key.signing(), &issuer)
-        .unwrap()
-        .der()
-        .clone();
-    let credentials = Credentials::new(vec![leaf, root.clone()], key);
+    let authority = Authority::new();
+    let credentials = authority.issue("spiffe://secure-gateway/node/n1");
     let certificate = ServerCertificate::new(&credentials).unwrap();
     let auth = ClientAuth::AnySelfSigned;
     let server = server_config(&certificate, &auth, &[acceptor::ALPN]).unwrap();
     let client = move |credentials: &Credentials| {
-        let trust = Trust::Roots(vec![root.clone()]);
+        let trust = Trust::Roots(vec![authority.root.clone()]);
         client_config(&trust, PeerKind::Node, Some(credentials), &[acceptor::ALPN]).unwrap()
     };
     (server, Box::new(client))

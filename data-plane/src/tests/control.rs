@@ -1,0 +1,366 @@
+//! The control task against control planes that say what the test wants.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use sg_model::{HostPort, NodeConfig};
+use sg_proto::convert::node::object_to_wire;
+use sg_proto::node::node_sync_server::{NodeSync, NodeSyncServer};
+use sg_proto::node::{
+    Ack, ControlMessage, Delta, Hello, NodeMessage, Snapshot, Welcome, control_message,
+    node_message,
+};
+use sg_runtime::tls::{
+    self, ClientAuth, ClientTls, PeerKind, ServerCertificate, ServerStream, ServerTls, Trust,
+    client_config, server_config,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::rig::{Authority, LIMIT, node};
+use crate::control::{Control, channel};
+use crate::reconcile::testing::{config, gateway};
+use crate::reconcile::{Applied, Reconciler};
+
+type Outgoing = mpsc::Sender<Result<ControlMessage, Status>>;
+
+/// What a test sees of all its control planes: which one, and what came.
+type Seen = mpsc::Receiver<(usize, node_message::Message)>;
+
+struct Fake {
+    number: usize,
+    id: String,
+    seen: mpsc::Sender<(usize, node_message::Message)>,
+    outgoing: watch::Sender<Option<Outgoing>>,
+    down: Arc<AtomicBool>,
+}
+
+#[tonic::async_trait]
+impl NodeSync for Fake {
+    type SyncStream = ReceiverStream<Result<ControlMessage, Status>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        if self.down.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("down"));
+        }
+        let (outgoing, queue) = mpsc::channel(64);
+        let welcome = control_message::Message::Welcome(Welcome {
+            control_plane_id: self.id.clone(),
+            ..Welcome::default()
+        });
+        send(&outgoing, welcome).await;
+        self.outgoing.send_replace(Some(outgoing));
+        let (seen, number) = (self.seen.clone(), self.number);
+        #[allow(clippy::disallowed_methods, reason = "ends with the stream")]
+        tokio::spawn(async move {
+            let mut incoming = request.into_inner();
+            while let Ok(Some(message)) = incoming.message().await {
+                if let Some(message) = message.message {
+                    drop(seen.send((number, message)).await);
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(queue)))
+    }
+}
+
+async fn send(outgoing: &Outgoing, message: control_message::Message) {
+    let message = ControlMessage {
+        message: Some(message),
+    };
+    outgoing.send(Ok(message)).await.unwrap();
+}
+
+struct Plane {
+    address: HostPort,
+    outgoing: watch::Receiver<Option<Outgoing>>,
+    down: Arc<AtomicBool>,
+    end: watch::Sender<Option<Outgoing>>,
+}
+
+impl Plane {
+    async fn say(&self, message: control_message::Message) {
+        let outgoing = self.outgoing.borrow().clone().unwrap();
+        send(&outgoing, message).await;
+    }
+
+    /// Ends its streams and takes no new ones.
+    fn die(&self) {
+        self.down.store(true, Ordering::Relaxed);
+        self.end.send_replace(None);
+    }
+}
+
+struct World {
+    planes: Vec<Plane>,
+    seen: Seen,
+    desired: watch::Receiver<Arc<NodeConfig>>,
+    /// Subscriptions, acknowledgements and counts that went past while waiting for something else.
+    statuses: HashMap<usize, usize>,
+    _data: tempfile::TempDir,
+    _tasks: JoinSet<()>,
+}
+
+impl World {
+    /// A node whose control planes have these ids.
+    async fn new(ids: &[&str]) -> Self {
+        sg_runtime::crypto::install();
+        let authority = Authority::new();
+        let (seen_by, seen) = mpsc::channel(1000);
+        let mut tasks = JoinSet::new();
+        let mut planes = Vec::new();
+        for (number, id) in ids.iter().enumerate() {
+            planes.push(start(number, id, &authority, seen_by.clone(), &mut tasks).await);
+        }
+        let (node, _) = node();
+        let data = tempfile::tempdir().unwrap();
+        let (desired_tx, desired) = watch::channel(Arc::default());
+        let (applied_tx, applied) = watch::channel(Arc::<Applied>::default());
+        let local = "127.0.0.1".parse().unwrap();
+        let reconciler = Reconciler::new(Arc::clone(&node), local, desired.clone(), applied_tx);
+        let never = CancellationToken::new();
+        tasks.spawn(reconciler.run(never.clone(), never.clone()));
+        let control = Control {
+            node,
+            tls: client(&authority),
+            hello: Hello::default(),
+            configured: planes.iter().map(|plane| plane.address.clone()).collect(),
+            known_file: data.path().join("control-planes"),
+            desired: desired_tx,
+            applied,
+        };
+        tasks.spawn(control.run(never));
+        Self {
+            planes,
+            seen,
+            desired,
+            statuses: HashMap::new(),
+            _data: data,
+            _tasks: tasks,
+        }
+    }
+
+    /// The next message that is no hello and no status.
+    async fn next(&mut self) -> (usize, node_message::Message) {
+        let next = async {
+            loop {
+                let (plane, message) = self.seen.recv().await.unwrap();
+                match message {
+                    node_message::Message::Hello(_) => {}
+                    node_message::Message::Status(_) => {
+                        *self.statuses.entry(plane).or_default() += 1;
+                    }
+                    message => return (plane, message),
+                }
+            }
+        };
+        timeout(LIMIT, next).await.unwrap()
+    }
+
+    async fn ack(&mut self, from: usize) -> Ack {
+        match self.next().await {
+            (plane, node_message::Message::Ack(ack)) if plane == from => ack,
+            other => panic!("no acknowledgement but {other:?}"),
+        }
+    }
+}
+
+async fn start(
+    number: usize,
+    id: &str,
+    authority: &Authority,
+    seen: mpsc::Sender<(usize, node_message::Message)>,
+    tasks: &mut JoinSet<()>,
+) -> Plane {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let (end, outgoing) = watch::channel(None);
+    let down = Arc::new(AtomicBool::new(false));
+    let fake = Fake {
+        number,
+        id: id.to_owned(),
+        seen,
+        outgoing: end.clone(),
+        down: Arc::clone(&down),
+    };
+    let (connections, incoming) = mpsc::channel(16);
+    let tls = server(authority);
+    tasks.spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            if let Ok((stream, _)) = tls::accept(&tls, tcp).await {
+                connections
+                    .send(Ok::<_, std::io::Error>(Connection(stream)))
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    tasks.spawn(async move {
+        let router = Server::builder().add_service(NodeSyncServer::new(fake));
+        router
+            .serve_with_incoming(ReceiverStream::new(incoming))
+            .await
+            .unwrap();
+    });
+    Plane {
+        address,
+        outgoing,
+        down,
+        end,
+    }
+}
+
+fn server(authority: &Authority) -> ServerTls {
+    let credentials = authority.issue("spiffe://secure-gateway/control-plane/c1");
+    let certificate = ServerCertificate::new(&credentials).unwrap();
+    let auth = ClientAuth::OptionalCa(vec![authority.root.clone()]);
+    server_config(&certificate, &auth, &[channel::ALPN]).unwrap()
+}
+
+fn client(authority: &Authority) -> ClientTls {
+    let credentials = authority.issue("spiffe://secure-gateway/node/n1");
+    let trust = Trust::Roots(vec![authority.root.clone()]);
+    let kind = PeerKind::ControlPlane;
+    client_config(&trust, kind, Some(&credentials), &[channel::ALPN]).unwrap()
+}
+
+struct Connection(ServerStream);
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn snapshot(config: &NodeConfig, nonce: u64) -> control_message::Message {
+    control_message::Message::Snapshot(Snapshot {
+        nonce,
+        epoch: config.epoch(),
+        revision: config.revision(),
+        part: 0,
+        parts: 1,
+        objects: config
+            .objects()
+            .map(|(r, o)| object_to_wire(r, o))
+            .collect(),
+        digest: config.digest(),
+    })
+}
+
+#[tokio::test]
+async fn one_control_plane_is_the_source_and_the_other_takes_over_at_once() {
+    let mut world = World::new(&["one", "two"]).await;
+    let (source, message) = world.next().await;
+    assert!(matches!(message, node_message::Message::Subscribe(s) if s.revision == 0));
+    let other = 1 - source;
+
+    let five = config(5, [gateway("g1", true)]);
+    world.planes[source].say(snapshot(&five, 1)).await;
+    let ack = world.ack(source).await;
+    assert_eq!((ack.nonce, ack.revision, ack.resync), (1, 5, false));
+    assert_eq!(**world.desired.borrow(), five);
+
+    let lost = std::time::Instant::now();
+    world.planes[source].die();
+    let (plane, message) = world.next().await;
+    let node_message::Message::Subscribe(subscribe) = message else {
+        panic!("it subscribes elsewhere");
+    };
+    assert_eq!(
+        (plane, subscribe.revision, subscribe.digest),
+        (other, 5, five.digest())
+    );
+    assert!(
+        lost.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        lost.elapsed()
+    );
+    assert!(world.statuses.contains_key(&source), "both get the status");
+
+    // It lags behind: what is older does not go backwards.
+    let four = config(4, []);
+    world.planes[other].say(snapshot(&four, 2)).await;
+    let ack = world.ack(other).await;
+    assert_eq!((ack.nonce, ack.revision), (2, 5));
+    assert_eq!(**world.desired.borrow(), five);
+
+    let gap = control_message::Message::Delta(Delta {
+        nonce: 3,
+        epoch: 1,
+        from_revision: 7,
+        to_revision: 8,
+        ..Delta::default()
+    });
+    world.planes[other].say(gap).await;
+    let ack = world.ack(other).await;
+    assert!(ack.resync);
+    assert_eq!(world.desired.borrow().revision(), 5);
+}
+
+#[tokio::test]
+async fn a_second_address_of_the_same_control_plane_is_not_a_second_one() {
+    let mut world = World::new(&["same", "same"]).await;
+    let (source, message) = world.next().await;
+    assert!(matches!(message, node_message::Message::Subscribe(_)));
+    let other = 1 - source;
+    // The other address is given up: its stream ends, seen by its queue being closed.
+    let outgoing = async {
+        loop {
+            let there = world.planes[other].outgoing.borrow().clone();
+            match there {
+                Some(outgoing) => return outgoing,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let outgoing = timeout(LIMIT, outgoing).await.unwrap();
+    timeout(LIMIT, outgoing.closed()).await.unwrap();
+    // And taken up when the first one is lost.
+    world.planes[source].die();
+    let (plane, message) = world.next().await;
+    assert_eq!(plane, other);
+    assert!(matches!(message, node_message::Message::Subscribe(_)));
+}
