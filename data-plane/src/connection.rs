@@ -152,6 +152,16 @@ fn begin(
     StreamAccount::begin(meter, TcpEnd::User, parties)
 }
 
+/// How waiting for a tunnel went.
+enum Wait {
+    /// There is one.
+    Over,
+    /// There is none.
+    InVain,
+    /// Too many wait already.
+    NoRoom,
+}
+
 struct Connection<'a> {
     node: &'a Node,
     gateway: &'a Gateway,
@@ -218,8 +228,10 @@ impl Connection<'_> {
             let mut chosen = self.choose(Health::Good, &tried);
             if chosen.is_none() && !held {
                 held = true;
-                if self.hold(&tried).await {
-                    continue;
+                match self.hold(&tried).await {
+                    Wait::Over => continue,
+                    Wait::InVain => {}
+                    Wait::NoRoom => last = last.or(Some("hold-full")),
                 }
             }
             if chosen.is_none() {
@@ -286,20 +298,22 @@ impl Connection<'_> {
     }
 
     /// Waits, unread, for a tunnel to come (back), if the gateway had one lately and there is room to wait.
-    /// Answers whether there is one now.
-    async fn hold(&self, tried: &[u64]) -> bool {
+    async fn hold(&self, tried: &[u64]) -> Wait {
         let registry = &self.node.registry;
         if !registry.had_tunnel_lately(&self.gateway.id) {
-            return false;
+            return Wait::InVain;
         }
         let Some(held) = self.node.hold.enter() else {
             if let Some(unlogged) = self.node.full_lines.may_log(Instant::now()) {
                 tracing::warn!(gateway = %self.gateway.name, unlogged, "too many connections wait for a client");
             }
-            return false;
+            return Wait::NoRoom;
         };
         let available = registry.available(&self.gateway.id, tried);
-        timeout(held.limit(), available).await.is_ok()
+        match timeout(held.limit(), available).await {
+            Ok(()) => Wait::Over,
+            Err(_) => Wait::InVain,
+        }
     }
 
     fn metadata(&self, acl: AclVersion) -> StreamOpen {
