@@ -230,10 +230,9 @@ pub(crate) async fn wait_enforced(
             |seen: &api::Acl| (seen.epoch, seen.generation) >= version && enforced(seen),
         )
         .await;
-    watched.map_err(|WatchEnd { failure, last }| match failure.code() {
-        Code::DeadlineExceeded | Code::Unavailable => {
-            let failure = Failure::new(
-                failure.code(),
+    watched.map_err(|WatchEnd { failure, last }| {
+        if failure.may_pass() {
+            let failure = failure.within(
                 "NOT_ENFORCED",
                 format!(
                     "the list of {} is stored, but not enforced everywhere yet",
@@ -247,8 +246,9 @@ pub(crate) async fn wait_enforced(
                 .into_iter()
                 .fold(failure, Failure::cause)
                 .hint(format!("sgctl acl list {}", acl.gateway))
+        } else {
+            failure
         }
-        _ => failure,
     })
 }
 

@@ -15,7 +15,7 @@ use sg_runtime::identity::PeerKind;
 use sg_runtime::secret::Secret;
 use sg_runtime::tls::{self, ClientTls, Trust};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -81,7 +81,8 @@ impl Api {
     }
 
     /// Follows a stream until `done` says so of something it brought, or until `deadline`. A stream
-    /// that ends or breaks is opened again.
+    /// that ends or breaks is opened again, for as long as it takes: the control plane may be starting
+    /// anew.
     pub(crate) async fn watch<M, R, F, Fut>(
         &self,
         deadline: Instant,
@@ -99,6 +100,10 @@ impl Api {
             let opened = self.call_until(deadline, false, &message, &method).await;
             let mut stream = match opened {
                 Ok(stream) => stream,
+                Err(failure) if failure.may_pass() && Instant::now() + REOPEN_PAUSE < deadline => {
+                    sleep(REOPEN_PAUSE).await;
+                    continue;
+                }
                 Err(failure) => return Err(WatchEnd { failure, last }),
             };
             loop {
@@ -120,7 +125,7 @@ impl Api {
                 }
             }
             self.forget();
-            tokio::time::sleep(REOPEN_PAUSE).await;
+            sleep(REOPEN_PAUSE).await;
         }
     }
 

@@ -263,10 +263,9 @@ pub(crate) async fn wait_ready(
             ready,
         )
         .await;
-    watched.map_err(|WatchEnd { failure, last }| match failure.code() {
-        Code::DeadlineExceeded | Code::Unavailable => {
-            let failure = Failure::new(
-                failure.code(),
+    watched.map_err(|WatchEnd { failure, last }| {
+        if failure.may_pass() {
+            let failure = failure.within(
                 "NOT_READY",
                 format!("destination {name} is stored, but not every node has applied it"),
             );
@@ -275,8 +274,9 @@ pub(crate) async fn wait_ready(
                 .into_iter()
                 .fold(failure, Failure::cause)
                 .hint(format!("sgctl destination get {name}"))
+        } else {
+            failure
         }
-        _ => failure,
     })
 }
 

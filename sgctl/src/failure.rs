@@ -7,13 +7,6 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-/// Exit code of a command whose check found problems. No command of this version answers it.
-#[allow(
-    dead_code,
-    reason = "named here so that the table is complete in one place"
-)]
-pub(crate) const EXIT_PROBLEMS: u8 = 7;
-
 /// A command that did not do what was asked.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -110,6 +103,22 @@ impl Failure {
         self.code
     }
 
+    /// Whether the same call can succeed a moment later: nobody was there, or nobody answered.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self.code, Code::Unavailable | Code::DeadlineExceeded)
+    }
+
+    /// The same failure in the words of what was waited for. That the time ended is not worth a
+    /// cause; that nobody answered is.
+    pub(crate) fn within(self, reason: &str, message: String) -> Self {
+        let failure = Self::new(self.code, reason, message);
+        if self.code == Code::DeadlineExceeded {
+            return failure;
+        }
+        let failure = failure.cause(format!("{} ({})", self.message, self.reason));
+        self.causes.into_iter().fold(failure, Self::cause)
+    }
+
     /// The exit code, by the table of `sgctl --help`.
     pub(crate) fn exit_code(&self) -> u8 {
         exit_code(self.code)
@@ -165,7 +174,8 @@ impl From<sg_model::Invalid> for Failure {
     }
 }
 
-/// The exit code for each way a call can end.
+/// The exit code for each way a call can end. 7, a check that found problems, is kept free: no
+/// command of this version checks anything.
 fn exit_code(code: Code) -> u8 {
     match code {
         Code::Ok => 0,

@@ -4,11 +4,16 @@
 
 mod mock;
 
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use mock::{Ca, Mock, Run, sgctl};
-use tokio::net::TcpListener;
+use sg_proto::api;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Each way a call can end, by the exit code of the documentation.
 #[tokio::test(flavor = "multi_thread")]
@@ -198,6 +203,111 @@ async fn a_closed_pipe_is_success() {
         let run = Run::of(child.wait_with_output().await.unwrap());
         assert_eq!((run.code, run.err.as_str()), (0, ""), "{arguments:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_survives_the_restart_of_the_only_control_plane() {
+    for (command, watch) in [
+        ("destination enable dev/pg --wait", "watch destination"),
+        ("acl allow dev db:1 --wait 20s", "watch acl"),
+    ] {
+        let mock = Mock::start().await;
+        let (door, connections) = forward("127.0.0.1:0", mock.address).await;
+        let server = door.to_string();
+        let command = format!("{command} --timeout 20s");
+        let mut run = pin!(mock.run_at(&server, &command));
+        let watching = async {
+            let asked = || mock.asked().iter().any(|line| line.starts_with(watch));
+            while !asked() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            run = &mut run => panic!("{command} did not wait: {run:?}"),
+            () = watching => {}
+        }
+        // Gone with its connections; whoever knocks is refused.
+        drop(connections);
+        let gave_up = timeout(Duration::from_millis(500), &mut run).await;
+        assert!(gave_up.is_err(), "{command} gave up: {gave_up:?}");
+        {
+            let mut script = mock.script.lock().unwrap();
+            script.destination_states = vec![ready_destination()];
+            script.acl_states = vec![enforced_acl()];
+        }
+        let _back = forward(&server, mock.address).await;
+        let run = run.await;
+        assert_eq!(run.code, 0, "{command}: {run:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_a_control_plane_that_stays_away_ends_with_its_time_and_says_why() {
+    let mock = Mock::start().await;
+    let (door, connections) = forward("127.0.0.1:0", mock.address).await;
+    let server = door.to_string();
+    let began = Instant::now();
+    let mut run = pin!(mock.run_at(&server, "destination enable dev/pg --wait --timeout 2s"));
+    let watching = async {
+        while !mock.asked().iter().any(|line| line.starts_with("watch")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        run = &mut run => panic!("it did not wait: {run:?}"),
+        () = watching => {}
+    }
+    drop(connections);
+    let run = run.await;
+    assert_eq!(run.code, 6, "{run:?}");
+    assert!(began.elapsed() > Duration::from_millis(1500), "{run:?}");
+    assert!(run.err.contains("(NOT_READY)"), "{}", run.err);
+    let cause = format!("cause: no connection to {server} (UNREACHABLE)");
+    assert!(run.err.contains(&cause), "{}", run.err);
+}
+
+fn ready_destination() -> api::Destination {
+    let status = api::DestinationStatus {
+        ready: true,
+        ..Default::default()
+    };
+    api::Destination {
+        generation: 3,
+        status: Some(status),
+        ..Default::default()
+    }
+}
+
+fn enforced_acl() -> api::Acl {
+    let status = api::AclStatus {
+        enforced: true,
+        ..Default::default()
+    };
+    api::Acl {
+        epoch: 1,
+        generation: 7,
+        status: Some(status),
+        ..Default::default()
+    }
+}
+
+/// Passes connections on until the returned set is dropped; then they are closed and new ones refused.
+async fn forward(at: &str, to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind(at).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut door = JoinSet::new();
+    door.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            connections.spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(to).await {
+                    // How a connection ends is no matter here.
+                    let _ended = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }
+            });
+        }
+    });
+    (address, door)
 }
 
 async fn closed_port() -> String {
