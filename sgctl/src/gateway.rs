@@ -339,7 +339,12 @@ async fn delete(api: &Api, args: &Delete) -> Result<api::Gateway, Failure> {
     Ok(gateway)
 }
 
-async fn set_enabled(api: &Api, change: &Change, enabled: bool) -> Result<api::Gateway, Failure> {
+/// Enables or disables a gateway.
+pub(crate) async fn set_enabled(
+    api: &Api,
+    change: &Change,
+    enabled: bool,
+) -> Result<api::Gateway, Failure> {
     change
         .make(api, async |name, etag| {
             let request_id = request_id();
@@ -369,6 +374,12 @@ async fn set_enabled(api: &Api, change: &Change, enabled: bool) -> Result<api::G
 }
 
 impl Change {
+    /// A change of this gateway, whatever its version is by then.
+    pub(crate) fn of_newest(gateway: GatewayRef) -> Self {
+        let etag = None;
+        Self { gateway, etag }
+    }
+
     /// Makes a change under the given etag, or under the newest one: then a change that somebody
     /// else made in between is no conflict, for only the named fields are taken over.
     async fn make<T>(

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mock::Run;
+use mock::{Mock, Run};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use sg_proto::api;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -20,11 +21,17 @@ struct Installation(TempDir);
 
 impl Installation {
     fn new(control_plane: Option<&str>) -> Self {
+        let programs = control_plane.map(|body| ("sg-control-plane", body));
+        Self::with(programs.as_slice())
+    }
+
+    /// With these shell scripts in place of its siblings.
+    fn with(programs: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(env!("CARGO_BIN_EXE_sgctl"), folder.path().join("sgctl")).unwrap();
         std::fs::create_dir(folder.path().join("tmp")).unwrap();
-        if let Some(body) = control_plane {
-            let path = folder.path().join("sg-control-plane");
+        for (name, body) in programs {
+            let path = folder.path().join(name);
             std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         }
@@ -36,8 +43,13 @@ impl Installation {
     }
 
     fn start(&self) -> Child {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, arguments: &[&str]) -> Child {
         Command::new(self.path("sgctl"))
             .args(["dev", "127.0.0.1:9"])
+            .args(arguments)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("TMPDIR", self.path("tmp"))
@@ -102,6 +114,58 @@ async fn a_program_that_does_not_start_is_shown_with_the_end_of_its_log() {
     // What configures sgctl does not reach its children.
     assert!(run.err.contains("SG_STORE is unset"), "{}", run.err);
     assert!(installation.nothing_is_left());
+}
+
+/// The gateway is disabled, or the folder lost its token, or both; the next run serves all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_an_earlier_run_left_disabled_is_enabled_again() {
+    for (token_is_there, enabled, expected) in [
+        (true, true, None),
+        (true, false, Some("enable gateway e1 gateways/dev")),
+        (false, true, Some("rotate 0 gateways/dev")),
+    ] {
+        let mock = Mock::start().await;
+        mock.script.lock().unwrap().existing = Some(api::Gateway {
+            enabled,
+            ..mock::services::gateway()
+        });
+        let folder = mock.path("dev");
+        std::fs::create_dir(&folder).unwrap();
+        if token_is_there {
+            std::fs::write(folder.join("dev.token"), "sgt_kept").unwrap();
+        }
+        // In place of a control plane: the ready-file of one that runs, and its files.
+        let control_plane = format!(
+            "cp {0}/ca.pem {1}/control-plane/ca.pem; cp {0}/token {1}/control-plane/admin.token
+             echo '{{\"listen\":\"{2}\",\"http_listen\":\"{2}\"}}' > {1}/run/sg-control-plane.json
+             exec sleep 60",
+            mock.folder.path().display(),
+            folder.display(),
+            mock.address
+        );
+        let programs = [
+            ("sg-control-plane", control_plane.as_str()),
+            ("sg-data-plane", "echo as far as the node >&2; exit 3"),
+        ];
+        let installation = Installation::with(&programs);
+        let child = installation.start_with(&["--dir", folder.to_str().unwrap()]);
+        let run = Run::of(child.wait_with_output().await.unwrap());
+        assert!(run.err.contains("as far as the node"), "{}", run.err);
+        let mut changes = mock.asked();
+        changes.retain(|line| line.starts_with("enable") || line.starts_with("rotate"));
+        assert_eq!(
+            changes,
+            Vec::from_iter(expected),
+            "{token_is_there} {enabled}"
+        );
+        let token = std::fs::read_to_string(folder.join("dev.token")).unwrap();
+        let wanted = if token_is_there {
+            "sgt_kept"
+        } else {
+            "sgt_new"
+        };
+        assert_eq!(token.trim(), wanted);
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use tonic::Code;
 
 use crate::connection::Api;
 use crate::failure::Failure;
+use crate::gateway::Change;
 use crate::names::{GatewayRef, MemberRef, request_id};
 use crate::{acl, client, destination, gateway, node, secret_file};
 
@@ -28,7 +29,7 @@ pub(super) struct Wanted {
     pub(super) port: u16,
 }
 
-/// The gateway `dev`, with its security token in this file.
+/// The gateway `dev`, enabled, with its security token in this file.
 pub(super) async fn gateway(api: &Api, token_file: &Path) -> Result<api::Gateway, Failure> {
     let created = gateway::create(
         api,
@@ -48,7 +49,7 @@ pub(super) async fn gateway(api: &Api, token_file: &Path) -> Result<api::Gateway
     let mut gateway = match created {
         Ok(gateway) => gateway,
         Err(failure) if failure.code() == Code::AlreadyExists && token_file.exists() => {
-            return gateway::get(api, &dev).await;
+            gateway::get(api, &dev).await?
         }
         // The token is lost with its file; a new one takes its place.
         Err(failure) if failure.code() == Code::AlreadyExists => {
@@ -56,9 +57,15 @@ pub(super) async fn gateway(api: &Api, token_file: &Path) -> Result<api::Gateway
         }
         Err(failure) => return Err(failure),
     };
-    secret_file::write(token_file, &gateway.security_token)?;
-    gateway.security_token.clear();
-    Ok(gateway)
+    if !gateway.security_token.is_empty() {
+        secret_file::write(token_file, &gateway.security_token)?;
+        gateway.security_token.clear();
+    }
+    if gateway.enabled {
+        return Ok(gateway);
+    }
+    // It was disabled in an earlier run; a client of it would wait for ever.
+    gateway::set_enabled(api, &Change::of_newest(dev), true).await
 }
 
 /// A token for the node.

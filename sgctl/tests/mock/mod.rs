@@ -8,7 +8,7 @@
     clippy::unwrap_in_result
 )]
 
-mod services;
+pub mod services;
 mod tls;
 
 use std::net::SocketAddr;
@@ -40,6 +40,8 @@ pub struct Script {
     pub destination_states: Vec<api::Destination>,
     /// The same for access control lists.
     pub acl_states: Vec<api::Acl>,
+    /// The gateway `dev` that is there already; creating it is refused, and asking shows this one.
+    pub existing: Option<api::Gateway>,
     /// Answer everything with UNAVAILABLE.
     pub unavailable: bool,
 }

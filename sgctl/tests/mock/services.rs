@@ -163,6 +163,9 @@ impl gateways_server::Gateways for Services {
         let name = r.get_ref().gateway.as_ref().unwrap().name.clone();
         let id = r.get_ref().request_id.clone();
         self.asked(&r, &format!("create gateway {id}"), &name)?;
+        if self.0.lock().unwrap().existing.is_some() {
+            return Err(refusal(Code::AlreadyExists, "NAME_TAKEN"));
+        }
         let security_token = "sgt_secret".into();
         Ok(Response::new(Gateway {
             name,
@@ -173,7 +176,8 @@ impl gateways_server::Gateways for Services {
 
     async fn get_gateway(&self, r: Request<GetGatewayRequest>) -> Answer<Gateway> {
         self.asked(&r, "get gateway", &r.get_ref().name)?;
-        Ok(Response::new(gateway()))
+        let existing = self.0.lock().unwrap().existing.clone();
+        Ok(Response::new(existing.unwrap_or_else(gateway)))
     }
 
     async fn list_gateways(&self, r: Request<ListGatewaysRequest>) -> Answer<ListGatewaysResponse> {
