@@ -411,6 +411,46 @@ fn an_open_after_our_goaway_is_refused_for_retry() {
 }
 
 #[test]
+fn an_orderly_close_does_not_cut_streams_that_have_finished_both_ways() {
+    type Close = fn(&mut Solo);
+    let by_peer: Close = |s| {
+        s.frame(&Frame::Goaway {
+            code: close::NONE,
+            message: Bytes::new(),
+        });
+    };
+    let here: Close = |s| s.end.close(close::NONE, "");
+    let lost: Close = |s| s.end.transport_lost(std::io::ErrorKind::UnexpectedEof, "gone");
+    for (how, orderly) in [(by_peer, true), (here, true), (lost, false)] {
+        for (fin_in, fin_out) in [(true, true), (true, false), (false, true)] {
+            let (mut solo, key) = accepted();
+            solo.data(2, b"all of it", fin_in);
+            if fin_out {
+                solo.end.finish(key).unwrap();
+                solo.sent();
+            }
+            how(&mut solo);
+            let survives = orderly && fin_in && fin_out;
+            let ended = solo.end.ended(key);
+            assert_eq!(ended, (!survives).then_some(StreamEnd::Lost));
+            if fin_in {
+                let all = Bytes::from_static(b"all of it");
+                assert_eq!(solo.end.read(key, 100), Ok(Read::Chunk(all)));
+                assert_eq!(solo.end.read(key, 100), Ok(Read::Fin));
+            }
+            solo.end.release(key, code::CANCEL);
+            assert_eq!(solo.end.streams(), 0);
+        }
+    }
+    // A FIN that was still queued is never sent.
+    let (mut solo, key) = accepted();
+    solo.data(2, b"x", true);
+    solo.end.finish(key).unwrap();
+    by_peer(&mut solo);
+    assert_eq!(solo.end.ended(key), Some(StreamEnd::Lost));
+}
+
+#[test]
 fn floods_of_useless_work_end_the_tunnel_and_honest_rates_do_not() {
     let limit = std::cell::Cell::new(1000);
     let floods: [&dyn Fn(&mut Solo); 8] = [

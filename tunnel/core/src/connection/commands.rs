@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::Connection;
+use crate::closed::{CloseReason, Closed};
 use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
 use crate::event::{OpenState, Read};
@@ -196,14 +197,24 @@ impl Connection {
         self.remove_if_done(key);
     }
 
-    /// How a held stream was ended, if it was not by FIN.
+    /// How a held stream was ended, if it was not by FIN. An orderly close of the tunnel does not end
+    /// a stream that had finished both ways on the wire: what came is still to be read.
     #[must_use]
     pub fn ended(&self, key: Key) -> Option<StreamEnd> {
         let Some(stream) = self.streams.get(key) else {
             return Some(StreamEnd::Lost);
         };
+        let orderly = |closed: &Closed| {
+            // GOAWAY goes behind the DATA that its sender had sent.
+            matches!(
+                closed.reason,
+                CloseReason::Local { .. } | CloseReason::Peer { .. }
+            )
+        };
+        let finished = stream.fin_in && stream.fin_out == Fin::Sent;
         match (stream.reset, &self.closed) {
             (Some(code), _) => Some(StreamEnd::Reset(code)),
+            (None, Some(closed)) if finished && orderly(closed) => None,
             (None, Some(_)) => Some(StreamEnd::Lost),
             (None, None) => None,
         }
