@@ -31,7 +31,7 @@ use crate::config::{self, Args};
 use crate::gauges;
 use crate::http;
 use crate::ids;
-use crate::push::Observed;
+use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::store::{self, Store, StoreError};
 use crate::tasks::{certificate, housekeeping, live};
@@ -148,6 +148,7 @@ fn open_error(error: StoreError) -> AppError {
 /// # Errors
 /// [`AppError`].
 pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Result<(), AppError> {
+    forget_ready_file(&args)?;
     let listeners = Listeners::bind(&args)?;
     let addresses = listeners
         .addresses()
@@ -198,6 +199,20 @@ pub async fn start(args: Args, store: Arc<dyn Store>, shutdown: Shutdown) -> Res
         tracing::debug!(task = name, "ended by force");
     }
     result
+}
+
+/// Whoever waits for the ready file must not see that of the last run.
+fn forget_ready_file(args: &Args) -> Result<(), AppError> {
+    let Some(path) = &args.common.ready_file else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AppError::Usage(format!(
+            "cannot use --ready-file {}: {error}",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 struct Latches {
@@ -302,8 +317,21 @@ impl Running {
         let alive = live::run(store, health, own, draining.clone());
         self.until_drain.spawn("sign of life", alive);
         let (store, health) = (Arc::clone(&core.store), core.health.clone());
-        let keeping = housekeeping::run(store, health, core.views.clone(), core.observed.clone());
+        let keeping = housekeeping::run(
+            store,
+            health,
+            core.views.clone(),
+            core.observed.clone(),
+            !args.no_compaction,
+        );
         self.forever.spawn("housekeeping", keeping);
+        let observed = core.observed.clone();
+        self.forever.spawn("settling", async move {
+            // Nodes look for a control plane that came (back) far more often than this.
+            tokio::time::sleep(session::SILENCE).await;
+            observed.settle();
+            std::future::pending::<()>().await;
+        });
 
         let names = args.certificate_names(host_name.as_deref());
         let tls = own_tls(core, names, &mut self.forever)?;

@@ -123,7 +123,10 @@ pub async fn establish(
 async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(), BootstrapError> {
     let key = sealed::Key::load_or_create(key_file)?;
     let authority = Authority::generate()?;
-    let token = ids::new_token("sga_");
+    // An attempt whose outcome is unknown may still come about: its token must not be lost.
+    let kept = Secret::read(&pending_token(data_dir)).ok();
+    let kept = kept.filter(|token| token.expose().starts_with("sga_"));
+    let token = kept.unwrap_or_else(|| ids::new_token("sga_"));
     let hash = crypto::hex(&ids::token_hash(token.expose()));
     let pending = pending_token(data_dir);
     let line = Secret::new(format!("{}\n", token.expose()));
@@ -335,6 +338,18 @@ mod tests {
         assert!(error.retryable(), "{error}");
         start(&store, dir.path(), &key).await.unwrap();
         assert!(dir.path().join("admin.token").exists());
+    }
+
+    #[tokio::test]
+    async fn every_attempt_of_a_first_start_uses_the_same_token() {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let key = dir.path().join("store.key");
+        store.faults().unknown_outcomes(1, false);
+        start(&store, dir.path(), &key).await.unwrap_err();
+        let first = Secret::read(&pending_token(dir.path())).unwrap();
+        start(&store, dir.path(), &key).await.unwrap();
+        let token = Secret::read(&dir.path().join("admin.token")).unwrap();
+        assert_eq!(first.expose(), token.expose());
     }
 
     #[tokio::test]

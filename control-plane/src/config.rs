@@ -49,6 +49,10 @@ pub struct Args {
     /// File with the password of the etcd user
     #[arg(long, value_name = "FILE", requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
+    /// Leave the compaction of etcd's history to others, as when etcd is shared; without this,
+    /// history of more than ten minutes is dropped, for all who use that etcd
+    #[arg(long)]
+    pub no_compaction: bool,
     /// Flags of every daemon.
     #[command(flatten)]
     pub common: CommonArgs,

@@ -8,7 +8,7 @@
 //! | `quarantine/<group>/<port>` | `Reference` to the gateway that had the port; expires after a day |
 //! | `token/join/<sha256>`, `token/admin/<sha256>` | `JoinToken`, `AdminToken` |
 //! | `idem/<principal>/<request id>` | `Idempotency`; expires after an hour |
-//! | `audit/<milliseconds>-<control plane>-<number>` | `Audit`, in order of time |
+//! | `audit/<day>/<milliseconds>-<control plane>-<number>` | `Audit`, in order of time |
 //! | `live/control-plane/<id>` | `ControlPlane`; expires unless renewed |
 //! | `meta/format`, `meta/epoch`, `meta/ca` | `Format`, `Epoch`, `CertificateAuthority` |
 //!
@@ -29,6 +29,8 @@ pub(crate) const ADMIN_TOKENS: &str = "v1/token/admin/";
 pub(crate) const LIVE: &str = "v1/live/control-plane/";
 /// The audit trail.
 pub(crate) const AUDIT: &str = "v1/audit/";
+/// Milliseconds of a day.
+pub(crate) const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Layout version.
 pub(crate) const META_FORMAT: &str = "v1/meta/format";
 /// Epoch.
@@ -149,12 +151,13 @@ pub(crate) fn idempotency(principal: &str, request_id: &str) -> String {
 
 /// One change; `number` tells the changes of one control plane apart.
 pub(crate) fn audit(millis: u64, control_plane: &str, number: u64) -> String {
-    format!("{AUDIT}{millis:015}-{control_plane}-{number:010}")
+    let day = audit_day(millis / DAY_MS);
+    format!("{day}{millis:015}-{control_plane}-{number:010}")
 }
 
-/// Where the audit records from `millis` on begin, to compare keys with.
-pub(crate) fn audit_from(millis: u64) -> String {
-    format!("{AUDIT}{millis:015}")
+/// The audit records of a day, counted from 1970.
+pub(crate) fn audit_day(day: u64) -> String {
+    format!("{AUDIT}{day:06}/")
 }
 
 /// A control plane that is alive.

@@ -1,6 +1,8 @@
 //! Who is calling. Everything public but health and reflection asks for an administrator's token;
 //! nodes are known by their certificates alone.
 
+use std::sync::atomic::Ordering;
+
 use sg_model::NodeId;
 use sg_runtime::identity::PeerKind;
 use tonic::service::Interceptor;
@@ -62,6 +64,9 @@ impl Interceptor for BearerAuth {
             return Err(status(Code::PermissionDenied, "ROLE_NOT_SUFFICIENT", text));
         }
         let key = sg_runtime::crypto::hex(hash.first_chunk::<8>().unwrap_or(&[0; 8]));
+        if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
+            connection.proved.store(true, Ordering::Relaxed);
+        }
         request.extensions_mut().insert(Caller {
             name: admin.name.clone(),
             key,

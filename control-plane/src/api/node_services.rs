@@ -25,7 +25,8 @@ impl Enrollment for Api {
         let work = async {
             let _turn = self.joins.acquire().await;
             let joined = self.core.join(&asked).await.inspect_err(|error| {
-                tracing::warn!(name = asked.name, %error, "a node was not let in");
+                let name: String = asked.name.chars().take(63).collect();
+                tracing::warn!(name, %error, "a node was not let in");
             })?;
             tracing::info!(node = %joined.id, name = asked.name, "node joined");
             Ok(wire::JoinResponse {

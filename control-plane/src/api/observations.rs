@@ -79,7 +79,7 @@ impl Nodes for Api {
             let (found, next_page_token) = page(all, asked.page_size, &asked.page_token)?;
             let encode = |node: &std::sync::Arc<_>| {
                 let node: &crate::world::Stored<sg_proto::convert::store::NodeRecord> = node;
-                status::node(node, reports.get(&node.value.id).map(AsRef::as_ref))
+                status::node(node, reports.get(&node.value.id))
             };
             let nodes = found.into_iter().map(encode).collect();
             Ok(wire::ListNodesResponse {
@@ -101,10 +101,7 @@ impl Nodes for Api {
             let reports = self.core.observed.reports();
             let node = view.world.find_node(name);
             let node = node.ok_or_else(|| ServiceError::not_found("node", name))?;
-            Ok(status::node(
-                node,
-                reports.get(&node.value.id).map(AsRef::as_ref),
-            ))
+            Ok(status::node(node, reports.get(&node.value.id)))
         };
         self.rpcs.unary("Nodes.GetNode", work).await
     }
@@ -153,7 +150,7 @@ impl Api {
         let reports = self.core.observed.reports();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let world = &view.world;
-        let live = || reports.values().filter(|report| report.connected);
+        let live = || reports.connected().map(|(_, report)| report);
         let problem = self.core.health.problem();
         let clients = world
             .gateways()
@@ -175,7 +172,7 @@ impl Api {
             nodes_connected: count(live().count()),
             clients: count(clients.sum()),
             streams: live().fold(0, |sum, report| sum.saturating_add(report.streams)),
-            problems: status::problems(world, &view.plans, &reports, problem),
+            problems: status::problems(world, &reports, problem),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Takes connections, makes TLS of them, and hands them to tonic together with what the handshake
 //! proved. Every number of connections, streams and bytes has a limit here.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ use sg_runtime::tls::{self, ServerStream, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -59,11 +62,17 @@ const SERVICES: [&str; 10] = [
     "securegateway.node.v1.NodeSync",
 ];
 
+/// A connection over which nobody has proved anything for so long ends, so that strangers cannot
+/// take all places.
+const STRANGER: Duration = Duration::from_secs(30);
+
 /// What is known of a connection; an extension of every request that came over it.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {
     /// Where it comes from.
     pub remote: SocketAddr,
+    /// Whether a certificate or a token was proved over it.
+    pub proved: Arc<AtomicBool>,
     /// Whose certificate it proved, if one of ours.
     pub identity: Option<Arc<PeerIdentity>>,
 }
@@ -73,7 +82,20 @@ pub struct ConnectionInfo {
 pub struct Connection {
     stream: ServerStream,
     info: ConnectionInfo,
+    /// When a stranger has to go; `None` once it is none.
+    stranger: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Whether the time of a stranger is over. Wakes the reading task when it will be.
+    fn expired(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.info.proved.load(Ordering::Relaxed) {
+            self.stranger = None;
+        }
+        let timer = self.stranger.as_mut();
+        timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+    }
 }
 
 impl Connected for Connection {
@@ -90,6 +112,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.expired(cx) {
+            let text = "nobody has proved anything over this connection";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -146,7 +172,7 @@ pub async fn accept(
             Ok(connection) => connection,
             Err(error) if net::accept_error_is_transient(&error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
                 continue;
             }
             Err(error) => return Err(error),
@@ -179,11 +205,13 @@ async fn handshake(
     let (stream, peer) = tls::accept(tls, tcp).await?;
     let info = ConnectionInfo {
         remote,
+        proved: Arc::new(AtomicBool::new(peer.identity.is_some())),
         identity: peer.identity.map(Arc::new),
     };
     Ok(Connection {
         stream,
         info,
+        stranger: Some(Box::pin(sleep(STRANGER))),
         _place: place,
     })
 }

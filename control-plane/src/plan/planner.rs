@@ -164,6 +164,9 @@ impl Planner {
         for name in &outdated {
             self.start(world, name);
         }
+        // A group without gateway and node is none, whoever named it before.
+        self.groups
+            .retain(|_, group| group.config.objects().next().is_some());
         let plans = self
             .groups
             .iter()

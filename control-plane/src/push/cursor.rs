@@ -64,9 +64,9 @@ impl Cursor {
         self.resync = true;
     }
 
-    /// The revision as the node knows it.
-    pub(super) const fn revision(&self) -> u64 {
-        self.revision
+    /// Epoch and revision as the node knows them.
+    pub(super) const fn version(&self) -> (u64, u64) {
+        (self.epoch, self.revision)
     }
 
     /// The node has everything up to here.
@@ -81,6 +81,10 @@ impl Cursor {
     }
 
     pub(super) fn next(&mut self, plan: &GroupPlan) -> Next {
+        // It would ignore whatever we have, even everything.
+        if self.revision > 0 && self.epoch > plan.epoch {
+            return Next::Ahead;
+        }
         if self.resync || self.epoch != plan.epoch {
             return Next::Snapshot;
         }

@@ -34,8 +34,35 @@ pub struct NodeReport {
     pub rejected: HashMap<String, wire::Rejection>,
 }
 
-/// Reports of all nodes by id.
-pub type Reports = Arc<BTreeMap<NodeId, Arc<NodeReport>>>;
+/// Reports of all nodes by id. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Reports {
+    nodes: Arc<BTreeMap<NodeId, Arc<NodeReport>>>,
+    /// Every node that lives has had the time to report since this process started.
+    settled: bool,
+}
+
+impl Reports {
+    /// What a node last reported.
+    pub fn get(&self, node: &NodeId) -> Option<&NodeReport> {
+        self.nodes.get(node).map(AsRef::as_ref)
+    }
+
+    /// The nodes that are connected now, with their reports.
+    pub fn connected(&self) -> impl Iterator<Item = (&NodeId, &NodeReport)> {
+        let all = self
+            .nodes
+            .iter()
+            .map(|(node, report)| (node, report.as_ref()));
+        all.filter(|(_, report)| report.connected)
+    }
+
+    /// Whether a node may be serving without our knowing: it did not report yet, and this process
+    /// has not run for long.
+    pub fn may_be_serving(&self, node: &NodeId) -> bool {
+        !self.settled && !self.nodes.contains_key(node)
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -69,7 +96,13 @@ impl Observed {
 
     /// The reports now.
     pub fn reports(&self) -> Reports {
-        Arc::clone(&self.state().reports)
+        self.state().reports.clone()
+    }
+
+    /// Says that every node that lives has had the time to report.
+    pub fn settle(&self) {
+        self.state().reports.settled = true;
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Wakes after every change of a report.
@@ -121,10 +154,10 @@ impl Observed {
     /// Forgets the nodes that are not in the store (any more).
     pub fn retain(&self, known: impl Fn(&NodeId) -> bool) {
         let mut state = self.state();
-        if state.reports.keys().all(&known) {
+        if state.reports.nodes.keys().all(&known) {
             return;
         }
-        Arc::make_mut(&mut state.reports).retain(|node, _| known(node));
+        Arc::make_mut(&mut state.reports.nodes).retain(|node, _| known(node));
         drop(state);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -193,7 +226,7 @@ impl Connection {
         if !newest {
             return;
         }
-        let reports = Arc::make_mut(&mut state.reports);
+        let reports = Arc::make_mut(&mut state.reports.nodes);
         change(Arc::make_mut(reports.entry(self.node.clone()).or_default()));
         drop(state);
         self.observed.changed.send_modify(|count| *count += 1);

@@ -29,7 +29,7 @@ pub const SILENCE: Duration = Duration::from_secs(10);
 /// A change that is not acknowledged for so long ends the stream.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long a node may claim to be ahead of the store before it gets everything anew.
+/// How long a node may be ahead of us before it is found out why.
 const AHEAD: Duration = Duration::from_secs(3);
 /// A message that the transport does not take for so long ends the stream.
 const SEND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -252,9 +252,10 @@ impl Session<'_> {
                 let since = *self.ahead_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > AHEAD {
                     self.ahead_since = None;
+                    let (epoch, revision) = cursor.version();
                     self.sessions
                         .registry
-                        .node_is_ahead(self.node, cursor.revision())
+                        .node_is_ahead(self.node, epoch, revision)
                         .await;
                 }
                 Ok(())

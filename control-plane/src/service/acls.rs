@@ -55,16 +55,25 @@ impl Core {
         }
         let expected = parse_etag(etag)?;
         let id = answer.gateway.value.gateway.id.clone();
-        for attempt in 0..RETRIES {
-            let differs = expected.is_some_and(|expected| expected != answer.acl.revision);
-            if attempt > 0 || differs {
+        let mut read_first = false;
+        for _ in 0..RETRIES {
+            let fresh =
+                read_first || expected.is_some_and(|expected| expected != answer.acl.revision);
+            if fresh {
                 answer.acl = self.read_acl(&id).await?;
             }
+            read_first = true;
             if expected.is_some_and(|expected| expected != answer.acl.revision) {
                 return Err(ServiceError::etag_mismatch("access control list", name));
             }
             let mut acl = answer.acl.value.clone();
-            if !edit(&mut acl)? {
+            let edited = edit(&mut acl);
+            // "Refused" and "as it is already" are said only of what the store has now: a denial
+            // must not be confirmed that others have lifted meanwhile.
+            if !fresh && !matches!(edited, Ok(true)) {
+                continue;
+            }
+            if !edited? {
                 return Ok(answer);
             }
             acl.version.generation = answer.acl.value.version.generation + 1;

@@ -61,7 +61,7 @@ impl Core {
             let proposal = self.propose(&gateway, draft, attempt).await?;
             let record = new_record(&gateway, draft, &id, proposal.as_ref(), enabled, now)?;
             if call.validate_only {
-                self.indices_are_free(&gateway, &record).await?;
+                self.indices_are_free(&gateway, &record, true, true).await?;
                 return Ok(DestinationAnswer {
                     gateway,
                     destination: uncommitted(record),
@@ -116,19 +116,27 @@ impl Core {
         let mut current = self.destination(&gateway, name).await?;
         let id = current.value.destination.id.clone();
         let path = format!("{parent}/{name}");
+        let mut read_first = false;
         for attempt in 0..RETRIES {
-            let differs = expected.is_some_and(|expected| expected != current.revision);
-            if attempt > 0 || differs {
+            let fresh = read_first || expected.is_some_and(|expected| expected != current.revision);
+            if fresh {
                 let gateway_id = gateway.value.gateway.id.clone();
-                let fresh = self.read_gateway(&gateway_id).await?;
-                gateway = fresh.ok_or_else(|| ServiceError::not_found("gateway", parent))?;
-                let fresh = self.read_destination(&gateway_id, &id).await?;
-                current = fresh.ok_or_else(|| ServiceError::not_found("destination", &path))?;
+                let found = self.read_gateway(&gateway_id).await?;
+                gateway = found.ok_or_else(|| ServiceError::not_found("gateway", parent))?;
+                let found = self.read_destination(&gateway_id, &id).await?;
+                current = found.ok_or_else(|| ServiceError::not_found("destination", &path))?;
             }
+            read_first = true;
             if expected.is_some_and(|expected| expected != current.revision) {
                 return Err(ServiceError::etag_mismatch("destination", &path));
             }
-            let mut record = edit(&current.value)?;
+            let edited = edit(&current.value);
+            // "Refused" and "as it is already" are said only of what the store has now.
+            let changes = edited.as_ref().is_ok_and(|record| *record != current.value);
+            if !fresh && !changes {
+                continue;
+            }
+            let mut record = edited?;
             if record == current.value {
                 return Ok(DestinationAnswer {
                     gateway,
@@ -149,6 +157,9 @@ impl Core {
                 Listen::CloudPort(_) | Listen::ClientPort(_) => None,
             };
             if call.validate_only {
+                let renamed = record.destination.name != current.value.destination.name;
+                self.indices_are_free(&gateway, &record, renamed, moved)
+                    .await?;
                 let destination = Stored {
                     value: record,
                     revision: current.revision,
@@ -225,29 +236,32 @@ impl Core {
     }
 
     /// Deletes all destinations of a gateway that is about to be deleted, some at a time. Those
-    /// that change meanwhile are left to the caller's next round.
+    /// that change meanwhile are left to the caller's next round. Tells, also of a failure, whether
+    /// any was deleted.
     pub(super) async fn delete_destinations(
         &self,
         call: &Call,
         gateway: &Stored<GatewayRecord>,
         children: Vec<KeyValue>,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<bool, (bool, ServiceError)> {
         let gateway_id = &gateway.value.gateway.id;
         // Only the deletion of the gateway itself answers the request.
         let step = Call {
             request_id: String::new(),
             ..call.clone()
         };
+        let mut any = false;
         for batch in children.chunks(DELETE_BATCH) {
             let mut change = Change::new(&step, format!("gateway/{gateway_id}"), "")
                 .detail(format!("deletes {} of its destinations", batch.len()));
             for entry in batch {
-                let destination = super::parse_destination(entry)?;
+                let destination = super::parse_destination(entry).map_err(|error| (any, error))?;
                 change = delete_writes(change, gateway, &destination);
             }
-            self.commit(change).await?;
+            let outcome = self.commit(change).await.map_err(|error| (any, error))?;
+            any |= matches!(outcome, Outcome::Done(_));
         }
-        Ok(())
+        Ok(any)
     }
 
     async fn propose(
@@ -280,16 +294,23 @@ impl Core {
         })
     }
 
+    /// For requests that only ask whether they would succeed.
     async fn indices_are_free(
         &self,
         gateway: &Stored<GatewayRecord>,
         record: &DestinationRecord,
+        name: bool,
+        port: bool,
     ) -> Result<(), ServiceError> {
-        let name = &record.destination.name;
-        let name_key = keys::destination_name(&record.destination.gateway, name);
-        self.name_is_free(&name_key, "destination", name).await?;
-        let port_key = port_key(gateway, record);
-        match self.read(&port_key).await? {
+        if name {
+            let name = &record.destination.name;
+            let name_key = keys::destination_name(&record.destination.gateway, name);
+            self.name_is_free(&name_key, "destination", name).await?;
+        }
+        if !port {
+            return Ok(());
+        }
+        match self.read(&port_key(gateway, record)).await? {
             None => Ok(()),
             Some(entry) => {
                 let holder = prost::Message::decode(entry.value.as_ref())?;

@@ -210,17 +210,24 @@ impl Core {
     ) -> Result<GatewayAnswer, ServiceError> {
         let mut current = self.gateway(name).await?;
         let id = current.value.gateway.id.clone();
-        for attempt in 0..RETRIES {
-            let differs = expected.is_some_and(|expected| expected != current.revision);
-            if attempt > 0 || differs {
-                let fresh = self.read_gateway(&id).await?;
-                current = fresh.ok_or_else(|| ServiceError::not_found("gateway", name))?;
+        let mut read_first = false;
+        for _ in 0..RETRIES {
+            let fresh = read_first || expected.is_some_and(|expected| expected != current.revision);
+            if fresh {
+                let found = self.read_gateway(&id).await?;
+                current = found.ok_or_else(|| ServiceError::not_found("gateway", name))?;
             }
+            read_first = true;
             if expected.is_some_and(|expected| expected != current.revision) {
                 return Err(ServiceError::etag_mismatch("gateway", name));
             }
             let mut record = current.value.clone();
-            edit(&mut record)?;
+            let edited = edit(&mut record);
+            // "Refused" and "as it is already" are said only of what the store has now.
+            if !fresh && (edited.is_err() || record == current.value) {
+                continue;
+            }
+            edited?;
             if record == current.value {
                 return Ok(GatewayAnswer {
                     gateway: current,
@@ -230,6 +237,11 @@ impl Core {
             record.gateway.generation += 1;
             record.updated = ids::now();
             if call.validate_only {
+                if record.gateway.name != current.value.gateway.name {
+                    let name_key = keys::gateway_name(&record.gateway.name);
+                    self.name_is_free(&name_key, "gateway", &record.gateway.name)
+                        .await?;
+                }
                 return Ok(GatewayAnswer {
                     gateway: Stored {
                         value: record,
@@ -287,6 +299,7 @@ impl Core {
         }
         let expected = required_etag(etag, force)?;
         let id = self.gateway(name).await?.value.gateway.id;
+        let mut partly = false;
         for _ in 0..RETRIES {
             let fresh = self.read_gateway(&id).await?;
             let current = fresh.ok_or_else(|| ServiceError::not_found("gateway", name))?;
@@ -312,7 +325,9 @@ impl Core {
             if call.validate_only {
                 return Ok(());
             }
-            self.delete_destinations(call, &current, children).await?;
+            let result = self.delete_destinations(call, &current, children).await;
+            partly |= matches!(result, Ok(true) | Err((true, _)));
+            result.map_err(|(_, error)| in_parts(partly, error))?;
             let record = &current.value;
             let change = Change::new(call, format!("gateway/{id}"), id.as_str())
                 .detail(format!("name={}", record.gateway.name))
@@ -320,7 +335,8 @@ impl Core {
                 .delete(keys::gateway_name(&record.gateway.name))
                 .delete(keys::acl(&id))
                 .require_empty(keys::destinations_of(&id));
-            match self.commit(change).await? {
+            let committed = self.commit(change).await;
+            match committed.map_err(|error| in_parts(partly, error))? {
                 Outcome::Done(_) | Outcome::Replayed(_) => return Ok(()),
                 // It was changed, or a destination was added in between.
                 Outcome::Conflict(_) => {}
@@ -355,6 +371,19 @@ impl Core {
                 Err(name_taken(kind, name, &holder))
             }
         }
+    }
+}
+
+/// What a failure means once a part of the change is done.
+fn in_parts(partly: bool, error: ServiceError) -> ServiceError {
+    if !partly {
+        return error;
+    }
+    ServiceError::Aborted {
+        reason: "PARTLY_DELETED",
+        message: format!(
+            "some destinations are deleted already, the gateway is not: {error}; repeat the request"
+        ),
     }
 }
 

@@ -100,7 +100,6 @@ impl Core {
     /// The token does not hold, the request is not acceptable, or the store failed.
     pub async fn join(&self, request: &node_wire::JoinRequest) -> Result<Joined, ServiceError> {
         let token = parse_join_token(&request.join_token)?;
-        let key_sha256 = authority::request_key_sha256(&request.csr_der)?;
         let wanted = match request.name.as_str() {
             "" => None,
             name => Some(Name::new(name)?),
@@ -109,12 +108,12 @@ impl Core {
         let token_hash = crypto::hex(&ids::token_hash(token));
         let token_key = keys::join_token(&token_hash);
         let used_key = keys::idempotency("join", &token_hash);
+        // Who has no token costs us no look at the request.
         let Some(entry) = self.read(&token_key).await? else {
-            return self
-                .join_again(&used_key, &key_sha256, &request.csr_der)
-                .await;
+            return self.join_again(&used_key, &request.csr_der).await;
         };
         token_holds(&entry)?;
+        let key_sha256 = authority::request_key_sha256(&request.csr_der)?;
         let now = ids::now();
         let id = NodeId::new(ids::new_id('N', now))?;
         let chain = self.issue(&id, &request.csr_der)?;
@@ -141,9 +140,7 @@ impl Core {
                 Outcome::Conflict(conflict) if conflict.holder(&name_key).is_some() => {}
                 // Somebody else used the token in between; perhaps this very node.
                 Outcome::Conflict(_) => {
-                    return self
-                        .join_again(&used_key, &key_sha256, &request.csr_der)
-                        .await;
+                    return self.join_again(&used_key, &request.csr_der).await;
                 }
             }
         }
@@ -153,12 +150,7 @@ impl Core {
         })
     }
 
-    async fn join_again(
-        &self,
-        used_key: &str,
-        key_sha256: &[u8; 32],
-        csr_der: &[u8],
-    ) -> Result<Joined, ServiceError> {
+    async fn join_again(&self, used_key: &str, csr_der: &[u8]) -> Result<Joined, ServiceError> {
         let refused = || {
             ServiceError::Unauthenticated {
             reason: "JOIN_TOKEN_UNKNOWN",
@@ -167,7 +159,8 @@ impl Core {
         };
         let entry = self.read(used_key).await?.ok_or_else(refused)?;
         let used = wire::Idempotency::decode(entry.value.as_ref())?;
-        if !crypto::equal(&used.request_sha256, key_sha256) {
+        let key_sha256 = authority::request_key_sha256(csr_der)?;
+        if !crypto::equal(&used.request_sha256, &key_sha256) {
             return Err(refused());
         }
         let id = NodeId::new(used.id)?;
@@ -273,14 +266,19 @@ fn reference(record: &NodeRecord) -> wire::Reference {
     }
 }
 
-/// A node that claims to be ahead of the store raises the epoch at most once in this time.
-const EPOCH_PAUSE: Duration = Duration::from_secs(600);
+/// Nodes that are ahead of the store raise the epoch at most once in this time.
+const EPOCH_PAUSE: Duration = Duration::from_secs(60);
+/// Whether nodes are really ahead is looked into at most once in this time.
+const CHECK_PAUSE: Duration = Duration::from_secs(2);
+/// How far beyond the store's epoch a node is believed: each restored copy raises it by one.
+const MAX_EPOCH_STEP: u64 = 1000;
 
 /// What the store has to do with connected nodes: records what they say of themselves.
 #[derive(Debug, Clone)]
 pub struct NodeRegistry {
     core: Arc<Core>,
-    epoch_raised: Arc<Mutex<Option<Instant>>>,
+    /// When the next check may be made.
+    checks: Arc<Mutex<Option<Instant>>>,
 }
 
 impl NodeRegistry {
@@ -288,39 +286,49 @@ impl NodeRegistry {
     pub fn new(core: Arc<Core>) -> Self {
         Self {
             core,
-            epoch_raised: Arc::default(),
+            checks: Arc::default(),
         }
     }
 
-    /// A node has a revision that this control plane has not seen. Either we are behind, which
-    /// passes; or the store was restored from an older copy while no control plane ran.
-    pub async fn node_is_ahead(&self, id: &NodeId, revision: u64) {
-        let newest = match self.core.store.revision().await {
-            Ok(newest) => newest.get(),
+    /// A node has a state that is newer than ours, and has had it for a while. Either we are behind,
+    /// which passes; or the store was restored from an older copy while no control plane ran, and
+    /// the node has to be taken back.
+    pub async fn node_is_ahead(&self, id: &NodeId, epoch: u64, revision: u64) {
+        let stored = self.core.views.now().world.epoch;
+        if epoch > stored.saturating_add(MAX_EPOCH_STEP) {
+            tracing::error!(node = %id, epoch, stored, "the node names an impossible epoch");
+            return;
+        }
+        if !self.turn_to_check() {
+            return;
+        }
+        let (_, objects) = match self.core.store.keys(keys::OBJECTS).await {
+            Ok(listed) => listed,
             Err(error) => {
                 self.core.health.bad(&error);
                 return;
             }
         };
-        if revision <= newest {
+        // The view as it is after the store was read.
+        if !self.core.views.now().world.has_exactly(&objects) {
             tracing::warn!(node = %id, revision, "the node has seen more of the store than we have");
             return;
         }
-        let may_raise = {
-            let mut last = self
-                .epoch_raised
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let may = last.is_none_or(|last| last.elapsed() > EPOCH_PAUSE);
-            if may {
-                *last = Some(Instant::now());
-            }
-            may
-        };
-        tracing::error!(node = %id, revision, newest, may_raise, "the node has a newer revision than the store");
-        if may_raise {
-            epoch::raise(&*self.core.store, &self.core.health).await;
+        tracing::error!(node = %id, epoch, revision, "the node has what the store has not");
+        epoch::raise(&*self.core.store, &self.core.health, epoch).await;
+        let mut last = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(Instant::now() + EPOCH_PAUSE);
+    }
+
+    /// Whether nobody else looks into this just now, or has done so lately.
+    fn turn_to_check(&self) -> bool {
+        let mut next = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if next.is_some_and(|next| now < next) {
+            return false;
         }
+        *next = Some(now + CHECK_PAUSE);
+        true
     }
 
     /// Whether the node is in the store. While the store does not answer nobody is turned away

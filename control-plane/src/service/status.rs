@@ -1,7 +1,7 @@
 //! What the API says of the state of things: pure functions of the world and of what the nodes
 //! report. Nothing here is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sg_model::{AclVersion, DestinationKind, GatewayId, Name};
 use sg_proto::api as wire;
@@ -9,7 +9,6 @@ use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
 use sg_proto::convert::timestamp_to_wire;
 use sg_proto::node as node_wire;
 
-use crate::plan::Plans;
 use crate::push::observed::{NodeReport, Reports};
 use crate::world::{Stored, World};
 
@@ -25,7 +24,7 @@ pub fn destination(
     let nodes: Vec<_> = world
         .nodes_of(&gateway.group)
         .map(|node| {
-            let report = reports.get(&node.value.id).map(AsRef::as_ref);
+            let report = reports.get(&node.value.id);
             node_status(&node.value, report, record)
         })
         .collect();
@@ -34,7 +33,10 @@ pub fn destination(
         right_state && row.generation_applied == d.generation
     };
     let mut live = nodes.iter().filter(|row| row.connected).peekable();
-    let ready = live.peek().is_some() && live.all(done);
+    let unknown = world
+        .nodes_of(&gateway.group)
+        .any(|node| reports.may_be_serving(&node.value.id));
+    let ready = !unknown && live.peek().is_some() && live.all(done);
     wire::DestinationStatus { ready, nodes }
 }
 
@@ -102,10 +104,9 @@ pub fn acl(
     let mut enforcements = Vec::new();
     let mut clients: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for node in world.nodes_of(&gateway.group) {
-        let Some(report) = reports
-            .get(&node.value.id)
-            .filter(|report| report.connected)
-        else {
+        let report = reports.get(&node.value.id);
+        let Some(report) = report.filter(|report| report.connected) else {
+            enforced &= !reports.may_be_serving(&node.value.id);
             continue;
         };
         let has = report.acls.get(id).copied().unwrap_or_default();
@@ -144,7 +145,7 @@ pub fn acl(
 /// The client processes connected to a gateway now, by client id, then by run.
 pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wire::Client> {
     let mut found: BTreeMap<(&str, &str), wire::Client> = BTreeMap::new();
-    for (node, report) in reports.iter().filter(|(_, report)| report.connected) {
+    for (node, report) in reports.connected() {
         let name = world
             .node(node)
             .map(|node| node.value.name.to_string())
@@ -229,12 +230,7 @@ pub fn node(node: &Stored<NodeRecord>, report: Option<&NodeReport>) -> wire::Nod
 }
 
 /// What an operator should look at.
-pub fn problems(
-    world: &World,
-    plans: &Plans,
-    reports: &Reports,
-    store: Option<String>,
-) -> Vec<String> {
+pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<String> {
     let mut problems: Vec<String> = store.into_iter().collect();
     problems.extend(
         world
@@ -267,8 +263,13 @@ pub fn problems(
             }
         }
     }
-    let served = |group: &Name| world.nodes_of(group).next().is_some();
-    let unserved = plans.keys().filter(|group| !served(group));
+    let groups: BTreeSet<&Name> = world
+        .gateways()
+        .map(|(gateway, _)| &gateway.value.group)
+        .collect();
+    let unserved = groups
+        .into_iter()
+        .filter(|group| world.nodes_of(group).next().is_none());
     problems.extend(unserved.map(|group| format!("no node serves group {group}")));
     // An operator reads the first ones.
     problems.truncate(100);

@@ -502,3 +502,124 @@ async fn two_control_planes_see_each_others_changes_at_once() {
             .await
     );
 }
+
+#[tokio::test]
+async fn as_it_is_already_is_never_said_from_memory() {
+    let store = MemoryStore::new();
+    let plane = plane(&store).await;
+    let here = &plane.core;
+    let dir = plane._dir.as_ref().unwrap();
+    let (there, _tasks) = plane_on(&store, dir.path(), "C2").await;
+    let set = |action: sg_model::Action| {
+        move |acl: &mut sg_model::Acl| Ok(acl.add(sg_model::AclEntry::parse(action, "db:1")?)?)
+    };
+    create(here, "a").await.unwrap();
+    here.change_acl(&call(""), "a", "", set(sg_model::Action::Deny))
+        .await
+        .unwrap();
+    here.update_gateway(&call(""), "a", "", None, |r| {
+        r.gateway.enabled = false;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let newest = store.revision().await.unwrap();
+    assert!(there.views.reach(newest, Duration::from_secs(5)).await);
+    // From now on neither sees at once what the other does.
+    store.faults().delay_watches(Duration::from_millis(700));
+    here.change_acl(&call(""), "a", "", set(sg_model::Action::Allow))
+        .await
+        .unwrap();
+    here.update_gateway(&call(""), "a", "", None, |r| {
+        r.gateway.enabled = true;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let denied = there
+        .change_acl(&call(""), "a", "", set(sg_model::Action::Deny))
+        .await
+        .unwrap();
+    assert_eq!(denied.acl.value.version.generation, 4, "it was written");
+    let disabled = there
+        .update_gateway(&call(""), "a", "", None, |r| {
+            r.gateway.enabled = false;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(disabled.gateway.value.gateway.generation, 4);
+    let record = here
+        .read_gateway(&disabled.gateway.value.gateway.id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!record.value.gateway.enabled);
+}
+
+#[tokio::test]
+async fn checking_an_update_looks_at_names_and_ports() {
+    let store = MemoryStore::new();
+    let plane = plane(&store).await;
+    let core = &plane.core;
+    create(core, "a").await.unwrap();
+    create(core, "b").await.unwrap();
+    core.create_destination(&call(""), "a", &destination("x", 21001), true)
+        .await
+        .unwrap();
+    core.create_destination(&call(""), "a", &destination("y", 21002), true)
+        .await
+        .unwrap();
+    let check = Call {
+        validate_only: true,
+        ..call("")
+    };
+    let error = core
+        .update_gateway(&check, "a", "", Some(true), |record| {
+            record.gateway.name = sg_model::Name::new("b")?;
+            Ok(())
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&error), "NAME_TAKEN");
+    for (name, port, expected) in [("x", 21002, "PORT_TAKEN"), ("y", 21001, "NAME_TAKEN")] {
+        let result = core
+            .update_destination(&check, ("a", "x"), "", Some(true), |record| {
+                let mut record = record.clone();
+                record.destination.name = sg_model::Name::new(name)?;
+                record.destination.listen = sg_model::Listen::CloudPort(port);
+                Ok(record)
+            })
+            .await;
+        assert_eq!(reason(&result.unwrap_err()), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_stops_half_way_says_so() {
+    let store = MemoryStore::new();
+    let plane = plane(&store).await;
+    let core = &plane.core;
+    create(core, "a").await.unwrap();
+    for n in 0..25 {
+        let draft = destination(&format!("d{n}"), 0);
+        core.create_destination(&call(""), "a", &draft, true)
+            .await
+            .unwrap();
+    }
+    // The store goes away as soon as the first batch of deletions is seen.
+    let mut views = core.views.clone();
+    views.mark_seen();
+    let cut = async {
+        views.changed().await;
+        store.faults().fail_writes(1000);
+    };
+    let call = call("");
+    let (result, ()) = tokio::join!(core.delete_gateway(&call, "a", "", true, true), cut);
+    let error = result.unwrap_err();
+    assert_eq!(reason(&error), "PARTLY_DELETED", "{error}");
+    store.faults().fail_writes(0);
+    core.delete_gateway(&call, "a", "", true, true)
+        .await
+        .unwrap();
+}

@@ -93,7 +93,7 @@ pub trait Store: Send + Sync + 'static {
     /// Which store this is, for logs: kind and place, never a secret.
     fn describe(&self) -> String;
 
-    /// Asks the store for its identity and whether it could serve a write now.
+    /// Asks the store for its identity and newest revision. A store that is full still answers.
     ///
     /// # Errors
     /// Any [`StoreError`] but `UnknownOutcome`.

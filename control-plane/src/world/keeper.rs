@@ -120,7 +120,9 @@ impl Keeper {
             drivers.spawn(prefix, driver.run());
             followers.push(follower);
         }
-        let mut state = followers[0].subscribe_state();
+        let mut states: [_; PREFIXES.len()] =
+            std::array::from_fn(|index| followers[index].subscribe_state());
+        let [of_objects, of_meta, of_admins, of_live] = &mut states;
         let [mut objects, mut meta, mut admins, mut live] =
             [0, 1, 2, 3].map(|index: usize| Followed {
                 snapshots: followers[index].subscribe(),
@@ -137,15 +139,21 @@ impl Keeper {
                 () = meta.changed() => {}
                 () = admins.changed() => {}
                 () = live.changed() => {}
-                changed = state.changed() => {
-                    if changed.is_ok() {
-                        tell(&state.borrow_and_update(), &health);
-                    }
-                    continue;
-                }
+                Ok(()) = of_objects.changed() => {}
+                Ok(()) = of_meta.changed() => {}
+                Ok(()) = of_admins.changed() => {}
+                Ok(()) = of_live.changed() => {}
+            }
+            for (prefix, state) in PREFIXES.into_iter().zip([
+                &mut *of_objects,
+                &mut *of_meta,
+                &mut *of_admins,
+                &mut *of_live,
+            ]) {
+                tell(prefix, &state.borrow_and_update(), &health);
             }
             if self.take([&mut objects, &mut meta, &mut admins, &mut live]) {
-                epoch::raise(&*store, &health).await;
+                epoch::raise(&*store, &health, self.view.world.epoch).await;
             }
         }
     }
@@ -185,10 +193,10 @@ impl Keeper {
     }
 }
 
-fn tell(state: &State, health: &StoreHealth) {
+fn tell(prefix: &'static str, state: &State, health: &StoreHealth) {
     match state {
         State::Loading => {}
-        State::Fresh => health.good(),
-        State::Stale { reason, .. } => health.away(reason),
+        State::Fresh => health.following(prefix, None),
+        State::Stale { reason, .. } => health.following(prefix, Some(reason)),
     }
 }

@@ -674,25 +674,119 @@ async fn nodes_go_back_with_a_store_that_was_restored() {
 
 #[tokio::test]
 async fn a_node_that_knows_more_than_a_restored_store_is_taken_back() {
+    // Its revision is one that the store has not reached, or has reached again by other writes;
+    // or it comes out of a later epoch.
+    taken_back(1, |newest| newest + 1_000_000).await;
+    taken_back(1, |newest| newest - 5).await;
+    taken_back(6, |_| 5).await;
+}
+
+/// As if the store had been restored while no control plane ran: only the node remembers.
+async fn taken_back(epoch: u64, revision: fn(u64) -> u64) {
+    use sg_control_plane::store::{Store as _, Txn};
     let plane = Plane::start().await;
     let mut admin = plane.admin().await;
     admin.gateway("dev").await;
     let (_, credentials) = plane.join(&mut admin, "n").await;
     let mut node = Node::connect(&plane, Some(&credentials)).await.unwrap();
-    node.subscribe().await;
-    node.take_and_ack().await;
-    // As if the store had been restored while no control plane ran: only the node remembers.
-    drop(node);
+    within("the node's record", async {
+        let ask = || api::GetNodeRequest {
+            name: "n".to_owned(),
+        };
+        while admin
+            .nodes
+            .get_node(ask())
+            .await
+            .unwrap()
+            .into_inner()
+            .port_first
+            == 0
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    for n in 0..10 {
+        let write = Txn::new().put("elsewhere", n.to_string());
+        plane.store.txn(write).await.unwrap();
+    }
+    let revision = revision(plane.store.revision().await.unwrap().get());
+    let lost = node::Subscribe {
+        epoch,
+        revision,
+        digest: 1,
+    };
+    node.say(Up::Subscribe(lost)).await;
+    while node.config.epoch() != epoch + 1 {
+        node.take_and_ack().await;
+    }
+    assert_eq!(node.config.gateways().count(), 1);
+}
+
+#[tokio::test]
+async fn an_impossible_epoch_changes_nothing() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    let (_, credentials) = plane.join(&mut admin, "n").await;
     let mut node = Node::connect(&plane, Some(&credentials)).await.unwrap();
     node.say(Up::Subscribe(node::Subscribe {
-        epoch: 1,
-        revision: 1_000_000,
+        epoch: u64::MAX,
+        revision: 5,
         digest: 1,
     }))
     .await;
-    assert!(node.take_and_ack().await);
-    assert_eq!(node.config.epoch(), 2);
-    assert!(node.config.revision() < 1_000_000);
+    // Two heartbeats after it was found to be ahead.
+    for _ in 0..4 {
+        loop {
+            match node.message().await.unwrap() {
+                Down::Heartbeat(_) => break,
+                Down::Welcome(_) => {}
+                other => panic!("nothing should be sent, but {other:?} was"),
+            }
+        }
+    }
+    admin.gateway("dev").await;
+    let acl = admin
+        .acls
+        .get_acl(api::GetAclRequest {
+            name: "dev".to_owned(),
+        })
+        .await
+        .unwrap();
+    assert_eq!(acl.into_inner().epoch, 1);
+}
+
+#[tokio::test]
+async fn nodes_that_may_still_come_back_are_waited_for() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    admin.gateway("dev").await;
+    let (_, first) = plane.join(&mut admin, "n1").await;
+    plane.join(&mut admin, "n2").await;
+    let made = admin.destination("dev", "db").await;
+    let acl = || api::GetAclRequest {
+        name: "dev".to_owned(),
+    };
+    let now = admin.acls.get_acl(acl()).await.unwrap().into_inner();
+    assert!(!now.status.unwrap().enforced, "nobody has reported yet");
+    let node = Node::connect(&plane, Some(&first)).await.unwrap();
+    node.say(listening(&made.id, 1)).await;
+    let shown = watch_until(&mut admin, "dev/db", |d| {
+        d.status
+            .as_ref()
+            .unwrap()
+            .nodes
+            .iter()
+            .any(|row| row.state == "listening")
+    })
+    .await;
+    assert!(
+        !shown.status.unwrap().ready,
+        "n2 may serve without our knowing"
+    );
+    // After a while it is taken to be away.
+    let shown = watch_until(&mut admin, "dev/db", |d| d.status.as_ref().unwrap().ready).await;
+    assert_eq!(shown.status.unwrap().nodes.len(), 2);
 }
 
 #[tokio::test]

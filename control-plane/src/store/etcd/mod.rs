@@ -365,9 +365,10 @@ impl Store for EtcdStore {
             tracing::warn!(address = self.pool.address(member), "{warning}");
         }
         if let Some(alarm) = status.errors().iter().find(|e| e.contains("NOSPACE")) {
-            return Err(StoreError::broken(format!(
+            // Reads and watches go on, so this is no reason to stop following; writes will fail.
+            tracing::error!(
                 "etcd is full ({alarm}); compact and defragment it, then disarm its alarm"
-            )));
+            );
         }
         Ok(Health {
             cluster_id: status.header().map_or(0, |header| header.cluster_id()),
