@@ -3,6 +3,10 @@
 //! Every stream is sure of the base window. What a stream holds above it is charged to one pool per
 //! tunnel, so the memory that a peer can make us hold is bounded by
 //! `streams * base_window + growth_budget`.
+//!
+//! Promised credit cannot be taken back, so a stream that falls idle keeps what it has grown to. That is
+//! why the last part of the pool is for windows of a modest size: a few large idle ones must not leave
+//! the streams that come later with the base window.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +15,8 @@ use crate::config::Config;
 /// Round-trip times below this are taken as this: on fast links the scheduling of tasks, not the
 /// link, decides how fast credit comes back.
 const RTT_FLOOR: Duration = Duration::from_millis(2);
+/// A window may grow so far while the pool lasts, and farther only while a quarter of the pool is free.
+const MODEST: u32 = 256 * 1024;
 /// A window that lasts longer than this without a new grant is halved.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -30,8 +36,12 @@ impl Pool {
         self.used
     }
 
+    fn left(&self) -> u64 {
+        self.budget - self.used
+    }
+
     fn take(&mut self, bytes: u64) -> bool {
-        let fits = self.budget - self.used >= bytes;
+        let fits = self.left() >= bytes;
         if fits {
             self.used += bytes;
         }
@@ -131,7 +141,8 @@ impl Window {
     fn grow(&mut self, config: &Config, pool: &mut Pool) {
         let target = self.size.saturating_mul(2).min(config.max_window);
         let extra = target.saturating_sub(self.size);
-        if extra > 0 && pool.take(extra.into()) {
+        let fair = target <= MODEST || pool.left() > pool.budget / 4;
+        if extra > 0 && fair && pool.take(extra.into()) {
             self.size = target;
             self.charged += extra;
         }
@@ -165,16 +176,38 @@ mod tests {
         let now = Instant::now();
         let mut window = Window::default();
         assert_eq!(window.start(&config, &mut pool, now), 64 * 1024);
-        for _ in 0..20 {
-            let rest = window.limit - window.received;
-            assert!(window.receive(rest));
-            assert!(window.consume(rest as usize));
-            assert!(window.grant(&config, &mut pool, None, now).is_some());
-        }
+        use_fast(&mut window, &config, &mut pool, now);
         assert_eq!(window.size, 1024 * 1024);
         assert!(!window.receive(u64::from(window.size) + 1));
         window.close(&mut pool);
         assert_eq!(pool.used(), 0);
+    }
+
+    /// Takes everything at once, again and again.
+    fn use_fast(window: &mut Window, config: &Config, pool: &mut Pool, now: Instant) {
+        for _ in 0..20 {
+            let rest = window.limit - window.received;
+            assert!(window.receive(rest));
+            assert!(window.consume(rest as usize));
+            assert!(window.grant(config, pool, None, now).is_some());
+        }
+    }
+
+    #[test]
+    fn streams_that_have_grown_and_fallen_idle_leave_room_for_others() {
+        let config = Config::default();
+        let mut pool = Pool::new(config.growth_budget);
+        let now = Instant::now();
+        let mut sizes = Vec::new();
+        for _ in 0..64 {
+            let mut window = Window::default();
+            window.start(&config, &mut pool, now);
+            use_fast(&mut window, &config, &mut pool, now);
+            sizes.push(window.size);
+        }
+        assert_eq!(sizes[..12], [config.max_window; 12]);
+        assert_eq!(sizes[16..], [MODEST; 48]);
+        assert!(pool.used() <= config.growth_budget);
     }
 
     #[test]
