@@ -113,9 +113,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Drive<T> {
             return this.poll_closing(cx);
         }
         let mut read_waits = false;
-        for round in 0..ROUNDS {
-            // A read that waits has registered us; try again now and then when writing takes long.
-            if !read_waits || round % 4 == 0 {
+        for _ in 0..ROUNDS {
+            // A read that waits has registered us, and is tried again in the next turn.
+            if !read_waits {
                 read_waits = this.reader.fill(&mut this.io, cx) == Filled::Waiting;
             }
             let written = this.writer.drain(&mut this.io, cx);

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use sg_tunnel::{Incoming as Request, code};
 
+use crate::error::StreamError;
 use crate::state::{Interest, Shared};
 use crate::stream::{Held, TunnelStream};
 
@@ -113,18 +114,18 @@ impl IncomingStream {
         held.code = code;
     }
 
-    /// Completes when the opener gave up or the tunnel ended. Cancel safe.
-    pub async fn cancelled(&mut self) {
+    /// Completes when the opener gave up or the tunnel ended, and says which. Cancel safe.
+    pub async fn cancelled(&mut self) -> StreamError {
         let key = self.held.key;
         poll_fn(|cx| {
             self.held.shared.look(|state| {
-                if state.core.ended(key).is_some() {
-                    return Poll::Ready(());
+                if let Some(end) = state.core.ended(key) {
+                    return Poll::Ready(state.error(end));
                 }
                 state.wait(key, Interest::Reset, cx);
                 Poll::Pending
             })
         })
-        .await;
+        .await
     }
 }

@@ -1,6 +1,7 @@
 //! The one lock of a tunnel: the core and who waits for what.
 //!
-//! Lock order: there is only this lock. Nobody is woken while it is held, and no IO is done under it.
+//! Lock order: there is only this lock. No IO is done under it, and wakers are called after it is released;
+//! except, once, those of [`crate::Tunnel::closed`], which only schedule a task.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};

@@ -103,7 +103,7 @@ async fn a_dropped_driver_ends_streams_opens_and_events() {
     let (mut a, mut b) = ends.stream().await;
     let node = ends.node.clone();
     let open = tokio::spawn(async move { node.open(Bytes::new()).await.unwrap_err() });
-    let Some(Event::Open(offer)) = ends.client_incoming.next().await else {
+    let Some(Event::Open(mut offer)) = ends.client_incoming.next().await else {
         panic!("no offer");
     };
     ends.node_driver.abort();
@@ -124,7 +124,7 @@ async fn a_dropped_driver_ends_streams_opens_and_events() {
         within(5, b.read_chunk()).await,
         Err(StreamError::Lost(_))
     ));
-    drop(offer);
+    assert_eq!(within(5, offer.cancelled()).await, StreamError::Lost(there));
 }
 
 #[tokio::test]

@@ -197,7 +197,8 @@ async fn an_open_that_nobody_answers_blocks_no_other() {
     // The openers give up; the acceptor hears of each.
     waiting.shutdown().await;
     for mut stream in offered {
-        within(5, stream.cancelled()).await;
+        let why = within(5, stream.cancelled()).await;
+        assert_eq!(why, StreamError::Reset { code: code::CANCEL });
         assert_eq!(
             stream.accept().read_chunk().await.unwrap_err().code(),
             code::CANCEL
