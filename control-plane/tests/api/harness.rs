@@ -183,6 +183,7 @@ impl Plane {
             let (tls, address) = (tls.clone(), address.clone());
             async move {
                 let tcp = TcpStream::connect(&address).await?;
+                tcp.set_nodelay(true)?;
                 let (stream, _) = tls::connect(&tls, tcp, "control-plane")
                     .await
                     .map_err(std::io::Error::other)?;
