@@ -161,6 +161,11 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
             Err(error) => Err(error),
         },
     };
+    if shutdown.is_draining() {
+        // A node may close its tunnel while a slow resource still takes what has come completely.
+        let last = shared.streams.wait_idle(shutdown.remaining());
+        shutdown.run(last).await;
+    }
     // Whatever is left ends now: after a drain there is nothing.
     shutdown.force();
     while gateways.join_next().await.is_some() {}

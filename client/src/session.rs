@@ -255,7 +255,9 @@ impl Serving {
         let stop = ordered(orders.clone(), |order| order >= Order::Drain);
         tokio::pin!(stop);
         self.tell_version();
-        let end = loop {
+        // When the tunnel ends its streams notice by themselves: those that had ended both ways still deliver
+        // what has come, the others are reset.
+        loop {
             tokio::select! {
                 biased;
                 // Every arm but the first can be dropped at any time: nothing is taken before it
@@ -275,9 +277,7 @@ impl Serving {
                 Ok(()) = policy.changed() => self.tell_version(),
                 _ = again.tick(), if self.tell_again => self.tell_version(),
             }
-        };
-        self.streams.end.cancel();
-        end
+        }
     }
 
     fn open(&self, stream: IncomingStream) {

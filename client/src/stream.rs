@@ -16,7 +16,7 @@ use sg_relay::{ByteCounters, DialError, JoinOptions, Parties, StreamAccount, Str
 use sg_tunnel_io::{IncomingStream, TunnelStream, code};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::acl::{self, Policy};
@@ -50,13 +50,26 @@ impl Default for DialGate {
 }
 
 impl DialGate {
-    /// Waits for permission to dial, in order of arrival. `None` when too many wait already, or
-    /// the wait is longer than `limit`.
-    async fn enter(&self, limit: Duration) -> Option<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
+    /// Waits for permission to dial, in order of arrival; what is left of `limit` is for the dial.
+    /// `None` when too many wait already, or the wait takes all of `limit`.
+    async fn enter(&self, limit: Duration) -> Option<Permission<'_>> {
+        let end = Instant::now() + limit;
         let place = self.places.try_acquire().ok()?;
         let running = timeout(limit, self.running.acquire()).await.ok()?.ok()?;
-        Some((running, place))
+        let left = end.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(Permission {
+            left,
+            _held: (running, place),
+        })
     }
+}
+
+/// Permission to dial while it is held.
+#[derive(Debug)]
+struct Permission<'a> {
+    /// How long the dial may take.
+    left: Duration,
+    _held: (SemaphorePermit<'a>, SemaphorePermit<'a>),
 }
 
 /// What the streams of one tunnel have in common.
@@ -108,7 +121,7 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
     let connected = tokio::select! {
         biased;
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
-        () = incoming.cancelled() => Err(Refusal::from(code::CANCEL)),
+        why = incoming.cancelled() => Err(Refusal::from(why.code())),
         () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
         // Boxed, so that an open stream does not keep the room that its dial needed.
         connected = Box::pin(connect(&tunnel, &open, &resource, &mut policy)) => connected,
@@ -193,14 +206,14 @@ async fn connect(
         0 => CONNECT_TIMEOUT,
         millis => Duration::from_millis(millis.into()).min(LONGEST_CONNECT_TIMEOUT),
     };
-    let Some(_permits) = shared.dials.enter(limit).await else {
+    let Some(permission) = shared.dials.enter(limit).await else {
         return Err(code::LIMIT.into());
     };
     let permit = |ip: &IpAddr| {
         present.allows_address(resource, *ip)
             && !acl::is_own(&shared.own_ports, *ip, resource.port())
     };
-    let tcp = sg_relay::dial(resource, limit, permit).await?;
+    let tcp = sg_relay::dial(resource, permission.left, permit).await?;
     // The lists may have changed during the dial.
     let address = tcp.peer_addr().ok().map(|address| address.ip());
     if !policy.borrow_and_update().allows_stream(resource, address) {
@@ -266,5 +279,36 @@ async fn revoked(
             // The gateway's task is gone, and its tunnels with it.
             Err(_) => code::DRAINED,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_dial_and_the_dial_share_one_limit() {
+        let gate = DialGate {
+            places: Semaphore::new(10),
+            running: Semaphore::new(1),
+        };
+        let limit = Duration::from_secs(10);
+        let first = gate.enter(limit).await.unwrap();
+        assert_eq!(first.left, limit);
+        let hold = async {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(gate.enter(limit), hold);
+        let second = second.unwrap();
+        assert!(
+            second.left <= Duration::from_secs(1),
+            "{:?} left of {limit:?}",
+            second.left
+        );
+        // Nothing is left for the third.
+        assert!(gate.enter(limit).await.is_none());
     }
 }

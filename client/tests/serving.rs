@@ -263,6 +263,20 @@ async fn a_dial_ends_when_its_opener_gives_up() {
             && shows(r#"protocol="tcp",result="cancelled"} 1"#).await
     })
     .await;
+
+    // The loss of the tunnel ends it too, and is called by its name.
+    {
+        let mut open = Box::pin(peer.open(address));
+        tokio::select! {
+            answer = &mut open => panic!("the resource is silent: {answer:?}"),
+            () = until("the dial", async || shows(r#"sg_streams_active{gateway="dev",destination="db"} 1"#).await) => {}
+        }
+        peer.tunnel.close(code::close::NONE, "");
+    }
+    until("the end of the dial", async || {
+        shows(r#"protocol="tcp",result="tunnel-lost"} 1"#).await
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -340,6 +354,48 @@ async fn a_forced_client_resets_what_is_left_and_ends() {
         "{:?}",
         started.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_resource_gets_everything_though_the_node_has_left() {
+    for client_ends in [false, true] {
+        let (client, mut peer, _node, _ca) = site(ALL, "").await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let resource = listener.local_addr().unwrap();
+        let (stream, accepted) = tokio::join!(peer.open(resource), listener.accept());
+        let (mut stream, mut tcp) = (stream.unwrap(), accepted.unwrap().0);
+
+        // More than all sockets hold: the rest waits in the client, and the FIN behind it.
+        let chunk = Bytes::from(vec![7; 64 * 1024]);
+        let mut sent = 0;
+        let patience = Duration::from_millis(300);
+        loop {
+            let mut rest = chunk.clone();
+            let write = std::future::poll_fn(|cx| stream.poll_write_chunk(cx, &mut rest));
+            match tokio::time::timeout(patience, write).await {
+                Ok(written) => sent += written.unwrap(),
+                Err(_) => break,
+            }
+        }
+        stream.finish().unwrap();
+        tcp.shutdown().await.unwrap();
+        assert_eq!(soon("the FIN", stream.read_chunk()).await.unwrap(), None);
+        drop(stream);
+        until("all is sent", async || peer.tunnel.active_streams() == 0).await;
+        if client_ends {
+            client.shutdown.begin();
+            peer.drained().await;
+        }
+        peer.tunnel.close(code::close::NONE, "");
+        peer.ended().await;
+
+        let mut received = Vec::new();
+        let all = tcp.read_to_end(&mut received);
+        assert_eq!(soon("all bytes", all).await.unwrap(), sent);
+        if client_ends {
+            client.ended().await.unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
