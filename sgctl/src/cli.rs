@@ -97,31 +97,24 @@ enum Command {
 
 /// Reads the command line. `Err` is the end of the program: help and version were printed, or what
 /// is wrong with the usage.
-pub(crate) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Option<Format>), ExitCode> {
+pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
     let matches = grammar().try_get_matches_from(&arguments);
     let parsed = matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
-    match parsed {
-        Ok(cli) => {
-            let format = cli.global.output;
-            Ok((cli, format))
-        }
-        Err(error) => Err(end_of_usage(&error, &arguments)),
-    }
+    parsed.map_err(|error| end_of_usage(&error, &arguments))
 }
 
 /// Does what the command says.
-pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
-    let session = Session::new(&cli.global)?;
+pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
     match cli.command {
-        Command::Dev(args) => dev::run(args, &session).await,
-        Command::Context(command) => context::run(command, &cli.global, &session),
-        Command::Gateway(command) => gateway::run(command, &session).await,
-        Command::Destination(command) => destination::run(command, &session).await,
-        Command::Acl(command) => acl::run(command, &session).await,
-        Command::Client(command) => client::run(command, &session).await,
-        Command::Node(command) => node::run(command, &session).await,
-        Command::Status => status::run(&session).await,
-        Command::Version => version::run(&session),
+        Command::Dev(args) => dev::run(args, session).await,
+        Command::Context(command) => context::run(command, &cli.global, session),
+        Command::Gateway(command) => gateway::run(command, session).await,
+        Command::Destination(command) => destination::run(command, session).await,
+        Command::Acl(command) => acl::run(command, session).await,
+        Command::Client(command) => client::run(command, session).await,
+        Command::Node(command) => node::run(command, session).await,
+        Command::Status => status::run(session).await,
+        Command::Version => version::run(session),
         Command::Completion(args) => completion::run(args, grammar()),
     }
 }
@@ -163,9 +156,13 @@ fn end_of_usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Whether JSON was asked for on a command line that could not be parsed.
+/// Whether JSON was asked for, by variable or on a command line that could not be parsed.
 fn wants_json(arguments: &[OsString]) -> bool {
     let words: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
+    let says_how = |word: &str| word.starts_with("-o") || word.starts_with("--output");
+    if !words.iter().any(|word| says_how(word)) {
+        return std::env::var_os("SG_OUTPUT").is_some_and(|format| format == "json");
+    }
     let joined = ["-ojson", "-o=json", "--output=json"];
     words.iter().any(|word| joined.contains(&word.as_ref()))
         || words
@@ -205,8 +202,8 @@ mod tests {
             "sgctl gateway list -o json",
         ] {
             let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            let (_, format) = parse(words).expect("parses");
-            assert_eq!(format, Some(Format::Json), "{line}");
+            let cli = parse(words).expect("parses");
+            assert_eq!(cli.global.output, Some(Format::Json), "{line}");
         }
     }
 }

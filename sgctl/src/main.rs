@@ -31,23 +31,28 @@ use std::process::ExitCode;
 
 use failure::Failure;
 use output::Format;
+use session::Session;
 
 fn main() -> ExitCode {
     sg_runtime::crypto::install();
-    let (cli, format) = match cli::parse(std::env::args_os().collect()) {
+    let cli = match cli::parse(std::env::args_os().collect()) {
         Ok(parsed) => parsed,
         Err(end) => return end,
+    };
+    let session = match Session::new(&cli.global) {
+        Ok(session) => session,
+        Err(failure) => return report(&failure, cli.global.output),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(cli::run(cli)),
+        Ok(runtime) => runtime.block_on(cli::run(cli, &session)),
         Err(error) => Err(Failure::local("cannot start", &error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure, format),
+        Err(failure) => report(&failure, Some(session.format())),
     }
 }
 

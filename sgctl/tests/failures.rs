@@ -96,6 +96,40 @@ async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     assert!(unserved.err.contains("tcp only"), "{}", unserved.err);
 }
 
+/// However JSON was asked for, a failure is an object too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_an_object_by_flag_variable_and_file() {
+    let mock = Mock::start().await;
+    std::fs::write(mock.path("sgctl.toml"), "output = \"json\"\n").unwrap();
+    let config = format!("--config {}", mock.path("sgctl.toml").display());
+    let by_file = mock.run(&format!("gateway get missing {config}")).await;
+    assert_eq!(by_file.json()["reason"], "NOT_FOUND");
+    let overruled = mock
+        .run(&format!("{config} -o name gateway get missing"))
+        .await;
+    assert_eq!((overruled.code, overruled.out.as_str()), (3, ""));
+    let with = async |variable: &str, arguments: &str| {
+        let mut command = sgctl(mock.folder.path());
+        command.env("SG_OUTPUT", variable);
+        command.args(arguments.split_whitespace());
+        Run::of(command.output().await.unwrap())
+    };
+    for wrong in ["gateway fly", "gateway list"] {
+        assert_eq!(
+            with("json", wrong).await.json()["reason"],
+            "USAGE",
+            "{wrong}"
+        );
+        assert_eq!(with("table", wrong).await.out, "", "{wrong}");
+    }
+    assert_eq!(with("json", "-o table gateway fly").await.out, "");
+    let unreadable = with("json", "gateway list --config /no/such/file").await;
+    assert_eq!(
+        (unreadable.code, unreadable.json()["reason"] == "USAGE"),
+        (2, true)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_token_is_4_and_is_not_printed() {
     let mock = Mock::start().await;
