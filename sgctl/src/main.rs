@@ -8,6 +8,7 @@
 //! [`failure`] turns whatever went wrong into texts and exit codes; [`output`] prints.
 
 mod acl;
+mod canonical;
 mod cli;
 mod client;
 mod completion;

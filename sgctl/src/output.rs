@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde::ser::SerializeMap as _;
 
+use crate::canonical::canonical;
 use crate::failure::Failure;
 
 /// Form of what a command prints.
@@ -149,14 +150,17 @@ fn resource_table<R: Resource>(format: Format, resources: &[R]) -> String {
 }
 
 fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_string_pretty(value)
+    let mut text = canonical(value)
+        .and_then(|value| serde_json::to_string_pretty(&value))
         .map_err(|error| Failure::local("cannot write this as JSON", &error))?;
     text.push('\n');
     print(&text)
 }
 
 fn yaml(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_saphyr::to_string(value)
+    let value =
+        canonical(value).map_err(|error| Failure::local("cannot write this as YAML", &error))?;
+    let text = serde_saphyr::to_string(&value)
         .map_err(|error| Failure::local("cannot write this as YAML", &error))?;
     print(&text)
 }

@@ -36,9 +36,13 @@ async fn gateways_in_every_form() {
     assert_eq!(first["name"], "dev");
     assert_eq!(first["generation"], "1", "64-bit numbers are strings");
     assert_eq!(first["description"], "", "defaults are printed");
-    assert_eq!(first["tokenExpireTime"], "2030-03-17T17:46:40+00:00");
+    assert_eq!(first["tokenExpireTime"], "2030-03-17T17:46:40Z");
 
     let yaml = mock.run("gateway get dev -o yaml").await.out;
+    assert!(
+        yaml.contains("createTime: \"2025-11-24T16:00:00Z\"\n"),
+        "{yaml}"
+    );
     assert!(yaml.contains("name: dev\n"), "{yaml}");
     assert!(yaml.contains("tokenRequired: true\n"), "{yaml}");
     assert!(
