@@ -1,5 +1,10 @@
 //! What a user still gets when the tunnel is closed behind a stream that has ended cleanly.
-#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    dead_code
+)]
 
 mod rig;
 
