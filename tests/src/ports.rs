@@ -28,7 +28,9 @@ impl Ports {
     /// # Errors
     /// None is left, or the folder of the lock files cannot be written.
     pub fn take() -> Result<Self> {
-        let folder = std::env::temp_dir().join("sg-test-ports");
+        // One for each user, since the files of another cannot be locked.
+        let user = rustix::process::getuid().as_raw();
+        let folder = std::env::temp_dir().join(format!("sg-test-ports-{user}"));
         std::fs::create_dir_all(&folder).context("folder of the port locks")?;
         // Tests of one run start at different blocks, so that they seldom meet.
         let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap_or(0);
