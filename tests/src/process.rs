@@ -4,12 +4,13 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{debian, eventually, logs};
 
@@ -126,6 +127,22 @@ impl Launch {
         Ok(stdout)
     }
 
+    /// Runs it to its end, in the time that the program itself keeps.
+    ///
+    /// # Errors
+    /// It cannot be started, or ends with a failure.
+    pub(crate) fn run_blocking(&self) -> Result<()> {
+        let mut command = self.command()?;
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        let status = status.with_context(|| format!("running {}", self.program.display()))?;
+        ensure!(status.success(), "{}: {status}", self.name);
+        Ok(())
+    }
+
     /// setpriv becomes the program, so the process id is the program's own. It asks the system to
     /// kill it with the test, however the test ends.
     fn command(&self) -> Result<Command> {
@@ -134,14 +151,26 @@ impl Launch {
         if let Some(user) = self.user.filter(|_| is_root()) {
             command.args(["--reuid", user, "--regid", user, "--init-groups"]);
         }
-        command.arg("--").arg(&self.program).args(&self.arguments);
+        command.arg("--");
+        // The program's environment, and not setpriv's.
+        if !self.environment.is_empty() {
+            command.arg(debian("env")?);
+        }
+        for (name, value) in &self.environment {
+            let mut variable = name.clone();
+            variable.push("=");
+            variable.push(value);
+            command.arg(variable);
+        }
+        command.arg(&self.program).args(&self.arguments);
+        // What it starts in turn can be ended with it.
+        command.process_group(0);
         // What the person at the keyboard has set for own use must not reach the test.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("SG_") {
                 command.env_remove(name);
             }
         }
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -246,8 +275,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only for a process that has ended, which is what is wanted.
-        drop(self.child.kill());
+        // All fail only for a process that has ended, which is what is wanted. Its group goes with
+        // it, unless its id has been given back to the system already.
+        if let Ok(None) = self.child.try_wait()
+            && let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+        {
+            let _gone = kill_process_group(group, Signal::KILL);
+        }
         drop(self.child.wait());
     }
 }

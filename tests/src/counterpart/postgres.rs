@@ -21,6 +21,8 @@ const PROGRAM: Duration = Duration::from_secs(120);
 pub struct Postgres {
     // Ends before its folder goes.
     _server: Process,
+    /// What ends it in order.
+    stop: Launch,
     port: u16,
     folder: TempDir,
 }
@@ -70,9 +72,18 @@ impl Postgres {
             .option("-c", "unix_socket_directories=")
             .option("-c", "fsync=off")
             .option("-c", "max_connections=50")
+            .option("-c", "dynamic_shared_memory_type=mmap")
             .start()?;
+        let stop = Launch::new("pg_ctl", debian("pg_ctl")?, folder.path())
+            .user(USER)
+            .directory(&data)
+            .arg("stop")
+            .option("--pgdata", &data)
+            .option("--mode", "fast")
+            .option("--timeout", "5");
         let postgres = Self {
             _server: server,
+            stop,
             port,
             folder,
         };
@@ -133,5 +144,12 @@ impl Postgres {
             .env("PGCONNECT_TIMEOUT", "10")
             .env("PGSSLMODE", "disable")
             .env("PGGSSENCMODE", "disable"))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // One that is killed leaves shared memory behind. If this fails, it is killed all the same.
+        drop(self.stop.run_blocking());
     }
 }
