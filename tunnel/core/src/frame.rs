@@ -27,8 +27,12 @@ pub const MAX_SETTINGS: usize = 1024;
 pub const MAX_ID: u32 = 0x7fff_ffff;
 /// Flag of DATA: the sender's direction ends after this frame.
 pub const FIN: u8 = 0x01;
-/// Bytes of an OPEN payload in front of the metadata.
+/// Flag of OPEN: the stream is a flow and carries datagrams instead of bytes.
+pub const FLOW: u8 = 0x01;
+/// Bytes of an OPEN payload in front of the metadata, and of an OPEN_OK in front of the answer.
 pub const OPEN_PREFIX: usize = 4;
+/// Longest answer in an OPEN_OK.
+pub const MAX_ANSWER: usize = 256;
 
 /// Frame types. Types up to 0x3f that are not listed here are violations, the others are skipped.
 pub mod kind {
@@ -67,7 +71,7 @@ pub mod kind {
 pub struct Header {
     /// One of [`kind`].
     pub kind: u8,
-    /// Zero, except [`FIN`] on DATA.
+    /// Zero, except [`FIN`] on DATA and [`FLOW`] on OPEN.
     pub flags: u8,
     /// Payload bytes that follow.
     pub length: u16,
@@ -176,8 +180,10 @@ pub enum Frame {
     Open {
         /// New stream id.
         id: u32,
-        /// Bytes that the acceptor may send from its OPEN_OK on.
+        /// Bytes that the acceptor may send from its OPEN_OK on; 0 for a flow.
         credit: u32,
+        /// The stream carries datagrams.
+        flow: bool,
         /// Meaning of the stream, opaque here.
         metadata: Bytes,
     },
@@ -185,8 +191,10 @@ pub enum Frame {
     OpenOk {
         /// Stream id of the OPEN.
         id: u32,
-        /// Bytes that the opener may send.
+        /// Bytes that the opener may send; 0 for a flow.
         credit: u32,
+        /// What the acceptor tells the opener, opaque here.
+        answer: Bytes,
     },
     /// Ends both directions.
     Reset {
@@ -229,18 +237,22 @@ impl Frame {
     pub fn put(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; HEADER_LEN]);
+        let mut flags = 0;
         let (kind, id) = match self {
             Self::Open {
                 id,
                 credit,
+                flow,
                 metadata,
             } => {
+                flags = if *flow { FLOW } else { 0 };
                 out.put_u32(*credit);
                 out.extend_from_slice(metadata);
                 (kind::OPEN, *id)
             }
-            Self::OpenOk { id, credit } => {
+            Self::OpenOk { id, credit, answer } => {
                 out.put_u32(*credit);
+                out.extend_from_slice(answer);
                 (kind::OPEN_OK, *id)
             }
             Self::Reset { id, code } => {
@@ -281,7 +293,7 @@ impl Frame {
             .expect("invariant: all payloads are bounded below 64 KiB when they are queued");
         let header = Header {
             kind,
-            flags: 0,
+            flags,
             length,
             id,
         };
@@ -297,7 +309,8 @@ impl Frame {
     pub fn check_header(header: Header, max_metadata: usize) -> Result<bool, Violation> {
         let range = match header.kind {
             kind::OPEN => OPEN_PREFIX..=OPEN_PREFIX + max_metadata,
-            kind::OPEN_OK | kind::RESET | kind::STREAMS => 4..=4,
+            kind::OPEN_OK => OPEN_PREFIX..=OPEN_PREFIX + MAX_ANSWER,
+            kind::RESET | kind::STREAMS => 4..=4,
             kind::WINDOW | kind::PING | kind::PONG => 8..=8,
             kind::GOAWAY => 4..=4 + MAX_MESSAGE,
             kind::CONTROL => 0..=MAX_CONTROL,
@@ -308,7 +321,8 @@ impl Frame {
         if !range.contains(&usize::from(header.length)) {
             return Err(Violation::new(close::FRAME_SIZE, "length of a frame"));
         }
-        if header.flags != 0 {
+        let flags = if header.kind == kind::OPEN { FLOW } else { 0 };
+        if header.flags & !flags != 0 {
             return Err(Violation::protocol("undefined flag"));
         }
         let on_stream = matches!(
@@ -333,11 +347,13 @@ impl Frame {
             kind::OPEN => Self::Open {
                 id,
                 credit: payload.try_get_u32().map_err(short)?,
+                flow: header.flags & FLOW != 0,
                 metadata: payload,
             },
             kind::OPEN_OK => Self::OpenOk {
                 id,
                 credit: payload.try_get_u32().map_err(short)?,
+                answer: payload,
             },
             kind::RESET => Self::Reset {
                 id,

@@ -106,8 +106,8 @@ pub(crate) struct Stream {
     /// Bytes sent lately, halved in every epoch: tells interactive streams from bulk.
     pub(crate) burst: u32,
     pub(crate) burst_epoch: u32,
-    /// Metadata of an OPEN that has not been sent.
-    pub(crate) metadata: Bytes,
+    /// Metadata of our OPEN or answer of our OPEN_OK until it is sent; then the peer's answer.
+    pub(crate) words: Bytes,
 }
 
 impl Stream {
@@ -135,7 +135,7 @@ impl Stream {
             class: Class::None,
             burst: 0,
             burst_epoch: 0,
-            metadata: Bytes::new(),
+            words: Bytes::new(),
         }
     }
 

@@ -15,6 +15,7 @@ fn open(id: u32) -> Frame {
     Frame::Open {
         id,
         credit: 1000,
+        flow: false,
         metadata: Bytes::from_static(b"meta"),
     }
 }
@@ -27,7 +28,7 @@ fn accepted() -> (Solo, Key) {
         panic!("no offer");
     };
     assert_eq!(metadata, "meta");
-    solo.end.accept(key);
+    solo.end.accept(key, Bytes::new());
     let sent = solo.sent();
     assert_eq!(sent[..12], [2, 0, 0, 4, 0, 0, 0, 2, 0, 1, 0, 0]);
     (solo, key)
@@ -41,6 +42,7 @@ fn opened() -> (Solo, Key) {
     solo.frame(&Frame::OpenOk {
         id: 1,
         credit: 1000,
+        answer: Bytes::new(),
     });
     assert_eq!(solo.end.open_state(key), Ok(OpenState::Open));
     (solo, key)
@@ -110,7 +112,11 @@ fn frames_for_streams_that_never_were_end_the_tunnel() {
         for frame in [
             Frame::Reset { id, code: 1 },
             Frame::Window { id, limit: 1 },
-            Frame::OpenOk { id, credit: 1 },
+            Frame::OpenOk {
+                id,
+                credit: 1,
+                answer: Bytes::new(),
+            },
         ] {
             let mut solo = Solo::node(Config::default());
             solo.frame(&frame);
@@ -556,6 +562,7 @@ fn an_interactive_stream_goes_before_bulk() {
         solo.frame(&Frame::OpenOk {
             id: 1 + 2 * i,
             credit: 10_000_000,
+            answer: Bytes::new(),
         });
     }
     // Eight streams have shown that they are bulk.

@@ -20,16 +20,35 @@ fn every_frame_has_exactly_these_bytes() {
         &Frame::Open {
             id: 0x0102_0304,
             credit: 65_536,
+            flow: false,
             metadata: Bytes::from_static(b"hi"),
         },
         &[1, 0, 0, 6, 1, 2, 3, 4, 0, 1, 0, 0, b'h', b'i'],
     );
     check(
+        &Frame::Open {
+            id: 2,
+            credit: 0,
+            flow: true,
+            metadata: Bytes::from_static(b"u"),
+        },
+        &[1, 1, 0, 5, 0, 0, 0, 2, 0, 0, 0, 0, b'u'],
+    );
+    check(
         &Frame::OpenOk {
             id: 3,
             credit: 16_384,
+            answer: Bytes::new(),
         },
         &[2, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0x40, 0],
+    );
+    check(
+        &Frame::OpenOk {
+            id: 3,
+            credit: 16_384,
+            answer: Bytes::from_static(b"yes"),
+        },
+        &[2, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0x40, 0, b'y', b'e', b's'],
     );
     check(
         &Frame::Reset { id: 5, code: 0x101 },

@@ -219,7 +219,7 @@ impl World {
                         stream.broken = true;
                         self.pair.ends[side].release(key, code::REFUSED);
                     } else {
-                        self.pair.ends[side].accept(key);
+                        self.pair.ends[side].accept(key, Bytes::new());
                         stream.key[side] = Some(key);
                         stream.ready[side] = true;
                     }
@@ -423,7 +423,7 @@ fn arbitrary_bytes_never_panic_and_never_grow_memory() {
             solo.bytes(&bytes);
             if random.chance(30) {
                 if let Some(Incoming::Offer { key, .. }) = solo.end.poll_incoming() {
-                    solo.end.accept(key);
+                    solo.end.accept(key, Bytes::new());
                 }
                 let _ = solo.end.open(Bytes::new());
                 solo.sent();

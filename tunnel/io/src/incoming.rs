@@ -102,7 +102,7 @@ impl IncomingStream {
         held.code = code::CANCEL;
         let key = held.key;
         let id = held.shared.command(|state| {
-            state.core.accept(key);
+            state.core.accept(key, Bytes::new());
             state.core.wire_id(key)
         });
         TunnelStream::new(held, id)

@@ -96,7 +96,7 @@ impl Connection {
         }
         stream.reset = Some(code);
         stream.outbox.clear();
-        stream.metadata = Bytes::new();
+        stream.words = Bytes::new();
         stream.pending.open_ok = false;
         stream.pending.window = false;
         let finished = stream.fin_out == Fin::Sent && stream.fin_in;

@@ -7,7 +7,7 @@ use crate::closed::{CloseReason, Closed};
 use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
 use crate::event::{OpenState, Read};
-use crate::frame::{MAX_CONTROL, MAX_ID, Settings};
+use crate::frame::{MAX_ANSWER, MAX_CONTROL, MAX_ID, Settings};
 use crate::stream::{Fin, Key, Phase};
 
 impl Connection {
@@ -46,7 +46,7 @@ impl Connection {
             }
         }
         let stream = self.streams.insert(0, Phase::Opening);
-        stream.metadata = metadata;
+        stream.words = metadata;
         self.scheduler.opens.push_back(stream.key);
         Ok(stream.key)
     }
@@ -70,16 +70,30 @@ impl Connection {
         })
     }
 
-    /// Accepts an offered stream.
-    pub fn accept(&mut self, key: Key) {
+    /// Accepts an offered stream and tells the opener `answer`. One of more than
+    /// [`crate::frame::MAX_ANSWER`] bytes is a fault of the caller, and resets the stream with INTERNAL.
+    pub fn accept(&mut self, key: Key, answer: Bytes) {
+        if answer.len() > MAX_ANSWER {
+            return self.reset_here(key, crate::code::INTERNAL);
+        }
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
         if stream.phase == Phase::Offered && stream.reset.is_none() && self.closed.is_none() {
             stream.phase = Phase::Open;
+            stream.words = answer;
             stream.pending.open_ok = true;
             self.scheduler.mark_control(stream);
         }
+    }
+
+    /// What the acceptor told us when it accepted our stream; empty until then.
+    #[must_use]
+    pub fn answer(&self, key: Key) -> Bytes {
+        self.streams
+            .get(key)
+            .filter(|stream| !stream.theirs && stream.phase == Phase::Open)
+            .map_or_else(Bytes::new, |stream| stream.words.clone())
     }
 
     /// Takes bytes from the front of `chunk` as far as there is room; 0 means wait for

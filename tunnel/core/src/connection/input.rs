@@ -81,7 +81,7 @@ impl Connection {
             input.advance(HEADER_LEN);
             // Copied: these live long, and must not hold on to the receive buffer.
             let payload = Bytes::copy_from_slice(&input[..usize::from(header.length)]);
-            input.advance(usize::from(header.length));
+            input.advance(payload.len());
             self.on_frame(now, Frame::parse(header, payload)?)?;
         }
         Ok(())
@@ -178,9 +178,15 @@ impl Connection {
             Frame::Open {
                 id,
                 credit,
+                flow,
                 metadata,
-            } => self.on_open(now, id, credit, metadata),
-            Frame::OpenOk { id, credit } => self.on_open_ok(now, id, credit),
+            } => {
+                if flow {
+                    return Err(Violation::protocol("undefined flag"));
+                }
+                self.on_open(now, id, credit, metadata)
+            }
+            Frame::OpenOk { id, credit, answer } => self.on_open_ok(now, id, credit, answer),
             Frame::Reset { id, code } => match self.find(now, id)? {
                 Some(key) => self.on_reset(now, key, code),
                 None => Ok(()),
@@ -253,7 +259,13 @@ impl Connection {
         Ok(())
     }
 
-    fn on_open_ok(&mut self, now: Instant, id: u32, credit: u32) -> Result<(), Violation> {
+    fn on_open_ok(
+        &mut self,
+        now: Instant,
+        id: u32,
+        credit: u32,
+        answer: Bytes,
+    ) -> Result<(), Violation> {
         let Some(key) = self.find(now, id)? else {
             return Ok(());
         };
@@ -268,6 +280,9 @@ impl Connection {
         stream.phase = Phase::Open;
         stream.send_limit = credit.into();
         if stream.reset.is_none() {
+            if !answer.is_empty() {
+                stream.words = answer;
+            }
             self.events.push_back(Event::Opened(key));
             self.scheduler.mark_data(stream, self.epoch);
         }

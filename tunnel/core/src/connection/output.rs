@@ -126,7 +126,7 @@ impl Connection {
                 continue;
             };
             let credit = stream.window.start(&self.config, &mut self.pool, now);
-            let metadata = std::mem::take(&mut stream.metadata);
+            let metadata = std::mem::take(&mut stream.words);
             self.streams.set_id(key, id);
             self.next_id += 2;
             self.opened += 1;
@@ -135,6 +135,7 @@ impl Connection {
             batch.push_frame(&Frame::Open {
                 id,
                 credit,
+                flow: false,
                 metadata,
             });
         }
@@ -160,7 +161,8 @@ impl Connection {
             }
             if pending.open_ok {
                 let credit = stream.window.start(&self.config, &mut self.pool, now);
-                batch.push_frame(&Frame::OpenOk { id, credit });
+                let answer = std::mem::take(&mut stream.words);
+                batch.push_frame(&Frame::OpenOk { id, credit, answer });
                 self.scheduler.mark_data(stream, self.epoch);
             }
             if pending.window && !stream.fin_in {
