@@ -329,6 +329,7 @@ impl Connection<'_> {
             acl_epoch: acl.epoch,
             acl_generation: acl.generation,
             user_address: self.user.to_string(),
+            compression: String::new(),
         }
     }
 }

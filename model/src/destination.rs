@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::words::words;
-use crate::{DestinationId, GatewayId, HostPort, Invalid, Name, Protocol};
+use crate::{Compression, DestinationId, GatewayId, HostPort, Invalid, Name, Protocol};
 
 /// Connect timeout where none is given.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,6 +107,8 @@ pub struct Destination {
     pub idle_timeout: Option<Duration>,
     /// Streams open at a time on each node; `None`: no limit.
     pub max_connections: Option<u32>,
+    /// How its streams' bytes are compressed inside tunnels; see [`Destination::checked_compression`].
+    pub compression: Compression,
     /// Counts the changes of this destination.
     pub generation: u64,
 }
@@ -129,6 +131,30 @@ impl Destination {
             Some(_) => Err(Invalid::new("connect_timeout", "must be at most 5m")),
         }
     }
+
+    /// Checks that what users speak may be compressed.
+    ///
+    /// # Errors
+    /// Where users encrypt, since the length of what is compressed tells something of its content; and for
+    /// datagrams, which travel each on its own.
+    pub fn checked_compression(
+        protocol: Protocol,
+        compression: Compression,
+    ) -> Result<Compression, Invalid> {
+        let refused = |why: String| Err(Invalid::new("compression", why));
+        match protocol {
+            _ if compression == Compression::None => Ok(compression),
+            Protocol::Udp => refused(
+                "datagrams are not compressed; leave it at none for protocol udp".to_owned(),
+            ),
+            protocol if protocol.is_encrypted() => refused(format!(
+                "must be none for protocol {protocol}: whoever can see how long the encrypted bytes are, and \
+                 can get the user to send text of his choice beside a secret, learns the secret from how \
+                 well both compress together"
+            )),
+            _ => Ok(compression),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +174,18 @@ mod tests {
         assert_eq!(field(Listen::new(OnPremises, 1, 2)), Err("client_port"));
         assert_eq!(field(Listen::new(Cloud, 0, 0)), Err("client_port"));
         assert_eq!(field(Listen::new(Cloud, 1, 2)), Err("cloud_port"));
+    }
+
+    #[test]
+    fn what_users_encrypt_and_datagrams_are_not_compressed() {
+        for &protocol in Protocol::ALL {
+            let check = |compression| Destination::checked_compression(protocol, compression);
+            assert_eq!(check(Compression::None), Ok(Compression::None));
+            let may = matches!(protocol, Protocol::Tcp | Protocol::Http);
+            for compression in [Compression::Zstd, Compression::Lz4] {
+                assert_eq!(check(compression).is_ok(), may, "{protocol} {compression}");
+            }
+        }
     }
 
     #[test]

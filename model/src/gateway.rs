@@ -1,6 +1,13 @@
 //! A gateway as a node needs it: who may connect as its client, and how streams are spread.
 
-use crate::{GatewayId, Name, Policy, Timestamp};
+use std::time::Duration;
+
+use crate::{GatewayId, Invalid, Name, Policy, Timestamp};
+
+/// How long a tunnel whose connection was lost is kept where nothing else is said.
+pub const DEFAULT_RESUME_TIME: Duration = Duration::from_secs(30);
+/// Longest time that it can be kept.
+pub const MAX_RESUME_TIME: Duration = Duration::from_secs(600);
 
 /// One on-premises network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +24,9 @@ pub struct Gateway {
     pub token_required: bool,
     /// Hashes of the security tokens that are accepted.
     pub tokens: Vec<TokenHash>,
+    /// How long a tunnel that lost its connection waits for the client to resume it, at most
+    /// [`MAX_RESUME_TIME`]; zero: it ends with its connection.
+    pub resume_time: Duration,
     /// Counts the changes of this gateway.
     pub generation: u64,
 }
@@ -40,6 +50,21 @@ pub enum TokenRefusal {
 }
 
 impl Gateway {
+    /// Checks a resume time; `None` means the default, zero switches resumption off.
+    ///
+    /// # Errors
+    /// When it is longer than [`MAX_RESUME_TIME`].
+    pub fn checked_resume_time(time: Option<Duration>) -> Result<Duration, Invalid> {
+        match time {
+            None => Ok(DEFAULT_RESUME_TIME),
+            Some(time) if time <= MAX_RESUME_TIME => Ok(time),
+            Some(_) => Err(Invalid::new(
+                "resume_time",
+                "must be at most 10m; 0 switches resumption off",
+            )),
+        }
+    }
+
     /// Decides over a token by its hash (`None`: the client sent none).
     ///
     /// # Errors
@@ -87,6 +112,7 @@ mod tests {
                     expires: None,
                 },
             ],
+            resume_time: DEFAULT_RESUME_TIME,
             generation: 1,
         }
     }
@@ -100,6 +126,16 @@ mod tests {
             Err(TokenRefusal::Expired)
         );
         assert_eq!(g.admit(Some(&[2; 32]), Timestamp(u64::MAX)), Ok(()));
+    }
+
+    #[test]
+    fn resume_times_have_a_default_an_off_and_an_end() {
+        let check = Gateway::checked_resume_time;
+        assert_eq!(check(None), Ok(DEFAULT_RESUME_TIME));
+        assert_eq!(check(Some(Duration::ZERO)), Ok(Duration::ZERO));
+        assert_eq!(check(Some(MAX_RESUME_TIME)), Ok(MAX_RESUME_TIME));
+        let longer = MAX_RESUME_TIME + Duration::from_millis(1);
+        assert_eq!(check(Some(longer)).map_err(|e| e.field), Err("resume_time"));
     }
 
     #[test]

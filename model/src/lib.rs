@@ -30,8 +30,8 @@ pub use destination::{
 };
 pub use endpoint::{Host, HostPort, PortRange};
 pub use error::Invalid;
-pub use gateway::{Gateway, TokenHash, TokenRefusal};
+pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
 pub use timestamp::Timestamp;
-pub use words::{Policy, Protocol};
+pub use words::{Compression, Policy, Protocol};

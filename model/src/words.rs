@@ -61,6 +61,31 @@ words!(
     }
 );
 
+impl Protocol {
+    /// Whether users encrypt what they send, and the node decrypts it.
+    #[must_use]
+    pub fn is_encrypted(self) -> bool {
+        match self {
+            Self::Tls | Self::TlsMutual | Self::Https | Self::HttpsMutual => true,
+            Self::Tcp | Self::Http | Self::Udp => false,
+        }
+    }
+}
+
+words!(
+    /// How the bytes of a destination's streams are compressed inside tunnels.
+    #[derive(Default)]
+    Compression, "compression" {
+        /// Not at all.
+        #[default]
+        None = "none",
+        /// Zstandard: smaller, for slow links.
+        Zstd = "zstd",
+        /// LZ4: cheaper, for fast links.
+        Lz4 = "lz4",
+    }
+);
+
 words!(
     /// How new streams are spread over the tunnels of a gateway.
     Policy, "policy" {

@@ -61,12 +61,15 @@ pub(crate) struct Fields {
     /// How long to try to connect to the resource [default: 10s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
-    /// Close streams that carry nothing for this long; 0 for never [default: never]
+    /// Close streams that carry nothing for this long; 0 for never [default: never; udp: 60s]
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<HumanDuration>,
     /// Streams open at a time on each node; 0 for no limit [default: 0]
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
+    /// Compress inside tunnels: none, zstd or lz4; not where users encrypt, nor for udp [default: none]
+    #[arg(long, value_name = "CODEC")]
+    compression: Option<String>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -438,6 +441,10 @@ impl Fields {
         if let Some(limit) = self.max_connections {
             destination.max_connections = limit;
             paths.push("max_connections");
+        }
+        if let Some(codec) = &self.compression {
+            codec.clone_into(&mut destination.compression);
+            paths.push("compression");
         }
         if let Some(text) = &self.description {
             text.clone_into(&mut destination.description);

@@ -4,6 +4,8 @@ use clap::Subcommand;
 use pbjson_types::FieldMask;
 use sg_proto::api;
 use sg_proto::api::gateways_client::GatewaysClient;
+use sg_proto::convert::duration_to_wire;
+use sg_runtime::duration::HumanDuration;
 
 use crate::connection::Api;
 use crate::failure::Failure;
@@ -62,6 +64,10 @@ pub(crate) struct Create {
     /// How streams are spread over tunnels: round-robin or least-loaded [default: round-robin]
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
+    /// How long a tunnel that lost its connection, and its streams, wait for the client to come back, at
+    /// most 10m; 0: not at all [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    resume_time: Option<HumanDuration>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -106,6 +112,10 @@ pub(crate) struct Update {
     /// How streams are spread over tunnels: round-robin or least-loaded
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
+    /// How long a tunnel that lost its connection, and its streams, wait for the client to come back, at
+    /// most 10m; 0: not at all; holds for tunnels that connect from then on
+    #[arg(long, value_name = "DURATION")]
+    resume_time: Option<HumanDuration>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -134,7 +144,8 @@ pub(crate) struct Rotate {
 impl Resource for api::Gateway {
     const PLURAL: &'static str = "gateways";
     const COLUMNS: &'static [&'static str] = &["NAME", "ID", "ENABLED", "TOKEN EXPIRES"];
-    const WIDE: &'static [&'static str] = &["GROUP", "POLICY", "CREATED", "DESCRIPTION"];
+    const WIDE: &'static [&'static str] =
+        &["GROUP", "POLICY", "RESUME TIME", "CREATED", "DESCRIPTION"];
 
     fn reference(&self) -> String {
         self.name.clone()
@@ -153,6 +164,7 @@ impl Resource for api::Gateway {
             show::date(self.token_expire_time.as_ref(), expires),
             self.group.clone(),
             self.policy.clone(),
+            show::duration(self.resume_time.as_ref(), "off"),
             show::date(self.create_time.as_ref(), ""),
             self.description.clone(),
         ]
@@ -280,6 +292,10 @@ async fn update(api: &Api, args: &Update) -> Result<api::Gateway, Failure> {
     text("policy", &mut gateway.policy, &args.policy);
     text("description", &mut gateway.description, &args.description);
     text("group", &mut gateway.group, &args.group);
+    if let Some(time) = args.resume_time {
+        gateway.resume_time = Some(duration_to_wire(time.get()));
+        paths.push("resume_time".to_owned());
+    }
     if let Some(required) = args.token_required {
         gateway.token_required = required;
         paths.push("token_required".to_owned());
@@ -438,6 +454,7 @@ impl From<Create> for api::CreateGatewayRequest {
                 policy: args.policy.unwrap_or_default(),
                 description: args.description.unwrap_or_default(),
                 enabled: !args.disabled,
+                resume_time: args.resume_time.map(|time| duration_to_wire(time.get())),
                 ..api::Gateway::default()
             }),
             token_days: args.token_days.unwrap_or_default(),

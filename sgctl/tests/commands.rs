@@ -26,7 +26,8 @@ async fn gateways_in_every_form() {
     assert_eq!(mock.run("gateway list -o name").await.out, "dev\nsecond\n");
     let wide = mock.run("-o wide gw list").await.out;
     assert!(
-        lines(&wide)[0].ends_with("GROUP    POLICY       CREATED               DESCRIPTION"),
+        lines(&wide)[0]
+            .ends_with("GROUP    POLICY       RESUME TIME  CREATED               DESCRIPTION"),
         "{wide}"
     );
 

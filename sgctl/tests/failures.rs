@@ -91,9 +91,9 @@ async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     assert_eq!(run.code, 2);
     assert_eq!(run.json()["code"], "INVALID_ARGUMENT");
     assert_eq!(mock.asked(), [""; 0]);
-    let unserved = mock.run("dev udp://h:53").await;
+    let unserved = mock.run("dev http://h:80").await;
     assert_eq!((unserved.code, unserved.out.as_str()), (1, ""));
-    assert!(unserved.err.contains("tcp only"), "{}", unserved.err);
+    assert!(unserved.err.contains("tcp and udp"), "{}", unserved.err);
 }
 
 /// However JSON was asked for, a failure is an object too.

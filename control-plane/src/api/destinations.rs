@@ -17,7 +17,7 @@ use crate::service::change::Call;
 use crate::service::destinations::{DestinationAnswer, servable};
 use crate::service::{ServiceError, status};
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "name",
     "protocol",
     "resource_host",
@@ -28,6 +28,7 @@ const FIELDS: [&str; 11] = [
     "connect_timeout",
     "idle_timeout",
     "max_connections",
+    "compression",
     "description",
 ];
 
@@ -255,7 +256,7 @@ impl Destinations for Api {
 }
 
 /// The fields that are set in a message without a mask.
-fn set_fields(d: &wire::Destination) -> [(&'static str, bool); 9] {
+fn set_fields(d: &wire::Destination) -> [(&'static str, bool); 10] {
     [
         ("name", !d.name.is_empty()),
         ("protocol", !d.protocol.is_empty()),
@@ -265,6 +266,7 @@ fn set_fields(d: &wire::Destination) -> [(&'static str, bool); 9] {
         ("client_port", d.client_port != 0),
         ("connect_timeout", d.connect_timeout.is_some()),
         ("idle_timeout", d.idle_timeout.is_some()),
+        ("compression", !d.compression.is_empty()),
         ("description", !d.description.is_empty()),
     ]
 }
@@ -289,6 +291,7 @@ fn edit(
             "connect_timeout" => merged.connect_timeout = new.connect_timeout,
             "idle_timeout" => merged.idle_timeout = new.idle_timeout,
             "max_connections" => merged.max_connections = new.max_connections,
+            "compression" => merged.compression.clone_from(&new.compression),
             _ => merged.description.clone_from(&new.description),
         }
     }
@@ -316,6 +319,7 @@ fn edit(
             connect_timeout: draft.connect_timeout,
             idle_timeout: draft.idle_timeout,
             max_connections: draft.max_connections,
+            compression: draft.compression,
             generation: old.generation,
         },
         description: draft.description,

@@ -4,6 +4,7 @@ use sg_model::{Name, Policy};
 use sg_proto::api as wire;
 use sg_proto::api::gateways_server::Gateways;
 use sg_proto::convert::api::{MAX_DESCRIPTION, gateway_draft, gateway_to_api, group_from_api};
+use sg_proto::convert::node::resume_time_from_wire;
 use sg_proto::convert::store::GatewayRecord;
 use tonic::{Request, Response, Status};
 
@@ -13,13 +14,14 @@ use crate::service::ServiceError;
 use crate::service::change::Call;
 use crate::service::gateways::{GatewayAnswer, TokenChoice};
 
-const FIELDS: [&str; 6] = [
+const FIELDS: [&str; 7] = [
     "name",
     "policy",
     "description",
     "group",
     "token_required",
     "enabled",
+    "resume_time",
 ];
 
 fn encode(answer: GatewayAnswer) -> wire::Gateway {
@@ -132,6 +134,7 @@ impl Gateways for Api {
                 ("policy", !gateway.policy.is_empty()),
                 ("description", !gateway.description.is_empty()),
                 ("group", !gateway.group.is_empty()),
+                ("resume_time", gateway.resume_time.is_some()),
             ];
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
             let edit = |record: &mut GatewayRecord| edit(record, &gateway, &fields);
@@ -216,6 +219,8 @@ fn edit(
                 .parse::<Policy>()
                 .map(|policy| record.gateway.policy = policy),
             "group" => group_from_api(&new.group).map(|group| record.group = group),
+            "resume_time" => resume_time_from_wire(new.resume_time.as_ref())
+                .map(|time| record.gateway.resume_time = time),
             "enabled" => {
                 record.gateway.enabled = new.enabled;
                 Ok(())

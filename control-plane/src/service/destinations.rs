@@ -337,17 +337,25 @@ impl Core {
     }
 }
 
-/// Refuses what no node can serve yet, so that nobody waits for a port that never opens. A cloud
+/// Refuses what nobody can serve yet, so that nobody waits for a port that never opens. A cloud
 /// destination is kept all the same, and its status says that it is not served.
 ///
 /// # Errors
 /// [`ServiceError::Unsupported`], saying what works.
 pub fn servable(draft: &DestinationDraft) -> Result<(), ServiceError> {
-    match draft.protocol {
-        Protocol::Tcp => Ok(()),
-        protocol => Err(ServiceError::Unsupported {
+    let unsupported = |message| {
+        Err(ServiceError::Unsupported {
             reason: "PROTOCOL_NOT_SUPPORTED",
-            message: format!("nodes cannot serve protocol {protocol} yet; tcp works"),
-        }),
+            message,
+        })
+    };
+    match (draft.protocol, draft.kind) {
+        (Protocol::Tcp, _) | (Protocol::Udp, DestinationKind::OnPremises) => Ok(()),
+        (Protocol::Udp, DestinationKind::Cloud) => unsupported(
+            "clients cannot serve protocol udp of a cloud destination yet; tcp works".to_owned(),
+        ),
+        (protocol, _) => unsupported(format!(
+            "nodes cannot serve protocol {protocol} yet; tcp works, and udp on premises"
+        )),
     }
 }

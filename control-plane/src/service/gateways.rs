@@ -103,6 +103,7 @@ impl Core {
                 policy: draft.policy,
                 token_required: hash.is_some(),
                 tokens: hash.into_iter().collect(),
+                resume_time: draft.resume_time,
                 generation: 1,
             },
             group: draft.group,

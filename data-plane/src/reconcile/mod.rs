@@ -269,6 +269,7 @@ pub(crate) mod testing {
             policy: Policy::RoundRobin,
             token_required: true,
             tokens: vec![],
+            resume_time: sg_model::DEFAULT_RESUME_TIME,
             generation: 1,
         })
     }
@@ -285,6 +286,7 @@ pub(crate) mod testing {
             connect_timeout: Duration::from_secs(10),
             idle_timeout: None,
             max_connections: None,
+            compression: sg_model::Compression::None,
             generation: 1,
         })
     }

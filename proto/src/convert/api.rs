@@ -6,11 +6,14 @@
 use std::time::Duration;
 
 use sg_model::{
-    Acl, AclEntry, Destination, DestinationKind, GatewayId, Host, HostPort, Invalid, Name, Policy,
-    Protocol,
+    Acl, AclEntry, Compression, Destination, DestinationKind, GatewayId, Host, HostPort, Invalid,
+    Name, Policy, Protocol,
 };
 
-use super::node::{entry_from_words, optional_port_from_wire, port_from_wire};
+use super::node::{
+    compression_from_wire, entry_from_words, optional_port_from_wire, port_from_wire,
+    resume_time_from_wire,
+};
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
 use crate::api as wire;
@@ -27,6 +30,8 @@ pub struct GatewayDraft {
     pub group: Name,
     /// How streams are spread.
     pub policy: Policy,
+    /// How long a tunnel without a connection waits to be resumed; zero: not at all.
+    pub resume_time: Duration,
     /// Free text.
     pub description: String,
 }
@@ -52,6 +57,8 @@ pub struct DestinationDraft {
     pub idle_timeout: Option<Duration>,
     /// Streams open at a time on each node; `None`: no limit.
     pub max_connections: Option<u32>,
+    /// How its streams' bytes are compressed inside tunnels.
+    pub compression: Compression,
     /// Free text.
     pub description: String,
 }
@@ -94,12 +101,14 @@ pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
         "" => Ok(Policy::RoundRobin),
         word => word.parse(),
     });
+    let resume_time = faults.take(resume_time_from_wire(g.resume_time.as_ref()));
     faults.description(&g.description);
-    match (name, group, policy, faults.0.is_empty()) {
-        (Some(name), Some(group), Some(policy), true) => Ok(GatewayDraft {
+    match (name, group, policy, resume_time, faults.0.is_empty()) {
+        (Some(name), Some(group), Some(policy), Some(resume_time), true) => Ok(GatewayDraft {
             name,
             group,
             policy,
+            resume_time,
             description: g.description.clone(),
         }),
         _ => Err(faults.0),
@@ -130,6 +139,8 @@ pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<
             .and_then(Destination::checked_connect_timeout),
     );
     let idle_timeout = faults.take(optional_duration("idle_timeout", d.idle_timeout.as_ref()));
+    let compression =
+        protocol.and_then(|protocol| faults.take(compression_from_wire(protocol, &d.compression)));
     faults.description(&d.description);
     let resource = host.zip(port).and_then(|(host, port)| {
         faults.take(HostPort::new(host, port).map_err(|e| e.in_field("resource_port")))
@@ -146,6 +157,7 @@ pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<
             connect_timeout: connect_timeout?,
             idle_timeout: idle_timeout?.filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
+            compression: compression?,
             description: d.description.clone(),
         })
     })();
@@ -233,6 +245,7 @@ pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
         generation: g.generation,
         etag,
         description: record.description.clone(),
+        resume_time: Some(duration_to_wire(g.resume_time)),
     }
 }
 
@@ -270,6 +283,7 @@ pub fn destination_to_api(
         etag,
         status: None,
         description: record.description.clone(),
+        compression: d.compression.to_string(),
     }
 }
 
@@ -320,6 +334,7 @@ mod tests {
         assert_eq!((draft.cloud_port, draft.client_port), (None, None));
         assert_eq!(draft.connect_timeout, sg_model::DEFAULT_CONNECT_TIMEOUT);
         assert_eq!((draft.idle_timeout, draft.max_connections), (None, None));
+        assert_eq!(draft.compression, Compression::None);
         let draft = gateway_draft(&wire::Gateway {
             name: "dev".to_owned(),
             ..Default::default()
@@ -329,6 +344,38 @@ mod tests {
             (draft.group.as_str(), draft.policy),
             ("default", Policy::RoundRobin)
         );
+        assert_eq!(draft.resume_time, sg_model::DEFAULT_RESUME_TIME);
+    }
+
+    #[test]
+    fn a_resume_time_of_zero_is_not_an_absent_one() {
+        let draft = |seconds| {
+            let resume_time = Some(pbjson_types::Duration { seconds, nanos: 0 });
+            let name = "dev".to_owned();
+            gateway_draft(&wire::Gateway {
+                name,
+                resume_time,
+                ..Default::default()
+            })
+        };
+        assert_eq!(draft(0).unwrap().resume_time, Duration::ZERO);
+        assert_eq!(draft(601).unwrap_err()[0].field, "resume_time");
+    }
+
+    #[test]
+    fn compression_depends_on_the_protocol() {
+        let draft = |protocol: &str, compression: &str| {
+            destination_draft(&wire::Destination {
+                protocol: protocol.to_owned(),
+                compression: compression.to_owned(),
+                ..destination()
+            })
+        };
+        assert_eq!(draft("tcp", "zstd").unwrap().compression, Compression::Zstd);
+        assert_eq!(draft("tcp", "gzip").unwrap_err()[0].field, "compression");
+        let faults = draft("https", "lz4").unwrap_err();
+        assert_eq!(faults[0].field, "compression");
+        assert!(faults[0].message.contains("secret"), "{faults:?}");
     }
 
     #[test]

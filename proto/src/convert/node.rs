@@ -1,8 +1,11 @@
 //! Node configuration (`securegateway.node.v1`) and the domain, both ways.
 
+use std::time::Duration;
+
 use sg_model::{
-    Acl, AclEntry, AclVersion, Change, Destination, DestinationId, Gateway, GatewayId, Host,
-    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, TokenHash,
+    Acl, AclEntry, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId,
+    Host, HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol,
+    TokenHash,
 };
 
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
@@ -19,6 +22,29 @@ pub(super) fn port_from_wire(field: &'static str, port: u32) -> Result<u16, Inva
 /// A port on the wire, where 0 means absent.
 pub(super) fn optional_port_from_wire(field: &'static str, port: u32) -> Result<u16, Invalid> {
     u16::try_from(port).map_err(|_| Invalid::new(field, "must be 1 to 65535"))
+}
+
+/// A gateway's resume time, where absent means the default.
+///
+/// # Errors
+/// When it is negative or too long.
+pub fn resume_time_from_wire(wire: Option<&pbjson_types::Duration>) -> Result<Duration, Invalid> {
+    let time = wire
+        .map(|t| duration_from_wire("resume_time", t))
+        .transpose()?;
+    Gateway::checked_resume_time(time)
+}
+
+/// A destination's compression, where empty means none.
+pub(super) fn compression_from_wire(
+    protocol: Protocol,
+    word: &str,
+) -> Result<Compression, Invalid> {
+    let compression = match word {
+        "" => Compression::None,
+        word => word.parse()?,
+    };
+    Destination::checked_compression(protocol, compression)
 }
 
 /// One access control entry from its parts.
@@ -64,6 +90,7 @@ impl From<&Gateway> for wire::Gateway {
                 })
                 .collect(),
             generation: g.generation,
+            resume_time: Some(duration_to_wire(g.resume_time)),
         }
     }
 }
@@ -90,6 +117,7 @@ impl TryFrom<&wire::Gateway> for Gateway {
             policy: g.policy.parse()?,
             token_required: g.token_required,
             tokens: g.tokens.iter().map(token).collect::<Result<_, Invalid>>()?,
+            resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
             generation: g.generation,
         })
     }
@@ -112,6 +140,7 @@ impl From<&Destination> for wire::Destination {
             idle_timeout: d.idle_timeout.map(duration_to_wire),
             max_connections: d.max_connections.unwrap_or_default(),
             generation: d.generation,
+            compression: d.compression.to_string(),
         }
     }
 }
@@ -134,6 +163,7 @@ impl TryFrom<&wire::Destination> for Destination {
             .resource_host
             .parse::<Host>()
             .map_err(|e| e.in_field("resource_host"))?;
+        let protocol = d.protocol.parse()?;
         Ok(Self {
             id: DestinationId::new(&d.id)?,
             gateway: GatewayId::new(&d.gateway_id)?,
@@ -143,7 +173,7 @@ impl TryFrom<&wire::Destination> for Destination {
                 optional_port_from_wire("cloud_port", d.cloud_port)?,
                 optional_port_from_wire("client_port", d.client_port)?,
             )?,
-            protocol: d.protocol.parse()?,
+            protocol,
             resource: HostPort::new(
                 resource_host,
                 port_from_wire("resource_port", d.resource_port)?,
@@ -153,6 +183,7 @@ impl TryFrom<&wire::Destination> for Destination {
             connect_timeout: Self::checked_connect_timeout(connect)?,
             idle_timeout: idle.filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
+            compression: compression_from_wire(protocol, &d.compression)?,
             generation: d.generation,
         })
     }
@@ -312,9 +343,7 @@ pub fn change_to_delta(change: &Change) -> wire::Delta {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::time::Duration;
-
-    use sg_model::{Action, Policy, Protocol, Timestamp};
+    use sg_model::{Action, Policy, Timestamp};
 
     use super::*;
 
@@ -331,6 +360,7 @@ mod tests {
                     sha256: [7; 32],
                     expires: Some(Timestamp(1_700_000_000_123)),
                 }],
+                resume_time: Duration::ZERO,
                 generation: 3,
             }),
             NodeObject::Destination(Destination {
@@ -344,6 +374,7 @@ mod tests {
                 connect_timeout: Duration::from_millis(1500),
                 idle_timeout: Some(Duration::from_secs(60)),
                 max_connections: Some(9),
+                compression: Compression::Zstd,
                 generation: 4,
             }),
             NodeObject::Acl(

@@ -8,7 +8,10 @@ use sg_model::{
     Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
 };
 
-use super::node::{entry_from_words, optional_port_from_wire, port_from_wire};
+use super::node::{
+    compression_from_wire, entry_from_words, optional_port_from_wire, port_from_wire,
+    resume_time_from_wire,
+};
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
 
@@ -85,6 +88,7 @@ impl From<&GatewayRecord> for wire::Gateway {
             update_time: Some(timestamp_to_wire(record.updated)),
             generation: gateway.generation,
             description: record.description.clone(),
+            resume_time: Some(duration_to_wire(gateway.resume_time)),
         }
     }
 }
@@ -113,6 +117,7 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
                 policy: g.policy.parse()?,
                 token_required: g.token_required,
                 tokens,
+                resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
                 generation: g.generation,
             },
             group: Name::new(&g.group).map_err(|e| e.in_field("group"))?,
@@ -144,6 +149,7 @@ impl From<&DestinationRecord> for wire::Destination {
             update_time: Some(timestamp_to_wire(record.updated)),
             generation: d.generation,
             description: record.description.clone(),
+            compression: d.compression.to_string(),
         }
     }
 }
@@ -157,6 +163,7 @@ impl TryFrom<&wire::Destination> for DestinationRecord {
         };
         let host = d.resource_host.parse::<Host>()?;
         let port = port_from_wire("resource_port", d.resource_port)?;
+        let protocol = d.protocol.parse()?;
         let destination = Destination {
             id: DestinationId::new(&d.id)?,
             gateway: GatewayId::new(&d.gateway_id)?,
@@ -166,7 +173,7 @@ impl TryFrom<&wire::Destination> for DestinationRecord {
                 optional_port_from_wire("cloud_port", d.cloud_port)?,
                 optional_port_from_wire("client_port", d.client_port)?,
             )?,
-            protocol: d.protocol.parse()?,
+            protocol,
             resource: HostPort::new(host, port)?,
             enabled: d.enabled,
             connect_timeout: Destination::checked_connect_timeout(timeout(
@@ -176,6 +183,7 @@ impl TryFrom<&wire::Destination> for DestinationRecord {
             idle_timeout: timeout("idle_timeout", d.idle_timeout.as_ref())?
                 .filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
+            compression: compression_from_wire(protocol, &d.compression)?,
             generation: d.generation,
         };
         Ok(Self {
@@ -280,4 +288,54 @@ pub fn port_range(
     PortRange::new(port_from_wire(field, first)?, port_from_wire(field, last)?)
         .map(Some)
         .map_err(|e| e.in_field(field))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sg_model::{Compression, DEFAULT_RESUME_TIME};
+
+    use super::*;
+
+    #[test]
+    fn a_gateway_stored_before_resumption_has_the_default() {
+        let mut stored = wire::Gateway {
+            id: "g1".to_owned(),
+            name: "dev".to_owned(),
+            group: "default".to_owned(),
+            policy: "round-robin".to_owned(),
+            ..Default::default()
+        };
+        let record = GatewayRecord::try_from(&stored).unwrap();
+        assert_eq!(record.gateway.resume_time, DEFAULT_RESUME_TIME);
+        // Off is kept as off.
+        stored.resume_time = Some(pbjson_types::Duration::default());
+        let record = GatewayRecord::try_from(&stored).unwrap();
+        assert!(record.gateway.resume_time.is_zero());
+        let again = GatewayRecord::try_from(&wire::Gateway::from(&record));
+        assert_eq!(again, Ok(record));
+    }
+
+    #[test]
+    fn a_destination_stored_before_compression_has_none() {
+        let mut stored = wire::Destination {
+            id: "d1".to_owned(),
+            gateway_id: "g1".to_owned(),
+            name: "db".to_owned(),
+            kind: "on-premises".to_owned(),
+            protocol: "tcp".to_owned(),
+            resource_host: "db".to_owned(),
+            resource_port: 5432,
+            cloud_port: 15000,
+            ..Default::default()
+        };
+        let record = DestinationRecord::try_from(&stored).unwrap();
+        assert_eq!(record.destination.compression, Compression::None);
+        stored.compression = "lz4".to_owned();
+        let record = DestinationRecord::try_from(&stored).unwrap();
+        assert_eq!(record.destination.compression, Compression::Lz4);
+        let again = DestinationRecord::try_from(&wire::Destination::from(&record));
+        assert_eq!(again, Ok(record));
+    }
 }

@@ -15,6 +15,7 @@ impl Resource for Destination {
         "CONNECT TIMEOUT",
         "IDLE TIMEOUT",
         "MAX CONNECTIONS",
+        "COMPRESSION",
         "DESCRIPTION",
     ];
 
@@ -39,6 +40,7 @@ impl Resource for Destination {
             show::duration(self.connect_timeout.as_ref(), "10s"),
             show::duration(self.idle_timeout.as_ref(), "never"),
             limit,
+            self.compression.clone(),
             self.description.clone(),
         ]
     }

@@ -1,7 +1,7 @@
 //! Which ports a run uses. Everything but the destinations may be given as 0 and is found by the
 //! system; destinations need a block, because the node says beforehand which ports it may open.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use sg_model::PortRange;
 
@@ -90,7 +90,8 @@ fn assign(block: PortRange, resources: &[ResourceArg]) -> Result<Vec<u16>, Failu
 }
 
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let address = (Ipv4Addr::LOCALHOST, port);
+    TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
 }
 
 fn range(first: u16, last: u16) -> Result<PortRange, Failure> {

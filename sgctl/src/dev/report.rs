@@ -57,7 +57,8 @@ impl DestinationLine {
             "demo" => Some(Service::Http),
             _ => u16::try_from(destination.resource_port)
                 .ok()
-                .and_then(Service::of),
+                .zip(destination.protocol.parse().ok())
+                .and_then(|(port, protocol)| Service::of(protocol, port)),
         };
         Self {
             name: destination.name.clone(),

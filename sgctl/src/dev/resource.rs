@@ -58,7 +58,8 @@ fn scheme_protocol(scheme: &str) -> Result<Protocol, String> {
 
 /// Refuses what this version parses but does not serve, before anything is started.
 pub(super) fn check_served(resources: &[ResourceArg]) -> Result<(), Failure> {
-    let unserved = resources.iter().find(|r| r.protocol != Protocol::Tcp);
+    let served = [Protocol::Tcp, Protocol::Udp];
+    let unserved = resources.iter().find(|r| !served.contains(&r.protocol));
     if let Some(ResourceArg {
         protocol, resource, ..
     }) = unserved
@@ -66,7 +67,7 @@ pub(super) fn check_served(resources: &[ResourceArg]) -> Result<(), Failure> {
         return Err(Failure::new(
             tonic::Code::Unimplemented,
             "PROTOCOL_NOT_SERVED",
-            format!("{protocol}://{resource}: this version serves tcp only"),
+            format!("{protocol}://{resource}: this version serves tcp and udp"),
         )
         .hint(format!(
             "sgctl dev {resource}, which carries the bytes as they are"
@@ -90,7 +91,7 @@ pub(super) fn names(resources: &[ResourceArg]) -> Vec<String> {
     };
     resources
         .iter()
-        .map(|r| match Service::of(r.resource.port()) {
+        .map(|r| match Service::of(r.protocol, r.resource.port()) {
             Some(service) => unique(service.word().to_owned()),
             None => unique(format!("{}-{}", r.protocol, r.resource.port())),
         })
@@ -105,10 +106,14 @@ pub(super) enum Service {
     Redis,
     Ssh,
     Http,
+    Dns,
 }
 
 impl Service {
-    pub(super) fn of(port: u16) -> Option<Self> {
+    pub(super) fn of(protocol: Protocol, port: u16) -> Option<Self> {
+        if protocol == Protocol::Udp {
+            return (port == 53).then_some(Self::Dns);
+        }
         match port {
             5432 => Some(Self::Postgres),
             3306 => Some(Self::Mysql),
@@ -126,6 +131,7 @@ impl Service {
             Self::Redis => "redis",
             Self::Ssh => "ssh",
             Self::Http => "http",
+            Self::Dns => "dns",
         }
     }
 
@@ -137,6 +143,7 @@ impl Service {
             Self::Redis => format!("redis-cli -h {host} -p {port} ping"),
             Self::Ssh => format!("ssh -p {port} {host}"),
             Self::Http => format!("curl http://{host}:{port}/"),
+            Self::Dns => format!("dig @{host} -p {port} example.com"),
         }
     }
 }
@@ -184,15 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn only_tcp_is_served() {
-        assert!(check_served(&[parse("h:1"), parse("tcp://h:2")]).is_ok());
-        let failure = check_served(&[parse("h:1"), parse("udp://h:53")]).expect_err("refused");
+    fn only_tcp_and_udp_are_served() {
+        assert!(check_served(&[parse("h:1"), parse("tcp://h:2"), parse("udp://h:3")]).is_ok());
+        let failure = check_served(&[parse("h:1"), parse("http://h:80")]).expect_err("refused");
         assert_eq!(failure.exit_code(), 1);
     }
 
     #[test]
     fn names_are_unique_and_tell_the_service() {
-        let resources = ["a:5432", "b:5432", "c:7001"].map(parse);
-        assert_eq!(names(&resources), ["postgres", "postgres-2", "tcp-7001"]);
+        let resources = ["a:5432", "b:5432", "c:7001", "udp://d:53", "udp://e:80"].map(parse);
+        let expected = ["postgres", "postgres-2", "tcp-7001", "dns", "udp-80"];
+        assert_eq!(names(&resources), expected);
     }
 }

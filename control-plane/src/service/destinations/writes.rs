@@ -41,6 +41,7 @@ pub(super) fn new_record(
         connect_timeout: draft.connect_timeout,
         idle_timeout: draft.idle_timeout,
         max_connections: draft.max_connections,
+        compression: draft.compression,
         generation: 1,
     };
     let description = draft.description.clone();
