@@ -40,8 +40,35 @@ pub struct Config {
     pub write_stall: Duration,
     /// How long a closing tunnel tries to deliver its GOAWAY.
     pub close_linger: Duration,
+    /// Datagrams that may wait.
+    pub datagrams: DatagramLimits,
     /// What the peer may do per second and at once.
     pub rates: Rates,
+}
+
+/// Bounds of waiting datagrams, the same for those to send and for received ones that wait for their
+/// reader. What is over them is dropped, the oldest first, and counted.
+#[derive(Clone, Debug)]
+pub struct DatagramLimits {
+    /// Datagrams of one flow, in one direction.
+    pub flow_count: usize,
+    /// Bytes of one flow, in one direction. A datagram that is longer is always dropped.
+    pub flow_bytes: usize,
+    /// Bytes of all flows of the tunnel, in one direction; each datagram costs 64 more than its length.
+    pub tunnel_bytes: usize,
+    /// Age from which on a datagram is not sent any more.
+    pub max_age: Duration,
+}
+
+impl Default for DatagramLimits {
+    fn default() -> Self {
+        Self {
+            flow_count: 64,
+            flow_bytes: 64 * 1024,
+            tunnel_bytes: 1024 * 1024,
+            max_age: Duration::from_millis(200),
+        }
+    }
 }
 
 /// Token buckets against work that a peer causes without use.
@@ -58,6 +85,8 @@ pub struct Rates {
     /// Frames without effect: unknown types, WINDOW and STREAMS that raise nothing, frames for
     /// streams that are gone. Every finished stream earns some back, because races produce them.
     pub useless: Rate,
+    /// DGRAM frames; what is beyond it is dropped.
+    pub datagrams: Rate,
 }
 
 /// One token bucket: `per_second` tokens flow in, at most `burst` are kept.
@@ -97,12 +126,14 @@ impl Default for Config {
             suspect_after: Duration::from_secs(1),
             write_stall: Duration::from_secs(60),
             close_linger: Duration::from_secs(2),
+            datagrams: DatagramLimits::default(),
             rates: Rates {
                 opens: Rate::new(20_000, 20_000),
                 pings: Rate::new(100, 200),
                 controls: Rate::new(500, 2000),
                 empty_data: Rate::new(100, 1000),
                 useless: Rate::new(1000, 20_000),
+                datagrams: Rate::new(200_000, 200_000),
             },
         }
     }

@@ -9,10 +9,12 @@
 //! * `commands`: what the owner of the tunnel and of its streams wants.
 //! * `input`: what the peer sends.
 //! * `output`: what goes out, in which order.
+//! * `flows`: streams that carry datagrams.
 //! * `closing`: how streams and the tunnel end.
 
 mod closing;
 mod commands;
+mod flows;
 mod input;
 mod output;
 
@@ -23,10 +25,12 @@ use bytes::Bytes;
 
 use crate::closed::Closed;
 use crate::config::Config;
+use crate::datagram::{Direction, Shelf};
 use crate::event::{Event, Incoming};
 use crate::frame::Settings;
 use crate::keepalive::Keepalive;
-use crate::limits::Guard;
+
+use crate::limits::{Guard, Limit, LimitCounts};
 use crate::scheduler::{EPOCH_MS, Scheduler};
 use crate::stream::Key;
 use crate::table::Table;
@@ -56,6 +60,27 @@ pub struct Stats {
     pub growth_used: u64,
     /// Received bytes that wait for their application.
     pub unread_bytes: u64,
+    /// Datagrams handed to the transport.
+    pub datagrams_sent: u64,
+    /// Datagrams received for a flow that was there.
+    pub datagrams_received: u64,
+    pub(crate) limits: LimitCounts,
+}
+
+impl Stats {
+    /// What each limit refused, dropped or ended since the start: its word and how often.
+    pub fn limits(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        let counts = self.limits;
+        Limit::ALL
+            .into_iter()
+            .map(move |limit| (limit.word(), counts.get(limit)))
+    }
+
+    /// What one limit refused, dropped or ended since the start.
+    #[must_use]
+    pub fn limit(&self, limit: Limit) -> u64 {
+        self.limits.get(limit)
+    }
 }
 
 /// One side of one tunnel. See the module for the order of calls.
@@ -91,6 +116,11 @@ pub struct Connection {
     returned: u32,
     /// DATA frame in the middle of which the input stands.
     partial: Option<Partial>,
+    /// Datagrams that wait for their turn, and for their readers.
+    unsent: Shelf,
+    unread_datagrams: Shelf,
+    /// Bytes of datagrams that may still go into this batch; below zero they were sent in advance.
+    datagram_share: i64,
     /// Pieces and bytes in all inboxes, to bound the buffers that small pieces hold on to.
     unread: (usize, usize),
 
@@ -142,6 +172,9 @@ impl Connection {
             announced: config.max_streams,
             returned: 0,
             partial: None,
+            unsent: Shelf::new(Direction::Out),
+            unread_datagrams: Shelf::new(Direction::In),
+            datagram_share: 0,
             unread: (0, 0),
             settings_sent: false,
             pong: None,

@@ -56,6 +56,7 @@ pub enum StreamEnd {
     Reset(u32),
     /// The tunnel has ended: see [`crate::Connection::closed`].
     Lost,
-    /// This side has already finished its direction. A fault of the caller.
+    /// This side has already finished its direction, or the stream is not of the kind that this is for
+    /// (bytes, or datagrams). A fault of the caller.
     Finished,
 }

@@ -19,6 +19,8 @@ use crate::error::Violation;
 pub const HEADER_LEN: usize = 8;
 /// Longest CONTROL message.
 pub const MAX_CONTROL: usize = 16 * 1024;
+/// Longest datagram: what IPv4 allows in UDP.
+pub const MAX_DATAGRAM: usize = 65_507;
 /// Longest text in a GOAWAY.
 pub const MAX_MESSAGE: usize = 256;
 /// Longest SETTINGS payload.
@@ -52,7 +54,7 @@ pub mod kind {
     pub const PONG: u8 = 0x06;
     /// Announces the drain or the end of the tunnel.
     pub const GOAWAY: u8 = 0x07;
-    /// Reserved: one datagram.
+    /// One whole datagram of a flow.
     pub const DATAGRAM: u8 = 0x08;
     /// A message between the owners of the tunnel.
     pub const CONTROL: u8 = 0x09;
@@ -173,7 +175,7 @@ impl Settings {
     }
 }
 
-/// Every frame but DATA.
+/// Every frame but DATA. A connection handles DGRAM apart as well: its payload is not copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// Opens stream `id`; its acceptor may send `credit` bytes.
@@ -220,6 +222,13 @@ pub enum Frame {
         code: u32,
         /// UTF-8 text for the log.
         message: Bytes,
+    },
+    /// One datagram of a flow.
+    Datagram {
+        /// Id of the flow.
+        id: u32,
+        /// All of it, at most [`MAX_DATAGRAM`] bytes.
+        payload: Bytes,
     },
     /// A message between the owners of the tunnel.
     Control(Bytes),
@@ -276,6 +285,10 @@ impl Frame {
                 out.extend_from_slice(message);
                 (kind::GOAWAY, 0)
             }
+            Self::Datagram { id, payload } => {
+                out.extend_from_slice(payload);
+                (kind::DATAGRAM, *id)
+            }
             Self::Control(message) => {
                 out.extend_from_slice(message);
                 (kind::CONTROL, 0)
@@ -313,6 +326,7 @@ impl Frame {
             kind::RESET | kind::STREAMS => 4..=4,
             kind::WINDOW | kind::PING | kind::PONG => 8..=8,
             kind::GOAWAY => 4..=4 + MAX_MESSAGE,
+            kind::DATAGRAM => 0..=MAX_DATAGRAM,
             kind::CONTROL => 0..=MAX_CONTROL,
             kind::SETTINGS => 0..=MAX_SETTINGS,
             kind::FIRST_SKIPPED..=u8::MAX => return Ok(false),
@@ -327,7 +341,7 @@ impl Frame {
         }
         let on_stream = matches!(
             header.kind,
-            kind::OPEN | kind::OPEN_OK | kind::RESET | kind::WINDOW
+            kind::OPEN | kind::OPEN_OK | kind::RESET | kind::WINDOW | kind::DATAGRAM
         );
         if on_stream != (header.id != 0) || header.id > MAX_ID {
             return Err(Violation::new(close::STREAM_ID, "id of a frame"));
@@ -369,6 +383,7 @@ impl Frame {
                 code: payload.try_get_u32().map_err(short)?,
                 message: payload,
             },
+            kind::DATAGRAM => Self::Datagram { id, payload },
             kind::CONTROL => Self::Control(payload),
             kind::SETTINGS => Self::Settings(Settings::parse(payload)?),
             kind::STREAMS => Self::Streams {

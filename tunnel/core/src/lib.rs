@@ -32,6 +32,7 @@ mod batch;
 mod closed;
 mod config;
 mod connection;
+mod datagram;
 mod error;
 mod event;
 mod keepalive;
@@ -47,8 +48,9 @@ pub mod frame;
 
 pub use batch::Batch;
 pub use closed::{CloseReason, Closed};
-pub use config::{Config, Rate, Rates};
+pub use config::{Config, DatagramLimits, Rate, Rates};
 pub use connection::{Connection, Side, Stats};
 pub use error::{ControlRefusal, OpenRefusal, StreamEnd, Violation};
 pub use event::{Event, Incoming, OpenState, Read};
+pub use limits::Limit;
 pub use stream::Key;

@@ -1,4 +1,5 @@
-//! Token buckets: what a peer may do at a time and in the long run.
+//! Token buckets: what a peer may do at a time and in the long run; and the names of all limits, with
+//! counters of what each has refused.
 
 use std::time::Instant;
 
@@ -61,6 +62,7 @@ pub(crate) struct Guard {
     pub(crate) controls: Bucket,
     pub(crate) empty_data: Bucket,
     pub(crate) useless: Bucket,
+    pub(crate) datagrams: Bucket,
 }
 
 impl Guard {
@@ -71,7 +73,68 @@ impl Guard {
             controls: Bucket::new(rates.controls, now),
             empty_data: Bucket::new(rates.empty_data, now),
             useless: Bucket::new(rates.useless, now),
+            datagrams: Bucket::new(rates.datagrams, now),
         }
+    }
+}
+
+/// A limit of the tunnel. Each has one word, the label of its metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Datagrams that came faster than [`Rates::datagrams`].
+    DatagramRate,
+    /// Datagrams that nobody read in time for the queue of their flow or tunnel.
+    DatagramsUnread,
+    /// Datagrams to send for which the queue of their flow or tunnel was full.
+    DatagramsUnsent,
+    /// Datagrams to send that had waited too long when their turn came.
+    DatagramAge,
+    /// Datagrams to send while the tunnel had no connection.
+    DatagramsDetached,
+    /// Datagrams to send that are longer than any may be.
+    DatagramLength,
+    /// Datagrams for a flow that had ended.
+    DatagramsLate,
+}
+
+impl Limit {
+    /// All of them, in the order in which they are declared.
+    pub const ALL: [Self; 7] = [
+        Self::DatagramRate,
+        Self::DatagramsUnread,
+        Self::DatagramsUnsent,
+        Self::DatagramAge,
+        Self::DatagramsDetached,
+        Self::DatagramLength,
+        Self::DatagramsLate,
+    ];
+
+    /// The word for metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::DatagramRate => "datagram-rate",
+            Self::DatagramsUnread => "datagrams-unread",
+            Self::DatagramsUnsent => "datagrams-unsent",
+            Self::DatagramAge => "datagram-age",
+            Self::DatagramsDetached => "datagrams-detached",
+            Self::DatagramLength => "datagram-length",
+            Self::DatagramsLate => "datagrams-late",
+        }
+    }
+}
+
+/// How often each limit refused, dropped or ended something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LimitCounts([u64; Limit::ALL.len()]);
+
+impl LimitCounts {
+    pub(crate) fn count(&mut self, limit: Limit, times: u64) {
+        self.0[limit as usize] += times;
+    }
+
+    pub(crate) fn get(&self, limit: Limit) -> u64 {
+        self.0[limit as usize]
     }
 }
 
@@ -80,6 +143,17 @@ mod tests {
     #![allow(clippy::disallowed_methods)]
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn every_limit_stands_at_its_place_and_has_a_word_of_its_own() {
+        let mut words: Vec<&str> = Limit::ALL.iter().map(|l| l.word()).collect();
+        for (i, limit) in Limit::ALL.into_iter().enumerate() {
+            assert_eq!(limit as usize, i);
+        }
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Limit::ALL.len());
+    }
 
     #[test]
     fn a_bucket_allows_its_burst_and_then_its_rate() {

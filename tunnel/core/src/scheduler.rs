@@ -9,7 +9,8 @@
 
 use std::collections::VecDeque;
 
-use crate::stream::{Class, Key, Stream};
+use crate::datagram::Direction;
+use crate::stream::{Class, Key, Phase, Stream};
 
 /// Bytes that an interactive stream sends in one turn.
 pub(crate) const INTERACTIVE_TURN: usize = 4 * 1024;
@@ -28,6 +29,8 @@ pub(crate) struct Scheduler {
     /// Streams whose OPEN has not been sent, in the order of opening.
     pub(crate) opens: VecDeque<Key>,
     pub(crate) control: VecDeque<Key>,
+    /// Flows that have datagrams to send.
+    pub(crate) flows: VecDeque<Key>,
     pub(crate) interactive: VecDeque<Key>,
     pub(crate) bulk: VecDeque<Key>,
 }
@@ -40,6 +43,23 @@ impl Scheduler {
             stream.in_control = true;
             self.control.push_back(stream.key);
         }
+    }
+
+    /// Puts a flow into its list if it has datagrams and may send them.
+    pub(crate) fn mark_flow(&mut self, stream: &mut Stream) {
+        let told = stream.id != 0 && !stream.pending.open_ok && stream.phase != Phase::Offered;
+        let Some(flow) = stream.flow.as_deref_mut() else {
+            return;
+        };
+        if told && !flow.listed && !flow.queue(Direction::Out).is_empty() {
+            flow.listed = true;
+            self.flows.push_back(stream.key);
+        }
+    }
+
+    /// Whether streams have bytes to send.
+    pub(crate) fn streams_wait(&self) -> bool {
+        !(self.bulk.is_empty() && self.interactive.is_empty())
     }
 
     /// Puts a stream into a data list if it has data to send and stands in none.

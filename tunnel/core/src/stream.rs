@@ -14,6 +14,7 @@
 
 use bytes::Bytes;
 
+use crate::datagram::Flow;
 use crate::queue::ByteQueue;
 use crate::window::Window;
 
@@ -102,6 +103,9 @@ pub(crate) struct Stream {
     pub(crate) reset_out: bool,
     pub(crate) want_write: bool,
 
+    /// Its datagrams, if it carries those.
+    pub(crate) flow: Option<Box<Flow>>,
+
     pub(crate) class: Class,
     /// Bytes sent lately, halved in every epoch: tells interactive streams from bulk.
     pub(crate) burst: u32,
@@ -132,6 +136,7 @@ impl Stream {
             fin_out: Fin::No,
             reset_out: false,
             want_write: false,
+            flow: None,
             class: Class::None,
             burst: 0,
             burst_epoch: 0,

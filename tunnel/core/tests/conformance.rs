@@ -215,7 +215,7 @@ fn lengths_flags_and_types_are_checked_by_the_header_alone() {
         (&[9, 0, 0x40, 1, 0, 0, 0, 0], close::FRAME_SIZE),
         (&[5, 1, 0, 8, 0, 0, 0, 0], close::PROTOCOL_ERROR),
         (&[0, 2, 0, 0, 0, 0, 0, 2], close::PROTOCOL_ERROR),
-        (&[8, 0, 0, 0, 0, 0, 0, 2], close::PROTOCOL_ERROR),
+        (&[12, 0, 0, 0, 0, 0, 0, 2], close::PROTOCOL_ERROR),
         (&[5, 0, 0, 8, 0, 0, 0, 1], close::STREAM_ID),
     ];
     for (header, expected) in cases {

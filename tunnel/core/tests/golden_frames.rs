@@ -77,6 +77,13 @@ fn every_frame_has_exactly_these_bytes() {
         &[7, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 8, b'b', b'y', b'e'],
     );
     check(
+        &Frame::Datagram {
+            id: 4,
+            payload: Bytes::from_static(b"dg"),
+        },
+        &[8, 0, 0, 2, 0, 0, 0, 4, b'd', b'g'],
+    );
+    check(
         &Frame::Control(Bytes::from_static(&[9, 9])),
         &[9, 0, 0, 2, 0, 0, 0, 0, 9, 9],
     );

@@ -138,6 +138,7 @@ impl Connection {
             stream.inbox.clear();
             stream.window.close(&mut self.pool);
         }
+        self.drop_datagrams(key);
     }
 
     /// Forgets a stream that neither the wire nor the application needs any more.

@@ -120,7 +120,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The stream can take no more, ever.
+    /// The stream can take no more, ever. A flow takes no bytes at all.
     pub fn write_budget(&mut self, key: Key) -> Result<usize, StreamEnd> {
         let send_queue = self.config.send_queue;
         let stream = self.streams.get_mut(key).ok_or(StreamEnd::Lost)?;
@@ -130,7 +130,7 @@ impl Connection {
         if self.closed.is_some() {
             return Err(StreamEnd::Lost);
         }
-        if stream.fin_out != Fin::No {
+        if stream.fin_out != Fin::No || stream.flow.is_some() {
             return Err(StreamEnd::Finished);
         }
         let budget = stream.write_budget(send_queue);
@@ -142,7 +142,8 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The stream was reset or the tunnel has ended. Finishing twice is not an error.
+    /// The stream was reset or the tunnel has ended. Finishing twice is not an error, but finishing a
+    /// flow is.
     pub fn finish(&mut self, key: Key) -> Result<(), StreamEnd> {
         let stream = self.streams.get_mut(key).ok_or(StreamEnd::Lost)?;
         if stream.fin_out != Fin::No {
@@ -153,6 +154,9 @@ impl Connection {
         }
         if self.closed.is_some() {
             return Err(StreamEnd::Lost);
+        }
+        if stream.flow.is_some() {
+            return Err(StreamEnd::Finished);
         }
         stream.fin_out = Fin::Queued;
         if stream.phase == Phase::Open {

@@ -8,7 +8,7 @@ use super::{Connection, Partial, Side};
 use crate::code::close;
 use crate::error::Violation;
 use crate::event::{Event, Incoming};
-use crate::frame::{FIN, Frame, HEADER_LEN, Header, MAX_ID, kind};
+use crate::frame::{FIN, Frame, HEADER_LEN, Header, kind};
 use crate::stream::{Fin, Key, Phase};
 
 /// Size of the driver's receive buffer that a referenced piece may hold on to.
@@ -24,7 +24,7 @@ const CONTROL_BYTES: usize = 4 * 1024 * 1024;
 
 impl Connection {
     /// Takes what came in. Payloads leave `input` as slices of it; an incomplete frame other than
-    /// DATA stays (at most 16 KiB and a header).
+    /// DATA stays (at most 64 KiB).
     pub fn handle_input(&mut self, now: Instant, input: &mut BytesMut) {
         if self.closed.is_some() {
             input.clear();
@@ -79,6 +79,10 @@ impl Connection {
                 return Ok(());
             }
             input.advance(HEADER_LEN);
+            if header.kind == kind::DATAGRAM {
+                self.on_datagram(now, header, input)?;
+                continue;
+            }
             // Copied: these live long, and must not hold on to the receive buffer.
             let payload = Bytes::copy_from_slice(&input[..usize::from(header.length)]);
             input.advance(payload.len());
@@ -108,6 +112,9 @@ impl Connection {
                 close::STREAM_ID,
                 "DATA after the end of its direction",
             ));
+        }
+        if stream.flow.is_some() {
+            return Err(Violation::protocol("DATA on a flow"));
         }
         if stream.phase == Phase::Opening {
             return Err(Violation::protocol("DATA before OPEN_OK"));
@@ -180,12 +187,7 @@ impl Connection {
                 credit,
                 flow,
                 metadata,
-            } => {
-                if flow {
-                    return Err(Violation::protocol("undefined flag"));
-                }
-                self.on_open(now, id, credit, metadata)
-            }
+            } => self.on_open(now, (id, flow), credit, metadata),
             Frame::OpenOk { id, credit, answer } => self.on_open_ok(now, id, credit, answer),
             Frame::Reset { id, code } => match self.find(now, id)? {
                 Some(key) => self.on_reset(now, key, code),
@@ -209,6 +211,8 @@ impl Connection {
                 self.useless(now, "too many unasked PONG frames")
             }
             Frame::Goaway { code, message } => self.on_goaway(now, code, &message),
+            // Handled before its payload is copied.
+            Frame::Datagram { .. } => Ok(()),
             Frame::Control(message) => self.on_control(now, message),
             Frame::Settings(settings) => {
                 if self.peer.is_some() {
@@ -232,7 +236,7 @@ impl Connection {
     fn on_open(
         &mut self,
         now: Instant,
-        id: u32,
+        (id, flow): (u32, bool),
         credit: u32,
         metadata: Bytes,
     ) -> Result<(), Violation> {
@@ -247,7 +251,11 @@ impl Connection {
         self.accepted += 1;
         let refusal = self.refusal(now);
         let stream = self.streams.insert(id, Phase::Offered);
-        stream.send_limit = credit.into();
+        if flow {
+            stream.flow = Some(Box::default());
+        } else {
+            stream.send_limit = credit.into();
+        }
         let key = stream.key;
         self.keepalive.set_active(true, now);
         if let Some(code) = refusal {
@@ -278,7 +286,9 @@ impl Connection {
             ));
         }
         stream.phase = Phase::Open;
-        stream.send_limit = credit.into();
+        if stream.flow.is_none() {
+            stream.send_limit = credit.into();
+        }
         if stream.reset.is_none() {
             if !answer.is_empty() {
                 stream.words = answer;
@@ -302,6 +312,9 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return Ok(());
         };
+        if stream.flow.is_some() {
+            return Err(Violation::protocol("WINDOW on a flow"));
+        }
         if stream.phase == Phase::Opening {
             return Err(Violation::protocol("WINDOW before OPEN_OK"));
         }
@@ -363,15 +376,7 @@ impl Connection {
         if let Some(stream) = self.streams.by_id(id) {
             return Ok(Some(stream.key));
         }
-        let ours = (id % 2 == 1) == (self.side == Side::Node);
-        let highest = if ours {
-            self.next_id.saturating_sub(2)
-        } else if self.accepted == 0 {
-            0
-        } else {
-            self.accepted * 2 - u32::from(self.side == Side::Client)
-        };
-        if id > highest || id > MAX_ID {
+        if !self.was_opened(id) {
             return Err(Violation::new(
                 close::STREAM_ID,
                 "frame for a stream that never was",

@@ -30,6 +30,7 @@ impl Connection {
             self.put_opens(now, batch, limit);
             self.put_stream_frames(now, batch, limit);
             self.put_ping(now, batch);
+            self.put_datagrams(now, batch, limit);
             self.put_data(batch, limit);
             self.put_streams_credit(batch);
             self.has_more()
@@ -61,14 +62,14 @@ impl Connection {
         } else {
             0
         };
-        opens + list.control.len() + list.interactive.len() + list.bulk.len()
+        opens + list.control.len() + list.flows.len() + list.interactive.len() + list.bulk.len()
     }
 
     fn has_more(&self) -> bool {
         let list = &self.scheduler;
         !(list.control.is_empty()
-            && list.interactive.is_empty()
-            && list.bulk.is_empty()
+            && !list.streams_wait()
+            && list.flows.is_empty()
             && self.controls.is_empty()
             && (list.opens.is_empty() || self.peer.is_none()))
     }
@@ -125,7 +126,12 @@ impl Connection {
             let Some(stream) = self.streams.get_mut(key).filter(|s| s.reset.is_none()) else {
                 continue;
             };
-            let credit = stream.window.start(&self.config, &mut self.pool, now);
+            let flow = stream.flow.is_some();
+            let credit = if flow {
+                0
+            } else {
+                stream.window.start(&self.config, &mut self.pool, now)
+            };
             let metadata = std::mem::take(&mut stream.words);
             self.streams.set_id(key, id);
             self.next_id += 2;
@@ -135,9 +141,12 @@ impl Connection {
             batch.push_frame(&Frame::Open {
                 id,
                 credit,
-                flow: false,
+                flow,
                 metadata,
             });
+            if flow && let Some(stream) = self.streams.get_mut(key) {
+                self.scheduler.mark_flow(stream);
+            }
         }
     }
 
@@ -160,10 +169,15 @@ impl Connection {
                 continue;
             }
             if pending.open_ok {
-                let credit = stream.window.start(&self.config, &mut self.pool, now);
+                let credit = if stream.flow.is_some() {
+                    0
+                } else {
+                    stream.window.start(&self.config, &mut self.pool, now)
+                };
                 let answer = std::mem::take(&mut stream.words);
                 batch.push_frame(&Frame::OpenOk { id, credit, answer });
                 self.scheduler.mark_data(stream, self.epoch);
+                self.scheduler.mark_flow(stream);
             }
             if pending.window && !stream.fin_in {
                 let grant = stream
