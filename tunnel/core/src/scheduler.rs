@@ -5,11 +5,13 @@
 //!
 //! Interactive means: at most [`INTERACTIVE_BURST`] bytes lately. Such streams go first, in turns of
 //! [`INTERACTIVE_TURN`], but take at most half of a batch when bulk waits. Bulk is deficit round
-//! robin; frames can have any length, so no deficit is ever left over.
+//! robin: in its turn a stream may send [`BULK_TURN`] times its weight, headers included, and stays
+//! first in the list until it has, so that a turn may go over several batches.
 
 use std::collections::VecDeque;
 
 use crate::datagram::Direction;
+use crate::frame::HEADER_LEN;
 use crate::stream::{Class, Key, Phase, Stream};
 
 /// Bytes that an interactive stream sends in one turn.
@@ -19,8 +21,12 @@ pub(crate) const INTERACTIVE_BURST: u32 = 16 * 1024;
 /// More recent bytes than this are not counted, so that a bulk stream that pauses for about 400 ms
 /// is interactive again.
 pub(crate) const MAX_BURST: u32 = 1024 * 1024;
-/// Bytes that a bulk stream sends in one turn.
+/// Bytes that a bulk stream of weight 1 sends in one turn.
 pub(crate) const BULK_TURN: usize = 16 * 1024;
+/// Largest weight of a stream.
+pub(crate) const MAX_WEIGHT: u8 = 16;
+/// What is left of a turn and is less than this stays for the next one: no frame is made for it.
+const MIN_LEFT: usize = 512 + HEADER_LEN;
 /// Length of the epoch in which a stream's recent bytes are halved.
 pub(crate) const EPOCH_MS: u128 = 64;
 
@@ -73,10 +79,29 @@ impl Scheduler {
         self.enlist(stream);
     }
 
-    /// Puts a stream that has just had a turn back, if it has more.
-    pub(crate) fn requeue(&mut self, stream: &mut Stream) {
-        stream.class = Class::None;
-        if stream.has_data() {
+    /// Payload bytes that the next frame of a stream may have by its class and weight.
+    pub(crate) fn allowance(stream: &mut Stream) -> usize {
+        if stream.class != Class::Bulk {
+            return INTERACTIVE_TURN;
+        }
+        if stream.deficit < MIN_LEFT {
+            stream.deficit += BULK_TURN * usize::from(stream.weight);
+        }
+        stream.deficit - HEADER_LEN
+    }
+
+    /// Puts a stream that has just sent a frame of `length` bytes back, if it has more.
+    pub(crate) fn requeue(&mut self, stream: &mut Stream, length: usize) {
+        let was_bulk = std::mem::replace(&mut stream.class, Class::None) == Class::Bulk;
+        if !stream.has_data() {
+            stream.deficit = 0;
+            return;
+        }
+        stream.deficit = stream.deficit.saturating_sub(length + HEADER_LEN);
+        if was_bulk && stream.deficit >= MIN_LEFT {
+            stream.class = Class::Bulk;
+            self.bulk.push_front(stream.key);
+        } else {
             self.enlist(stream);
         }
     }
@@ -89,5 +114,70 @@ impl Scheduler {
             stream.class = Class::Bulk;
             self.bulk.push_back(stream.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::stream::Fin;
+    use crate::table::Table;
+    use bytes::Bytes;
+
+    /// Lets streams of these weights send for `bytes`, in batches of `batch`; their shares.
+    fn shares(weights: &[u8], batch: usize, bytes: usize) -> Vec<usize> {
+        let (mut table, mut scheduler) = (Table::default(), Scheduler::default());
+        for (id, weight) in (1..).zip(weights) {
+            let stream = table.insert(id, Phase::Open);
+            (stream.weight, stream.burst) = (*weight, MAX_BURST);
+            stream.outbox.push(Bytes::from(vec![0; 128 * 1024]));
+            scheduler.mark_data(stream, 0);
+        }
+        let mut sent = vec![0; weights.len()];
+        while sent.iter().sum::<usize>() < bytes {
+            let mut room = batch;
+            while room >= MIN_LEFT {
+                let key = scheduler.bulk.pop_front().unwrap();
+                let stream = table.get_mut(key).unwrap();
+                let room_now = room - HEADER_LEN;
+                let length = Scheduler::allowance(stream).min(room_now).min(16_376);
+                assert!(length >= 512, "a frame for {length} bytes");
+                stream.outbox.pop(length).unwrap();
+                stream.outbox.push(Bytes::from(vec![0; length]));
+                sent[key.index()] += length;
+                room -= length + HEADER_LEN;
+                scheduler.requeue(stream, length);
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn bulk_streams_share_by_their_weights_whatever_the_batches() {
+        for batch in [16 * 1024, 40_000, 256 * 1024] {
+            let sent = shares(&[1, 1, 4, 16], batch, 44 << 20);
+            for (weight, sent) in [1, 1, 4, 16].into_iter().zip(sent) {
+                let fair = weight * (2 << 20);
+                let difference = sent.abs_diff(fair);
+                assert!(difference * 50 < fair, "{sent} instead of {fair}, {batch}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_has_nothing_more_to_send_keeps_no_turn() {
+        let (mut table, mut scheduler) = (Table::default(), Scheduler::default());
+        let stream = table.insert(1, Phase::Open);
+        (stream.weight, stream.burst) = (16, MAX_BURST);
+        stream.fin_out = Fin::Queued;
+        scheduler.mark_data(stream, 0);
+        assert_eq!(stream.class, Class::Bulk);
+        assert_eq!(Scheduler::allowance(stream), 16 * BULK_TURN - HEADER_LEN);
+        stream.fin_out = Fin::Sent;
+        scheduler.bulk.clear();
+        scheduler.requeue(stream, 0);
+        assert_eq!((stream.deficit, stream.class), (0, Class::None));
+        assert!(scheduler.bulk.is_empty());
     }
 }

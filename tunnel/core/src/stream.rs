@@ -107,6 +107,10 @@ pub(crate) struct Stream {
     pub(crate) flow: Option<Box<Flow>>,
 
     pub(crate) class: Class,
+    /// Share of the stream among those that send in bulk.
+    pub(crate) weight: u8,
+    /// Bytes that it may still send in this turn, as bulk.
+    pub(crate) deficit: usize,
     /// Bytes sent lately, halved in every epoch: tells interactive streams from bulk.
     pub(crate) burst: u32,
     pub(crate) burst_epoch: u32,
@@ -138,6 +142,8 @@ impl Stream {
             want_write: false,
             flow: None,
             class: Class::None,
+            weight: 1,
+            deficit: 0,
             burst: 0,
             burst_epoch: 0,
             words: Bytes::new(),

@@ -8,6 +8,7 @@ use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
 use crate::event::{OpenState, Read};
 use crate::frame::{MAX_ANSWER, MAX_CONTROL, MAX_ID, Settings};
+use crate::scheduler::MAX_WEIGHT;
 use crate::stream::{Fin, Key, Phase};
 
 impl Connection {
@@ -193,6 +194,14 @@ impl Connection {
             self.scheduler.mark_control(stream);
         }
         Ok(Read::Chunk(chunk))
+    }
+
+    /// Sets the share of a stream among those that send in bulk: 1 (as at first) to 16. A stream of
+    /// weight 4 sends four times as much as one of weight 1 while both have enough to send.
+    pub fn set_weight(&mut self, key: Key, weight: u8) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.weight = weight.clamp(1, MAX_WEIGHT);
+        }
     }
 
     /// Ends both directions at once; what is queued is dropped.

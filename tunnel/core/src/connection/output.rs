@@ -6,7 +6,7 @@ use super::Connection;
 use crate::batch::Batch;
 use crate::event::Event;
 use crate::frame::{FIN, Frame, Header, Settings, kind};
-use crate::scheduler::{BULK_TURN, INTERACTIVE_TURN, MAX_BURST};
+use crate::scheduler::{MAX_BURST, Scheduler};
 use crate::stream::{Fin, Key};
 
 /// A DATA frame is not started for less than this much room in a batch.
@@ -222,13 +222,13 @@ impl Connection {
             let Some(key) = self.scheduler.interactive.pop_front() else {
                 break;
             };
-            self.put_turn(batch, key, INTERACTIVE_TURN.min(cap - batch.len()));
+            self.put_turn(batch, key, cap - batch.len());
         }
         while batch.len() + MIN_ROOM <= limit {
             let Some(key) = self.scheduler.bulk.pop_front() else {
                 break;
             };
-            self.put_turn(batch, key, BULK_TURN.min(limit - batch.len()));
+            self.put_turn(batch, key, limit - batch.len());
         }
     }
 
@@ -243,7 +243,10 @@ impl Connection {
             return;
         }
         let queued = stream.outbox.len();
-        let length = queued.min(max).min(max_frame);
+        let length = queued
+            .min(max)
+            .min(max_frame)
+            .min(Scheduler::allowance(stream));
         let fin = stream.fin_out == Fin::Queued && length == queued;
         let header = Header {
             kind: kind::DATA,
@@ -266,7 +269,7 @@ impl Connection {
         if fin {
             stream.fin_out = Fin::Sent;
         }
-        self.scheduler.requeue(stream);
+        self.scheduler.requeue(stream, length);
         let room = stream.write_budget(self.config.send_queue);
         if stream.want_write && (room >= WAKE_ROOM || (room > 0 && stream.outbox.is_empty())) {
             stream.want_write = false;

@@ -427,7 +427,7 @@ fn every_datagram_is_delivered_once_or_counted() {
     for seed in seeds {
         let run = std::panic::catch_unwind(|| random_flows(seed));
         if let Err(panic) = run {
-            eprintln!("replay with SEED={seed} cargo test -p sg-tunnel --test flows");
+            eprintln!("replay with SEED={seed} cargo test -p sg-tunnel --test conformance_flows");
             std::panic::resume_unwind(panic);
         }
     }
@@ -518,4 +518,43 @@ fn random_flows(seed: u64) {
     }
     pair.settle();
     assert!(pair.ends.iter().all(|end| end.streams() == 0));
+}
+
+/// protocol 602
+#[test]
+fn a_heavier_stream_sends_more_but_never_all() {
+    let mut solo = Solo::node(Config::default());
+    let keys = [0; 3].map(|_| solo.end.open(Bytes::new()).unwrap());
+    solo.sent();
+    for id in [1, 3, 5] {
+        solo.frame(&Frame::OpenOk {
+            id,
+            credit: 1 << 30,
+            answer: Bytes::new(),
+        });
+    }
+    // Out of range: 1 and 16.
+    solo.end.set_weight(keys[0], 0);
+    solo.end.set_weight(keys[1], 4);
+    solo.end.set_weight(keys[2], 200);
+    let mut bytes = [0; 8];
+    for _ in 0..1000 {
+        for key in keys {
+            let room = solo.end.write_budget(key).unwrap();
+            let mut chunk = Bytes::from(vec![1; room]);
+            solo.end.write(key, &mut chunk).unwrap();
+        }
+        let batch = transmit(&mut solo.end, solo.now, 64 * 1024);
+        let mut at = 0;
+        while at < batch.len() {
+            let length = usize::from(u16::from_be_bytes([batch[at + 2], batch[at + 3]]));
+            if batch[at] == 0 {
+                bytes[usize::from(batch[at + 7])] += length;
+            }
+            at += 8 + length;
+        }
+    }
+    let ratio = |id: usize| bytes[id] * 10 / bytes[1];
+    assert!((38..=42).contains(&ratio(3)), "{bytes:?}");
+    assert!((150..=165).contains(&ratio(5)), "{bytes:?}");
 }
