@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .compile_well_known_types(true)
+        // Holds a secret; see `src/convert/tunnel.rs`.
+        .skip_debug(["securegateway.tunnel.v1.Accepted"])
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()

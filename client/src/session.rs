@@ -155,6 +155,7 @@ impl Session {
             connection: self.connection,
             acl_epoch: version.epoch,
             acl_generation: version.generation,
+            resume: None,
         }
     }
 

@@ -9,10 +9,13 @@
 //! Both answer the stream and a [`PeerInfo`] with what the handshake *proved*; both give up after
 //! [`HANDSHAKE_TIMEOUT`]; both fail with an [`Error`] whose `reason()` is one stable word.
 //!
+//! [`exporter`] gives both ends of one connection the same 32 bytes, which nobody else knows.
+//!
 //! Not here: TLS of users and of resources, which has host names, and is in the relay.
 
 mod client;
 mod error;
+mod exporter;
 mod provider;
 mod server;
 mod trust;
@@ -24,6 +27,7 @@ pub use rustls_pki_types::CertificateDer;
 
 pub use self::client::{ClientStream, ClientTls, client_config, connect, connect_within};
 pub use self::error::{Error, SetupError};
+pub use self::exporter::{Exporter, exporter};
 pub use self::server::{
     ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_within, server_config,
 };

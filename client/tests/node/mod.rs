@@ -179,6 +179,7 @@ impl Node {
             gateway_name: "dev".to_owned(),
             acl: Some(list(1, acl)),
             endpoints: Some(endpoints(group)),
+            ..Accepted::default()
         }
     }
 

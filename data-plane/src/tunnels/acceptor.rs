@@ -165,6 +165,7 @@ async fn handshake(
         gateway_name: gateway.name.to_string(),
         acl: Some((&acl).into()),
         endpoints: Some(told.endpoints.clone()),
+        ..Accepted::default()
     });
     answer_within(&mut io, answer)
         .await

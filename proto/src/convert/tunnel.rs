@@ -1,5 +1,7 @@
 //! Messages inside a tunnel (`securegateway.tunnel.v1`) and the domain.
 
+use std::fmt;
+
 use sg_model::{Acl, AclEntry, AclVersion, HostPort, Invalid};
 
 use super::node::{entry_from_words, port_from_wire};
@@ -66,5 +68,37 @@ impl wire::StreamOpen {
             self.resource_host.parse()?,
             port_from_wire("resource_port", self.resource_port)?,
         )
+    }
+}
+
+/// Everything but the secret of the resumption.
+impl fmt::Debug for wire::Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted")
+            .field("node_id", &self.node_id)
+            .field("node_name", &self.node_name)
+            .field("gateway_id", &self.gateway_id)
+            .field("gateway_name", &self.gateway_name)
+            .field("acl", &self.acl)
+            .field("endpoints", &self.endpoints)
+            .field("resume_ms", &self.resume_ms)
+            .field("resumed", &self.resumed)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_of_an_answer_shows_nothing_of_its_secret() {
+        let accepted = wire::Accepted {
+            node_id: "n1".to_owned(),
+            resume_secret: vec![201; 32],
+            ..wire::Accepted::default()
+        };
+        let shown = format!("{:?}", wire::server_hello::Answer::Accepted(accepted));
+        assert!(shown.contains("n1") && !shown.contains("201"), "{shown}");
     }
 }

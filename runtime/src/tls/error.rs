@@ -82,7 +82,7 @@ impl Error {
         }
     }
 
-    fn from_rustls(error: rustls::Error) -> Self {
+    pub(super) fn from_rustls(error: rustls::Error) -> Self {
         use rustls::Error as E;
         match error {
             // What cannot even be a record is another protocol; what fails further in is bad TLS.

@@ -454,3 +454,24 @@ fn a_ca_file_that_is_missing_or_empty_is_named() {
         assert!(error.to_string().contains("ca.pem"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn both_ends_export_the_same_and_every_connection_something_else() {
+    let ca = Ca::new();
+    let server = server(&ca.node(), &ClientAuth::NoneAsked);
+    let client = client(&ca.trust(), None);
+    let mut seen = Vec::new();
+    // The second handshake resumes the TLS session of the first.
+    for _ in 0..2 {
+        let (near, far) = handshake(&client, &server).await;
+        let ((near, _), (far, _)) = (near.unwrap(), far.unwrap());
+        for label in [b"EXPORTER-one".as_slice(), b"EXPORTER-two"] {
+            let (mut here, mut there) = ([0; 32], [0; 32]);
+            exporter(&near, label, &mut here).unwrap();
+            exporter(&far, label, &mut there).unwrap();
+            assert_eq!(here, there);
+            assert!(!seen.contains(&here));
+            seen.push(here);
+        }
+    }
+}

@@ -19,6 +19,7 @@
 mod driver;
 mod error;
 mod incoming;
+pub mod resume;
 pub mod socket;
 mod state;
 mod stream;
