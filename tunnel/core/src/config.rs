@@ -1,7 +1,10 @@
 //! Limits, windows and intervals of one tunnel. Both sides may differ; what the peer must know
 //! travels in SETTINGS.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::budget::Budget;
 
 /// Settings of one side of a tunnel.
 #[derive(Clone, Debug)]
@@ -16,6 +19,9 @@ pub struct Config {
     pub max_window: u32,
     /// Bytes of credit that all streams together may hold above `base_window` each.
     pub growth_budget: u64,
+    /// What all tunnels of the process may hold together: credit above `base_window`, and sent bytes that
+    /// are kept for a resumption.
+    pub budget: Arc<Budget>,
     /// Largest payload of a DATA frame that this side accepts, in bytes; 1,024 to 65,528.
     pub max_frame: u32,
     /// Bytes that one stream may have queued to send.
@@ -114,6 +120,7 @@ impl Default for Config {
             initial_window: 64 * 1024,
             max_window: 4 * 1024 * 1024,
             growth_budget: 64 * 1024 * 1024,
+            budget: Arc::new(Budget::unlimited()),
             max_frame: 16_376,
             send_queue: 128 * 1024,
             max_metadata: 4096,

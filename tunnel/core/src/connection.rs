@@ -19,6 +19,7 @@ mod input;
 mod output;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -153,7 +154,7 @@ impl Connection {
             scheduler: Scheduler::default(),
             keepalive: Keepalive::new(now),
             guard: Guard::new(&config.rates, now),
-            pool: Pool::new(config.growth_budget),
+            pool: Pool::new(config.growth_budget, Arc::clone(&config.budget)),
             events: VecDeque::new(),
             incoming: VecDeque::new(),
             waiting_controls: (0, 0),
@@ -255,7 +256,12 @@ impl Connection {
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let mut limits = self.stats.limits;
+        let [tunnel, process] = self.pool.refused();
+        limits.count(Limit::TunnelGrowth, tunnel);
+        limits.count(Limit::ProcessGrowth, process);
         Stats {
+            limits,
             growth_used: self.pool.used(),
             unread_bytes: self.unread.1 as u64,
             ..self.stats

@@ -29,6 +29,7 @@
 //! taken for an end of file; memory is bounded by what was promised; small streams go before bulk.
 
 mod batch;
+mod budget;
 mod closed;
 mod config;
 mod connection;
@@ -47,6 +48,7 @@ pub mod code;
 pub mod frame;
 
 pub use batch::Batch;
+pub use budget::Budget;
 pub use closed::{CloseReason, Closed};
 pub use config::{Config, DatagramLimits, Rate, Rates};
 pub use connection::{Connection, Side, Stats};

@@ -95,11 +95,15 @@ pub enum Limit {
     DatagramLength,
     /// Datagrams for a flow that had ended.
     DatagramsLate,
+    /// Windows that did not grow because [`crate::Config::growth_budget`] was used up.
+    TunnelGrowth,
+    /// Windows that did not grow because the [`crate::Budget`] of the process was used up.
+    ProcessGrowth,
 }
 
 impl Limit {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::DatagramRate,
         Self::DatagramsUnread,
         Self::DatagramsUnsent,
@@ -107,6 +111,8 @@ impl Limit {
         Self::DatagramsDetached,
         Self::DatagramLength,
         Self::DatagramsLate,
+        Self::TunnelGrowth,
+        Self::ProcessGrowth,
     ];
 
     /// The word for metrics.
@@ -120,6 +126,8 @@ impl Limit {
             Self::DatagramsDetached => "datagrams-detached",
             Self::DatagramLength => "datagram-length",
             Self::DatagramsLate => "datagrams-late",
+            Self::TunnelGrowth => "tunnel-growth",
+            Self::ProcessGrowth => "process-growth",
         }
     }
 }

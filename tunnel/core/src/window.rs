@@ -1,15 +1,17 @@
 //! Credit that this side grants: how large a stream's window is, and who pays for it.
 //!
 //! Every stream is sure of the base window. What a stream holds above it is charged to one pool per
-//! tunnel, so the memory that a peer can make us hold is bounded by
-//! `streams * base_window + growth_budget`.
+//! tunnel and to the budget of the process, so the memory that a peer can make us hold is bounded by
+//! `streams * base_window + growth_budget`, and that of all peers likewise.
 //!
 //! Promised credit cannot be taken back, so a stream that falls idle keeps what it has grown to. That is
 //! why the last part of the pool is for windows of a modest size: a few large idle ones must not leave
 //! the streams that come later with the base window.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::budget::{Budget, Share};
 use crate::config::Config;
 
 /// Round-trip times below this are taken as this: on fast links the scheduling of tasks, not the
@@ -23,34 +25,48 @@ const SLOW: Duration = Duration::from_secs(10);
 /// Credit above the base windows.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    used: u64,
+    /// What it has taken from the budget of the process.
+    share: Share,
     budget: u64,
+    /// Windows that could not grow for want of the tunnel's room, and of the process's.
+    refused: [u64; 2],
 }
 
 impl Pool {
-    pub(crate) fn new(budget: u64) -> Self {
-        Self { used: 0, budget }
+    pub(crate) fn new(budget: u64, process: Arc<Budget>) -> Self {
+        Self {
+            share: Share::growth(process),
+            budget,
+            refused: [0; 2],
+        }
     }
 
     pub(crate) fn used(&self) -> u64 {
-        self.used
+        self.share.used()
     }
 
-    fn left(&self) -> u64 {
-        self.budget - self.used
+    /// How often a window could not grow for want of the tunnel's room, and of the process's.
+    pub(crate) fn refused(&self) -> [u64; 2] {
+        self.refused
+    }
+
+    /// Whether less than one of `parts` of the tunnel's or of the process's room is left.
+    fn is_scarcer_than(&self, parts: u64) -> bool {
+        self.budget - self.used() <= self.budget / parts || self.share.is_scarcer_than(parts)
     }
 
     fn take(&mut self, bytes: u64) -> bool {
-        let fits = self.left() >= bytes;
-        if fits {
-            self.used += bytes;
+        if self.budget - self.used() < bytes {
+            self.refused[0] += 1;
+            return false;
         }
+        let fits = self.share.take(bytes);
+        self.refused[1] += u64::from(!fits);
         fits
     }
 
     fn give_back(&mut self, bytes: u64) {
-        debug_assert!(bytes <= self.used);
-        self.used = self.used.saturating_sub(bytes);
+        self.share.give_back(bytes);
     }
 }
 
@@ -75,7 +91,7 @@ impl Window {
     pub(crate) fn start(&mut self, config: &Config, pool: &mut Pool, now: Instant) -> u32 {
         self.size = config.base_window;
         let extra = config.initial_window.saturating_sub(config.base_window);
-        if pool.used < pool.budget / 2 && pool.take(extra.into()) {
+        if !pool.is_scarcer_than(2) && pool.take(extra.into()) {
             self.charged = extra;
             self.size += extra;
         }
@@ -141,7 +157,7 @@ impl Window {
     fn grow(&mut self, config: &Config, pool: &mut Pool) {
         let target = self.size.saturating_mul(2).min(config.max_window);
         let extra = target.saturating_sub(self.size);
-        let fair = target <= MODEST || pool.left() > pool.budget / 4;
+        let fair = target <= MODEST || !pool.is_scarcer_than(4);
         if extra > 0 && fair && pool.take(extra.into()) {
             self.size = target;
             self.charged += extra;
@@ -172,7 +188,7 @@ mod tests {
     #[test]
     fn a_window_that_is_used_up_fast_doubles_until_the_pool_is_empty() {
         let config = config();
-        let mut pool = Pool::new(config.growth_budget);
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
         let now = Instant::now();
         let mut window = Window::default();
         assert_eq!(window.start(&config, &mut pool, now), 64 * 1024);
@@ -196,7 +212,7 @@ mod tests {
     #[test]
     fn streams_that_have_grown_and_fallen_idle_leave_room_for_others() {
         let config = Config::default();
-        let mut pool = Pool::new(config.growth_budget);
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
         let now = Instant::now();
         let mut sizes = Vec::new();
         for _ in 0..64 {
@@ -211,9 +227,38 @@ mod tests {
     }
 
     #[test]
+    fn the_tunnels_of_a_process_grow_within_its_budget() {
+        let budget = Arc::new(Budget::new(1024 * 1024));
+        let config = Config {
+            budget: Arc::clone(&budget),
+            ..Config::default()
+        };
+        let now = Instant::now();
+        let mut pools: Vec<Pool> = (0..3)
+            .map(|_| Pool::new(config.growth_budget, Arc::clone(&budget)))
+            .collect();
+        let mut windows = Vec::new();
+        for i in 0..60 {
+            let pool = &mut pools[i % 3];
+            let mut window = Window::default();
+            window.start(&config, pool, now);
+            use_fast(&mut window, &config, pool, now);
+            windows.push(window);
+            let used: u64 = pools.iter().map(Pool::used).sum();
+            assert_eq!(used, budget.growth_used());
+            assert!(used <= 768 * 1024);
+        }
+        assert_eq!(windows[0].size, 512 * 1024, "a quarter was free until then");
+        assert_eq!(windows[59].size, config.base_window);
+        assert!(pools[2].refused()[1] > 0 && pools[2].refused()[0] == 0);
+        drop(pools);
+        assert_eq!(budget.growth_used(), 0);
+    }
+
+    #[test]
     fn a_slow_stream_gets_smaller_and_the_limit_never_falls() {
         let config = config();
-        let mut pool = Pool::new(config.growth_budget);
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
         let mut now = Instant::now();
         let mut window = Window::default();
         window.start(&config, &mut pool, now);
@@ -233,7 +278,7 @@ mod tests {
     #[test]
     fn many_streams_start_with_the_base_window_when_half_of_the_pool_is_gone() {
         let config = config();
-        let mut pool = Pool::new(config.growth_budget);
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
         let now = Instant::now();
         let sizes: Vec<u32> = (0..30)
             .map(|_| Window::default().start(&config, &mut pool, now))
