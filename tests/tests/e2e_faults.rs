@@ -1,10 +1,10 @@
-//! A network that misbehaves between client and node. A relay of the test's own stands there.
+//! A network that misbehaves between client and node. A link of the test's own stands there.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use sg_tests::backend::Echo;
-use sg_tests::fault::{Behaviour, Relay};
+use sg_tests::link::{Door, End, Link};
 use sg_tests::{
     Client, ClientSetup, Destination, Gateway, Site, bytes, eventually, prepare, within,
 };
@@ -14,21 +14,21 @@ use tokio::net::TcpStream;
 struct Faulty {
     site: Site,
     gateway: Gateway,
-    relay: Relay,
+    link: Link,
     client: Client,
     destination: Destination,
     _resource: Echo,
 }
 
-/// One client, whose only way to the node is through the relay.
+/// One client, whose only way to the node is the link.
 async fn faulty() -> Result<Faulty> {
     prepare();
     let resource = Echo::start().await?;
     let mut site = Site::start().await?;
     let gateway = site.gateway("dev").await?;
-    let relay = Relay::start(site.tunnel_address(0)).await?;
+    let link = Link::start(site.tunnel_address(0)).await?;
     let setup = ClientSetup {
-        nodes: vec![relay.address()],
+        nodes: vec![link.address()],
         ..ClientSetup::default()
     };
     let mut client = site.prepare_client(&gateway, setup)?;
@@ -39,7 +39,7 @@ async fn faulty() -> Result<Faulty> {
     Ok(Faulty {
         site,
         gateway,
-        relay,
+        link,
         client,
         destination,
         _resource: resource,
@@ -62,15 +62,14 @@ async fn ends(user: &mut TcpStream, limit: Duration) -> Result<()> {
 #[tokio::test]
 async fn a_tunnel_that_is_cut_takes_its_streams_along_and_is_made_anew() -> Result<()> {
     let faulty = faulty().await?;
-    for cut in [Behaviour::Reset, Behaviour::Close] {
+    for cut in [End::Reset, End::Fin] {
         let mut user = open(&faulty.destination).await?;
-        faulty.relay.set(cut);
+        faulty.link.door(Door::Shut(cut));
+        faulty.link.cut(cut);
         ends(&mut user, Duration::from_secs(2))
             .await
             .with_context(|| format!("{cut:?}"))?;
-        faulty.relay.set(Behaviour::Pass {
-            delay: Duration::ZERO,
-        });
+        faulty.link.door(Door::Open);
         eventually(Duration::from_secs(5), "a new user is served", async || {
             open(&faulty.destination).await
         })
@@ -84,9 +83,7 @@ async fn a_tunnel_that_is_cut_takes_its_streams_along_and_is_made_anew() -> Resu
 #[tokio::test]
 async fn a_slow_network_loses_and_swaps_nothing() -> Result<()> {
     let faulty = faulty().await?;
-    faulty.relay.set(Behaviour::Pass {
-        delay: Duration::from_millis(30),
-    });
+    faulty.link.delay(Duration::from_millis(30));
     let mut users = tokio::task::JoinSet::new();
     for seed in 0..20 {
         let address = faulty.destination.address;
@@ -119,7 +116,7 @@ async fn beside_a_tunnel_fallen_silent_another_client_takes_the_users() -> Resul
     let mut faulty = faulty().await?;
     let second = faulty.site.client(&faulty.gateway).await?;
     faulty.site.clients_listed(&faulty.gateway, 2).await?;
-    faulty.relay.set(Behaviour::Silent);
+    faulty.link.black_hole();
     // Half of the users are given to the silent tunnel at first. None of them fails, and none
     // waits for longer than it takes to suspect it.
     for _ in 0..6 {
@@ -131,9 +128,7 @@ async fn beside_a_tunnel_fallen_silent_another_client_takes_the_users() -> Resul
         .await??;
     }
     // When the network is back, so is the first client.
-    faulty.relay.set(Behaviour::Pass {
-        delay: Duration::ZERO,
-    });
+    faulty.link.pass_all();
     faulty.site.clients_listed(&faulty.gateway, 2).await?;
     open(&faulty.destination).await?;
     drop((faulty.client, second));
