@@ -37,6 +37,10 @@ pub enum CloseReason {
     },
     /// Nothing was received, or no write made progress, for too long.
     Timeout,
+    /// The resume time of a detached tunnel passed without a new connection.
+    Expired,
+    /// The peer no longer knew the detached tunnel.
+    Abandoned,
     /// The peer broke the protocol; it was told this code.
     Protocol {
         /// Code that was sent in GOAWAY.
@@ -58,7 +62,8 @@ impl Closed {
         }
     }
 
-    /// One word for metrics: `local`, `peer`, `lost`, `timeout`, `protocol`.
+    /// One word for metrics: `local`, `peer`, `lost`, `timeout`, `expired`, `abandoned`,
+    /// `protocol`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self.reason {
@@ -66,6 +71,8 @@ impl Closed {
             CloseReason::Peer { .. } => "peer",
             CloseReason::Lost { .. } => "lost",
             CloseReason::Timeout => "timeout",
+            CloseReason::Expired => "expired",
+            CloseReason::Abandoned => "abandoned",
             CloseReason::Protocol { .. } => "protocol",
         }
     }
@@ -91,6 +98,8 @@ impl fmt::Display for Closed {
             ),
             CloseReason::Lost { text, .. } => write!(f, "tunnel lost: {text}"),
             CloseReason::Timeout => write!(f, "tunnel timed out"),
+            CloseReason::Expired => write!(f, "tunnel did not come back in time"),
+            CloseReason::Abandoned => write!(f, "the peer no longer knows the tunnel"),
             CloseReason::Protocol { code, detail } => write!(
                 f,
                 "peer broke the tunnel protocol ({}): {detail}",

@@ -44,6 +44,9 @@ pub struct Config {
     pub suspect_after: Duration,
     /// How long a write may make no progress before the tunnel ends.
     pub write_stall: Duration,
+    /// How long a tunnel waits for another connection when it has lost its own; zero: not at all. Both
+    /// sides must have agreed on whether it is zero.
+    pub resume_time: Duration,
     /// How long a closing tunnel tries to deliver its GOAWAY.
     pub close_linger: Duration,
     /// Datagrams that may wait.
@@ -132,6 +135,7 @@ impl Default for Config {
             dead_idle: Duration::from_secs(45),
             suspect_after: Duration::from_secs(1),
             write_stall: Duration::from_secs(60),
+            resume_time: Duration::ZERO,
             close_linger: Duration::from_secs(2),
             datagrams: DatagramLimits::default(),
             rates: Rates {

@@ -10,6 +10,7 @@
 //! * `input`: what the peer sends.
 //! * `output`: what goes out, in which order.
 //! * `flows`: streams that carry datagrams.
+//! * `resuming`: how the tunnel outlives its transport.
 //! * `closing`: how streams and the tunnel end.
 
 mod closing;
@@ -17,6 +18,7 @@ mod commands;
 mod flows;
 mod input;
 mod output;
+mod resuming;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::closed::Closed;
+use crate::closed::{CloseReason, Closed};
 use crate::config::Config;
 use crate::datagram::{Direction, Shelf};
 use crate::event::{Event, Incoming};
@@ -65,6 +67,10 @@ pub struct Stats {
     pub datagrams_sent: u64,
     /// Datagrams received for a flow that was there.
     pub datagrams_received: u64,
+    /// Sent bytes that are kept until the peer acknowledges them.
+    pub retained_bytes: u64,
+    /// How often a new connection has been attached.
+    pub resumes: u64,
     pub(crate) limits: LimitCounts,
 }
 
@@ -130,8 +136,12 @@ pub struct Connection {
     pong: Option<u64>,
     controls: VecDeque<Bytes>,
     goaway: Option<(u32, Bytes)>,
+    /// GOAWAY has been handed to the transport.
+    goaway_sent: bool,
     draining_here: bool,
     draining_there: bool,
+    /// End of the resume time while there is no transport.
+    detached_until: Option<Instant>,
     closed: Option<Closed>,
 }
 
@@ -181,8 +191,10 @@ impl Connection {
             pong: None,
             controls: VecDeque::new(),
             goaway: None,
+            goaway_sent: false,
             draining_here: false,
             draining_there: false,
+            detached_until: None,
             closed: None,
             config,
         }
@@ -206,18 +218,28 @@ impl Connection {
     /// When [`Self::handle_timeout`] must be called at the latest.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.closed {
-            Some(_) => None,
-            None => Some(self.keepalive.next_timeout(&self.config)),
+        match (&self.closed, self.detached_until) {
+            (Some(_), _) => None,
+            (None, Some(until)) => Some(until),
+            (None, None) => Some(self.keepalive.next_timeout(&self.config)),
         }
     }
 
     /// Tells the time. A ping that is due is sent by the next `poll_transmit`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.see_time(now);
+        if self.closed.is_some() {
+            return;
+        }
+        if let Some(until) = self.detached_until {
+            if until <= now {
+                self.end(CloseReason::Expired, None);
+            }
+            return;
+        }
         self.keepalive.see_time(&self.config, now);
-        if self.closed.is_none() && self.keepalive.dead_at(&self.config) <= now {
-            self.time_out();
+        if self.keepalive.dead_at(&self.config) <= now {
+            self.time_out(now);
         }
     }
 
@@ -242,9 +264,11 @@ impl Connection {
     /// Whether a ping has been unanswered for too long to trust the peer with new streams.
     #[must_use]
     pub fn is_suspect(&self, now: Instant) -> bool {
-        self.keepalive
-            .unanswered_for(now)
-            .is_some_and(|age| age >= self.config.suspect_after)
+        !self.is_detached()
+            && self
+                .keepalive
+                .unanswered_for(now)
+                .is_some_and(|age| age >= self.config.suspect_after)
     }
 
     /// Streams in the table: open, being opened, or waiting for the peer's last frame.

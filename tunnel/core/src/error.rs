@@ -32,6 +32,8 @@ pub enum OpenRefusal {
     Closed,
     /// Either side drains.
     Draining,
+    /// The tunnel has no transport at present.
+    Detached,
     /// The peer has no room for another stream.
     Limit,
     /// The metadata is longer than the peer accepts. A fault of the caller.

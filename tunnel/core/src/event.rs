@@ -18,6 +18,10 @@ pub enum Event {
     Ended(Key),
     /// [`crate::Connection::poll_incoming`] has something.
     Incoming,
+    /// The tunnel has lost its transport and waits for another one. The driver drops the transport.
+    Detached,
+    /// The tunnel has a new transport.
+    Attached,
     /// The connection has ended: [`crate::Connection::closed`].
     Closed,
 }

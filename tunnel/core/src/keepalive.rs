@@ -46,6 +46,16 @@ impl Keepalive {
         }
     }
 
+    /// A new connection: its signs of life count from now, and no PONG of the old one will come.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        *self = Self {
+            next_value: self.next_value,
+            rtt: self.rtt,
+            active_since: self.active_since.map(|_| now),
+            ..Self::new(now)
+        };
+    }
+
     pub(crate) fn on_received(&mut self, now: Instant) {
         self.last_received = now;
     }

@@ -428,7 +428,7 @@ fn an_orderly_close_does_not_cut_streams_that_have_finished_both_ways() {
     let here: Close = |s| s.end.close(close::NONE, "");
     let lost: Close = |s| {
         s.end
-            .transport_lost(std::io::ErrorKind::UnexpectedEof, "gone")
+            .transport_lost(s.now, std::io::ErrorKind::UnexpectedEof, "gone")
     };
     for (how, orderly) in [(by_peer, true), (here, true), (lost, false)] {
         for (fin_in, fin_out) in [(true, true), (true, false), (false, true)] {

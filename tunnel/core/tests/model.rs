@@ -126,7 +126,11 @@ impl World {
                     Event::Readable(key) => (key, true, false),
                     Event::Writable(key) => (key, false, true),
                     Event::Ended(key) => (key, true, true),
-                    Event::Opened(_) | Event::Incoming | Event::Closed => continue,
+                    Event::Opened(_)
+                    | Event::Incoming
+                    | Event::Detached
+                    | Event::Attached
+                    | Event::Closed => continue,
                 };
                 let found = self.streams.iter_mut().find(|s| s.key[side] == Some(key));
                 if let Some(stream) = found {

@@ -161,8 +161,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
             let core = &mut state.core;
             reader.deliver(core, now);
             match &written {
-                Poll::Ready(Err(error)) => core.transport_lost(error.kind(), &error.to_string()),
-                Poll::Pending if stalled => core.time_out(),
+                Poll::Ready(Err(error)) => {
+                    core.transport_lost(now, error.kind(), &error.to_string())
+                }
+                Poll::Pending if stalled => core.time_out(now),
                 _ => {}
             }
             core.handle_timeout(now);
@@ -288,7 +290,7 @@ impl<T> Drop for Drive<T> {
         self.shared.command(|state| {
             state
                 .core
-                .transport_lost(io::ErrorKind::Interrupted, "driver was dropped");
+                .lose(io::ErrorKind::Interrupted, "driver was dropped");
         });
     }
 }

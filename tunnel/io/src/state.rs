@@ -115,6 +115,8 @@ impl Shared {
                         wakes.extend(all.into_iter().filter_map(Option::take));
                     }
                 }
+                // The driver and the owners look at the core.
+                Event::Detached | Event::Attached => {}
                 Event::Incoming => wakes.extend(state.incoming.take()),
                 Event::Closed => {
                     self.closed.send_replace(state.core.closed().cloned());

@@ -147,7 +147,9 @@ fn open_error(state: &State, refusal: OpenRefusal) -> OpenError {
     match (refusal, state.core.closed()) {
         (OpenRefusal::Closed, Some(closed)) => OpenError::Closed(closed.clone()),
         (OpenRefusal::Limit, _) => OpenError::Limit,
-        (OpenRefusal::Draining | OpenRefusal::Closed, _) => OpenError::Draining,
+        (OpenRefusal::Draining | OpenRefusal::Detached | OpenRefusal::Closed, _) => {
+            OpenError::Draining
+        }
         (OpenRefusal::MetadataTooLong, _) => OpenError::Reset {
             code: code::INTERNAL,
         },

@@ -1,7 +1,5 @@
 //! How streams and the tunnel end.
 
-use std::io;
-
 use bytes::Bytes;
 
 use super::Connection;
@@ -33,14 +31,7 @@ impl Connection {
         self.end(CloseReason::Local { code }, Some((code, text)));
     }
 
-    /// The transport has ended or failed.
-    pub fn transport_lost(&mut self, kind: io::ErrorKind, text: &str) {
-        let Closed { reason } = Closed::lost(kind, text);
-        self.end(reason, None);
-    }
-
-    /// Nothing came, or nothing could be written, for too long.
-    pub fn time_out(&mut self) {
+    pub(super) fn end_timeout(&mut self) {
         self.end(CloseReason::Timeout, Some((close::IDLE, Bytes::new())));
     }
 
@@ -59,12 +50,13 @@ impl Connection {
         self.end(CloseReason::Peer { code, message }, None);
     }
 
-    fn end(&mut self, reason: CloseReason, goaway: Option<(u32, Bytes)>) {
+    pub(super) fn end(&mut self, reason: CloseReason, goaway: Option<(u32, Bytes)>) {
         if self.closed.is_some() {
             return;
         }
         self.closed = Some(Closed { reason });
-        self.goaway = goaway;
+        self.goaway = goaway.filter(|_| !self.is_detached());
+        self.detached_until = None;
         self.scheduler = Scheduler::default();
         self.controls.clear();
         self.pong = None;

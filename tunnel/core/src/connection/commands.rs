@@ -24,6 +24,9 @@ impl Connection {
         if self.is_draining() {
             return Err(OpenRefusal::Draining);
         }
+        if self.is_detached() {
+            return Err(OpenRefusal::Detached);
+        }
         let peer = self.peer.unwrap_or(Settings {
             max_metadata: u32::try_from(self.config.max_metadata).unwrap_or(u32::MAX),
             ..Settings::DEFAULT

@@ -26,7 +26,7 @@ impl Connection {
     /// Takes what came in. Payloads leave `input` as slices of it; an incomplete frame other than
     /// DATA stays (at most 64 KiB).
     pub fn handle_input(&mut self, now: Instant, input: &mut BytesMut) {
-        if self.closed.is_some() {
+        if self.closed.is_some() || self.is_detached() {
             input.clear();
             return;
         }

@@ -18,8 +18,11 @@ impl Connection {
     /// Appends up to about `limit` bytes (exceeded by less than one frame) to `batch`. Returns
     /// whether more waits.
     pub fn poll_transmit(&mut self, now: Instant, batch: &mut Batch, limit: usize) -> bool {
-        let before = batch.len();
         self.see_time(now);
+        if self.is_detached() {
+            return false;
+        }
+        let before = batch.len();
         let limit = before + limit;
         let more = if self.closed.is_some() {
             self.put_settings(batch);
@@ -44,6 +47,9 @@ impl Connection {
     pub fn wants_transmit(&self) -> bool {
         if self.closed.is_some() {
             return self.goaway.is_some();
+        }
+        if self.is_detached() {
+            return false;
         }
         !self.settings_sent
             || self.pong.is_some()
@@ -86,6 +92,7 @@ impl Connection {
 
     fn put_goaway(&mut self, batch: &mut Batch) {
         if let Some((code, message)) = self.goaway.take() {
+            self.goaway_sent = true;
             batch.push_frame(&Frame::Goaway { code, message });
         }
     }

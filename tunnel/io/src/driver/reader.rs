@@ -67,7 +67,7 @@ impl Reader {
             self.fresh = 0;
         }
         if let Some(error) = &self.end {
-            core.transport_lost(error.kind(), &error.to_string());
+            core.transport_lost(now, error.kind(), &error.to_string());
         }
     }
 
