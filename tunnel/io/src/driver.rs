@@ -5,9 +5,14 @@
 //! in every round, and after [`ROUNDS`] rounds the other tasks of the runtime get theirs.
 //!
 //! A new batch is built only when the last one has left user space, so that what is urgent goes into
-//! the very next write. `reader` and `writer` know the transport; this file knows the order.
+//! the very next write.
+//!
+//! A tunnel may outlive its connection (protocol 801): then the driver has no [`Link`] and sleeps
+//! until [`crate::Tunnel::attach`] brings one, or the tunnel ends. `link` is one connection, `reader` and
+//! `writer` are its halves; this file knows the order.
 
 mod gather;
+mod link;
 mod reader;
 mod writer;
 
@@ -20,35 +25,29 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use sg_tunnel::{CloseReason, Closed, Config};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
 use crate::state::Shared;
+use crate::transport::Transport;
 use gather::Gather;
-use reader::{Filled, Reader};
-use writer::Writer;
+use link::Link;
 
 /// Rounds before the driver lets other tasks run.
 const ROUNDS: u32 = 4;
 
-/// Drives one tunnel; completes when the tunnel has ended. Its owner spawns it and notices its end.
-/// Dropping it ends the tunnel: all streams and opens fail.
+/// Drives one tunnel over all its connections; completes when the tunnel has ended for good. Its owner
+/// spawns it and notices its end. Dropping it ends the tunnel: all streams and opens fail.
 #[must_use = "a tunnel does nothing unless its driver runs"]
 pub struct Driver {
-    inner: Pin<Box<dyn Future<Output = Closed> + Send>>,
+    drive: Box<Drive>,
 }
 
 impl Driver {
-    pub(crate) fn new<T>(io: T, shared: Arc<Shared>, config: &Config) -> Self
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    pub(crate) fn new(io: Box<dyn Transport>, shared: Arc<Shared>, config: &Config) -> Self {
         Self {
-            inner: Box::pin(Drive {
-                io,
+            drive: Box::new(Drive {
+                link: Some(Link::new(io)),
                 shared,
-                reader: Reader::default(),
-                writer: Writer::default(),
                 timer: None,
                 wakes: Vec::new(),
                 write_stall: config.write_stall,
@@ -64,7 +63,7 @@ impl Future for Driver {
     type Output = Closed;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
-        self.inner.as_mut().poll(cx)
+        self.drive.poll(cx)
     }
 }
 
@@ -74,11 +73,10 @@ impl fmt::Debug for Driver {
     }
 }
 
-struct Drive<T> {
-    io: T,
+struct Drive {
+    /// `None` while the tunnel is detached.
+    link: Option<Link>,
     shared: Arc<Shared>,
-    reader: Reader,
-    writer: Writer,
     timer: Option<Pin<Box<Sleep>>>,
     wakes: Vec<Waker>,
     write_stall: Duration,
@@ -91,46 +89,39 @@ struct Drive<T> {
 struct Closing {
     closed: Closed,
     deadline: Instant,
-    shut_down: bool,
 }
 
 /// What one exchange with the core came to.
 struct Exchange {
     closed: Option<Closed>,
-    /// There is something to write.
-    sending: bool,
-    /// There will be: the tasks that are ready may add to it first.
+    /// There will be something to write: the tasks that are ready may add to it first.
     paused: bool,
     deadline: Option<Instant>,
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Future for Drive<T> {
-    type Output = Closed;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
-        let this = self.get_mut();
-        if this.closing.is_some() {
-            return this.poll_closing(cx);
+impl Drive {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+        if self.closing.is_some() {
+            return self.poll_closing(cx);
         }
-        let mut read_waits = false;
+        if let Some(link) = &mut self.link {
+            link.begin_turn();
+        }
         for _ in 0..ROUNDS {
-            // A read that waits has registered us, and is tried again in the next turn.
-            if !read_waits {
-                read_waits = this.reader.fill(&mut this.io, cx) == Filled::Waiting;
+            if let Some(link) = &mut self.link {
+                link.exchange(cx);
             }
-            let written = this.writer.drain(&mut this.io, cx);
-            let write_waits = written.is_pending();
-            let exchange = this.exchange(cx, written);
+            let exchange = self.exchange(cx);
             if let Some(closed) = exchange.closed {
-                this.start_closing(closed);
-                return this.poll_closing(cx);
+                self.start_closing(closed);
+                return self.poll_closing(cx);
             }
             if exchange.paused {
                 break;
             }
-            if read_waits && (write_waits || !exchange.sending) {
-                let deadline = this.with_write_stall(exchange.deadline);
-                if this.sleep_until(deadline, cx).is_pending() {
+            if self.link.as_ref().is_none_or(Link::is_waiting) {
+                let deadline = self.with_write_stall(exchange.deadline);
+                if self.sleep_until(deadline, cx).is_pending() {
                     return Poll::Pending;
                 }
             }
@@ -138,53 +129,52 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Drive<T> {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
-}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
     /// One turn with the core under the lock.
-    fn exchange(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<()>>) -> Exchange {
+    fn exchange(&mut self, cx: &mut Context<'_>) -> Exchange {
         let Self {
-            reader,
-            writer,
+            link,
             gather,
+            write_stall,
             ..
         } = self;
-        let mut paused = false;
+        // Connections that are of no use any more; closed when the lock is released.
+        let mut gone = [None, None];
         let time = Instant::now();
         let now = time.into_std();
-        let stalled = writer.stalled_for(time) >= self.write_stall;
-        let ready = matches!(written, Poll::Ready(Ok(())));
-        if ready {
-            writer.measure(time);
-        }
         let exchange = self.shared.drive(&mut self.wakes, |state| {
+            if let Some(io) = state.take_next() {
+                // What the old one had read or was writing is void (protocol 804).
+                gone[0] = link.replace(Link::new(io));
+            }
             let core = &mut state.core;
-            reader.deliver(core, now);
-            match &written {
-                Poll::Ready(Err(error)) => {
-                    core.transport_lost(now, error.kind(), &error.to_string())
-                }
-                Poll::Pending if stalled => core.time_out(now),
-                _ => {}
+            if let Some(link) = link {
+                link.deliver(core, *write_stall, time);
             }
             core.handle_timeout(now);
-            if ready && core.closed().is_none() {
+            if core.is_detached() {
+                gone[1] = link.take();
+            }
+            let mut paused = false;
+            if let Some(link) = link.as_mut().filter(|link| link.is_drained())
+                && core.closed().is_none()
+            {
                 paused = gather.pause(core);
                 if !paused {
-                    writer.take_batch(core, now);
+                    link.take_batch(core, now);
                 }
             }
-            let sending = writer.has_work();
             let exchange = Exchange {
                 closed: core.closed().cloned(),
-                sending,
                 paused,
                 deadline: core.poll_timeout().map(Instant::from_std),
             };
             // While there is something to write the transport brings us back.
+            let sending = link.as_ref().is_some_and(Link::has_work);
             state.park_driver(cx, sending || paused);
             exchange
         });
+        drop(gone);
         for waker in self.wakes.drain(..) {
             waker.wake();
         }
@@ -192,7 +182,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
     }
 
     fn with_write_stall(&self, deadline: Option<Instant>) -> Option<Instant> {
-        let stall = self.writer.stalled_since().map(|at| at + self.write_stall);
+        let since = self.link.as_ref().and_then(Link::stalled_since);
+        let stall = since.map(|at| at + self.write_stall);
         match (deadline, stall) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -213,8 +204,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
         }
         while timer.as_mut().poll(cx).is_ready() {
             // Rings now and then on an idle tunnel: a good time to give back memory.
-            self.reader.release();
-            self.writer.release();
+            if let Some(link) = &mut self.link {
+                link.release();
+            }
             if deadline <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -225,13 +217,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
 
     fn start_closing(&mut self, closed: Closed) {
         let linger = match closed.reason {
-            CloseReason::Lost { .. } | CloseReason::Timeout => Duration::ZERO,
-            _ => self.linger,
+            CloseReason::Local { .. } | CloseReason::Peer { .. } | CloseReason::Protocol { .. } => {
+                self.linger
+            }
+            CloseReason::Timeout => Duration::ZERO,
+            CloseReason::Lost { .. } | CloseReason::Expired | CloseReason::Abandoned => {
+                // Nobody there to say goodbye to.
+                self.link = None;
+                Duration::ZERO
+            }
         };
         self.closing = Some(Closing {
             closed,
             deadline: Instant::now() + linger,
-            shut_down: false,
         });
         self.timer = None;
     }
@@ -239,58 +237,48 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Drive<T> {
     /// Delivers what was being written and the GOAWAY, says goodbye, and waits for the peer to do
     /// the same: closing a socket with unread bytes would reset it and lose the GOAWAY.
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
-        let Some(closing) = &self.closing else {
+        let Some(deadline) = self.closing.as_ref().map(|closing| closing.deadline) else {
             return Poll::Pending;
         };
-        let (deadline, lost) = (
-            closing.deadline,
-            matches!(closing.closed.reason, CloseReason::Lost { .. }),
-        );
-        let done = lost
-            || matches!(self.poll_goodbye(cx), Poll::Ready(_))
-            || self.sleep_until(Some(deadline), cx).is_ready();
-        if !done {
-            return Poll::Pending;
-        }
-        match self.closing.take() {
+        let done =
+            self.poll_goodbye(cx).is_ready() || self.sleep_until(Some(deadline), cx).is_ready();
+        match self.closing.take_if(|_| done) {
             Some(closing) => Poll::Ready(closing.closed),
             None => Poll::Pending,
         }
     }
 
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let peer_closed = self
-            .closing
-            .as_ref()
-            .is_some_and(|c| matches!(c.closed.reason, CloseReason::Peer { .. }));
+        let (Some(link), Some(closing)) = (&mut self.link, &self.closing) else {
+            return Poll::Ready(Ok(()));
+        };
         loop {
-            std::task::ready!(self.writer.drain(&mut self.io, cx))?;
+            std::task::ready!(link.poll_drain(cx))?;
             let now = Instant::now().into_std();
-            let Self { writer, .. } = self;
-            self.shared
-                .drive(&mut self.wakes, |s| writer.take_batch(&mut s.core, now));
-            if !self.writer.has_work() {
+            self.shared.drive(&mut self.wakes, |state| {
+                link.take_batch(&mut state.core, now);
+            });
+            if !link.has_work() {
                 break;
             }
         }
-        if let Some(closing) = self.closing.as_mut().filter(|c| !c.shut_down) {
-            std::task::ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-            closing.shut_down = true;
-        }
-        if peer_closed {
+        std::task::ready!(link.poll_shutdown(cx))?;
+        if matches!(closing.closed.reason, CloseReason::Peer { .. }) {
             return Poll::Ready(Ok(()));
         }
-        self.reader.discard(&mut self.io, cx)
+        link.poll_discard(cx)
     }
 }
 
-impl<T> Drop for Drive<T> {
+impl Drop for Drive {
     fn drop(&mut self) {
         // After a regular end this changes nothing.
-        self.shared.command(|state| {
+        let next = self.shared.command(|state| {
             state
                 .core
                 .lose(io::ErrorKind::Interrupted, "driver was dropped");
+            state.take_next()
         });
+        drop(next);
     }
 }

@@ -20,6 +20,9 @@ pub enum OpenError {
     /// Either side drains the tunnel.
     #[error("the tunnel is draining")]
     Draining,
+    /// The tunnel has lost its connection, and there is no new one yet.
+    #[error("the tunnel has no connection at present")]
+    Detached,
     /// The peer takes no more streams at present.
     #[error("the tunnel has no room for another stream")]
     Limit,
@@ -31,7 +34,7 @@ impl OpenError {
     pub fn retry_elsewhere(&self) -> bool {
         match self {
             Self::Reset { code } => code::retry_elsewhere(*code),
-            Self::Closed(_) | Self::Draining | Self::Limit => true,
+            Self::Closed(_) | Self::Draining | Self::Detached | Self::Limit => true,
         }
     }
 
@@ -40,7 +43,7 @@ impl OpenError {
     pub fn code(&self) -> u32 {
         match self {
             Self::Reset { code } => *code,
-            Self::Closed(_) => code::TUNNEL_LOST,
+            Self::Closed(_) | Self::Detached => code::TUNNEL_LOST,
             Self::Draining => code::REFUSED_RETRY,
             Self::Limit => code::LIMIT,
         }

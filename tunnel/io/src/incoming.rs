@@ -9,7 +9,8 @@ use bytes::Bytes;
 use sg_tunnel::{Incoming as Request, code};
 
 use crate::error::StreamError;
-use crate::state::{Interest, Shared};
+use crate::handover::Interest;
+use crate::state::{Change, Shared};
 use crate::stream::{Held, TunnelStream};
 
 /// What the peer asks for, in order. Dropping it refuses what the peer opens from then on.
@@ -26,6 +27,18 @@ pub enum Event {
     Control(Bytes),
     /// The peer drains: it takes no new streams, and opens none.
     PeerDraining,
+    /// The tunnel has lost its connection and waits for [`crate::Tunnel::attach`]: streams wait,
+    /// opens fail.
+    Detached,
+    /// The tunnel has a new connection. Comes without [`Self::Detached`] if that was so before the
+    /// owner looked.
+    Resumed,
+}
+
+/// What [`Incoming`] found under the lock.
+enum Next {
+    Change(Change),
+    Request(Request),
 }
 
 impl Incoming {
@@ -33,7 +46,8 @@ impl Incoming {
         Self { shared }
     }
 
-    /// The next event; `None` when the tunnel has ended. Cancel safe: nothing is taken before it is
+    /// The next event; what concerns the tunnel's connection comes before what the peer asks for, and
+    /// only the present state of it is told. `None` when the tunnel has ended. Cancel safe: nothing is taken before it is
     /// returned. Whoever owns this must keep calling: messages that nobody takes end the tunnel.
     pub async fn next(&mut self) -> Option<Event> {
         poll_fn(|cx| self.poll_next(cx)).await
@@ -43,19 +57,27 @@ impl Incoming {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         loop {
             let next = self.shared.look(|state| {
+                if let Some(change) = state.poll_change() {
+                    return Poll::Ready(Some(Next::Change(change)));
+                }
                 let next = state.core.poll_incoming();
                 if next.is_none() && state.core.closed().is_none() {
                     state.wait_incoming(cx);
                     return Poll::Pending;
                 }
-                Poll::Ready(next)
+                Poll::Ready(next.map(Next::Request))
             });
-            let event = match next {
+            let next = match next {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Request::Control(message))) => Event::Control(message),
-                Poll::Ready(Some(Request::Draining)) => Event::PeerDraining,
-                Poll::Ready(Some(Request::Offer { key, metadata })) => {
+                Poll::Ready(Some(next)) => next,
+            };
+            let event = match next {
+                Next::Change(Change::Detached) => Event::Detached,
+                Next::Change(Change::Resumed) => Event::Resumed,
+                Next::Request(Request::Control(message)) => Event::Control(message),
+                Next::Request(Request::Draining) => Event::PeerDraining,
+                Next::Request(Request::Offer { key, metadata }) => {
                     let held = Held::new(Arc::clone(&self.shared), key, code::INTERNAL);
                     if self.shared.look(|state| state.core.ended(key).is_some()) {
                         continue; // the opener gave up before anybody looked
@@ -122,7 +144,7 @@ impl IncomingStream {
                 if let Some(end) = state.core.ended(key) {
                     return Poll::Ready(state.error(end));
                 }
-                state.wait(key, Interest::Reset, cx);
+                state.wait_for(key, Interest::Reset, cx);
                 Poll::Pending
             })
         })

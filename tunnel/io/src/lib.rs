@@ -12,18 +12,25 @@
 //! ```
 //!
 //! Where to start: [`Tunnel`], [`Incoming`], [`TunnelStream`]; inside, `driver` is the loop and
-//! `state` the one lock. Handles and driver share the core behind that lock; it is held only to move
+//! `state` what stands behind the one lock, `handover` the lock and who sleeps beside it. Handles and driver share the core behind that lock; it is held only to move
 //! references and counters, never over IO, and there is no channel and no task per stream. A handle
 //! that queues something wakes the driver once; the driver then takes everything that is queued.
 
 mod driver;
 mod error;
+mod handover;
 mod incoming;
 pub mod resume;
 pub mod socket;
 mod state;
 mod stream;
+pub mod transport;
 mod tunnel;
+
+/// Replaced by models of the same in `tests/loom.rs`.
+mod sync {
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+}
 
 use std::sync::Arc;
 
@@ -34,9 +41,11 @@ pub use error::{ControlError, OpenError, StreamError};
 pub use incoming::{Event, Incoming, IncomingStream};
 pub use sg_tunnel::{CloseReason, Closed, Config, Rate, Rates, Side, Stats as TunnelStats, code};
 pub use stream::TunnelStream;
+pub use transport::Transport;
 pub use tunnel::Tunnel;
 
 /// Splits a byte stream into a handle, incoming events and the driver future that the caller must run.
+/// The end of file of `io` is taken for an orderly end, as with TLS ([`transport::Stream::new`]).
 ///
 /// Dropping every [`Tunnel`] does not end the tunnel; dropping the [`Driver`] does. Dropping
 /// [`Incoming`] refuses what the peer opens from then on.
@@ -44,7 +53,16 @@ pub fn start<T>(io: T, side: Side, config: Config) -> (Tunnel, Incoming, Driver)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let shared = Arc::new(state::Shared::new(side, config.clone()));
+    start_with(Box::new(transport::Stream::new(io)), side, config)
+}
+
+/// Like [`start`], over any [`Transport`].
+pub fn start_with(
+    io: Box<dyn Transport>,
+    side: Side,
+    config: Config,
+) -> (Tunnel, Incoming, Driver) {
+    let shared = Arc::new(state::Shared::start(side, config.clone()));
     let driver = Driver::new(io, Arc::clone(&shared), &config);
     let incoming = Incoming::new(Arc::clone(&shared));
     (Tunnel::new(shared), incoming, driver)

@@ -1,165 +1,124 @@
-//! The one lock of a tunnel: the core and who waits for what.
+//! What stands behind the one lock of a tunnel: the core, the transport that comes next, and what
+//! the owner has not been told yet.
 //!
-//! Lock order: there is only this lock. No IO is done under it, and wakers are called after it is released;
-//! except, once, those of [`crate::Tunnel::closed`], which only schedule a task.
+//! Lock order: there is only this lock. No IO is done under it, and transports are dropped outside
+//! of it. Wakers are called after it is released; except, once, those of [`crate::Tunnel::closed`],
+//! which only schedule a task. Who sleeps and how they are woken is in `handover`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::task::Context;
 
 use sg_tunnel::{Closed, Config, Connection, Event, Key, Side, StreamEnd};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::StreamError;
+use crate::handover::{Call, Desk, Handover, Interest, Machine, Wake};
+use crate::transport::Transport;
 
-/// Waker slots that an idle tunnel may keep.
-const KEEP_SLOTS: usize = 64;
+pub(crate) type Shared = Handover<Parts>;
+pub(crate) type State = Desk<Parts>;
 
-pub(crate) struct Shared {
-    state: Mutex<State>,
+pub(crate) struct Parts {
+    pub(crate) core: Connection,
+    /// A new connection, which the core has been told of and the driver has not taken yet.
+    next: Option<Box<dyn Transport>>,
+    news: News,
     closed: watch::Sender<Option<Closed>>,
 }
 
-pub(crate) struct State {
-    pub(crate) core: Connection,
-    /// By index of the stream's key.
-    wakers: Vec<StreamWakers>,
-    incoming: Option<Waker>,
-    driver: Option<Waker>,
-    /// The driver will look at the core again without being woken.
-    driver_awake: bool,
-}
-
+/// What the owner has to be told about the tunnel's connection: states, so that there is nothing to
+/// bound.
 #[derive(Default)]
-struct StreamWakers {
-    read: Option<Waker>,
-    write: Option<Waker>,
-    reset: Option<Waker>,
+struct News {
+    told_detached: bool,
+    /// There is a new connection since the owner was told.
+    attached: bool,
 }
 
-/// What a task waits for on a stream.
-#[derive(Clone, Copy)]
-pub(crate) enum Interest {
-    /// Also the answer to an open.
-    Read,
-    Write,
-    Reset,
+/// What became of the tunnel's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Detached,
+    Resumed,
 }
 
 impl Shared {
-    pub(crate) fn new(side: Side, config: Config) -> Self {
-        Self {
-            state: Mutex::new(State {
-                core: Connection::new(side, config, Instant::now().into_std()),
-                wakers: Vec::new(),
-                incoming: None,
-                driver: None,
-                // It has to be polled once anyway.
-                driver_awake: true,
-            }),
+    pub(crate) fn start(side: Side, config: Config) -> Self {
+        Self::new(Parts {
+            core: Connection::new(side, config, Instant::now().into_std()),
+            next: None,
+            news: News::default(),
             closed: watch::Sender::new(None),
+        })
+    }
+}
+
+impl Machine for Parts {
+    fn poll_wake(&mut self) -> Option<Wake> {
+        Some(match self.core.poll_event()? {
+            Event::Opened(key) | Event::Readable(key) => Wake::One(key.index(), Interest::Read),
+            Event::Writable(key) => Wake::One(key.index(), Interest::Write),
+            Event::Ended(key) => Wake::All(key.index()),
+            Event::Incoming | Event::Detached => Wake::Incoming,
+            Event::Attached => {
+                self.news.attached = true;
+                Wake::Incoming
+            }
+            Event::Closed => {
+                self.closed.send_replace(self.core.closed().cloned());
+                Wake::Incoming
+            }
+        })
+    }
+
+    fn call(&self) -> Call {
+        if self.core.closed().is_some() || self.next.is_some() {
+            Call::Now
+        } else if self.core.wants_transmit() {
+            Call::IfAsleep
+        } else {
+            Call::No
+        }
+    }
+}
+
+impl Parts {
+    /// Attaches a new connection; the driver takes it before it tells the core anything else.
+    /// Returns the connection that is of no use any more, to be dropped outside of the lock.
+    pub(crate) fn attach(
+        &mut self,
+        io: Box<dyn Transport>,
+    ) -> (Result<(), Closed>, Option<Box<dyn Transport>>) {
+        match self.core.attach(Instant::now().into_std()) {
+            Ok(()) => (Ok(()), self.next.replace(io)),
+            Err(closed) => (Err(closed), Some(io)),
         }
     }
 
-    /// Runs a command of a handle; wakes whom it concerns after the lock is released.
-    pub(crate) fn command<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
-        let mut wakes = Vec::new();
-        let mut state = self.lock();
-        let result = f(&mut state);
-        self.dispatch(&mut state, &mut wakes);
-        let driver = state.driver_to_wake();
-        drop(state);
-        if let Some(driver) = driver {
-            driver.wake();
-        }
-        for waker in wakes {
-            waker.wake();
-        }
-        result
+    /// The connection that replaces the driver's.
+    pub(crate) fn take_next(&mut self) -> Option<Box<dyn Transport>> {
+        self.next.take()
     }
 
-    /// Looks without changing anything that would have to be sent.
-    pub(crate) fn look<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
-        f(&mut self.lock())
-    }
-
-    /// The driver's turn: like [`Self::command`], but collects the wakers for its own list.
-    pub(crate) fn drive<R>(&self, wakes: &mut Vec<Waker>, f: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = self.lock();
-        let result = f(&mut state);
-        self.dispatch(&mut state, wakes);
-        result
+    /// What the owner should know about the tunnel's connection.
+    pub(crate) fn poll_change(&mut self) -> Option<Change> {
+        if self.core.closed().is_some() {
+            return None;
+        }
+        if self.core.is_detached() {
+            self.news.attached = false;
+            let told = std::mem::replace(&mut self.news.told_detached, true);
+            return (!told).then_some(Change::Detached);
+        }
+        if std::mem::take(&mut self.news.attached) {
+            self.news.told_detached = false;
+            return Some(Change::Resumed);
+        }
+        None
     }
 
     pub(crate) fn subscribe_closed(&self) -> watch::Receiver<Option<Closed>> {
         self.closed.subscribe()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock is a bug of ours; the others may at least find the tunnel closed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn dispatch(&self, state: &mut State, wakes: &mut Vec<Waker>) {
-        while let Some(event) = state.core.poll_event() {
-            match event {
-                Event::Opened(key) | Event::Readable(key) => {
-                    wakes.extend(state.waiting(key).and_then(|w| w.read.take()));
-                }
-                Event::Writable(key) => {
-                    wakes.extend(state.waiting(key).and_then(|w| w.write.take()));
-                }
-                Event::Ended(key) => {
-                    if let Some(waiting) = state.waiting(key) {
-                        let all = [&mut waiting.read, &mut waiting.write, &mut waiting.reset];
-                        wakes.extend(all.into_iter().filter_map(Option::take));
-                    }
-                }
-                // The driver and the owners look at the core.
-                Event::Detached | Event::Attached => {}
-                Event::Incoming => wakes.extend(state.incoming.take()),
-                Event::Closed => {
-                    self.closed.send_replace(state.core.closed().cloned());
-                }
-            }
-        }
-    }
-}
-
-impl State {
-    /// The driver goes to sleep until it is woken, or comes back by itself.
-    pub(crate) fn park_driver(&mut self, cx: &Context<'_>, awake: bool) {
-        self.driver_awake = awake;
-        register(&mut self.driver, cx);
-    }
-
-    pub(crate) fn wait_incoming(&mut self, cx: &Context<'_>) {
-        register(&mut self.incoming, cx);
-    }
-
-    pub(crate) fn wait(&mut self, key: Key, interest: Interest, cx: &Context<'_>) {
-        let index = key.index();
-        if self.wakers.len() <= index {
-            self.wakers.resize_with(index + 1, StreamWakers::default);
-        }
-        let waiting = &mut self.wakers[index];
-        let slot = match interest {
-            Interest::Read => &mut waiting.read,
-            Interest::Write => &mut waiting.write,
-            Interest::Reset => &mut waiting.reset,
-        };
-        register(slot, cx);
-    }
-
-    /// Lets go of a stream; resets it with `code` unless it has finished.
-    pub(crate) fn release(&mut self, key: Key, code: u32) {
-        if let Some(waiting) = self.wakers.get_mut(key.index()) {
-            *waiting = StreamWakers::default();
-        }
-        self.core.release(key, code);
-        if self.core.streams() == 0 && self.wakers.len() > KEEP_SLOTS {
-            self.wakers = Vec::new();
-        }
     }
 
     /// The error that a stream's user sees.
@@ -173,28 +132,20 @@ impl State {
             },
         }
     }
-
-    fn waiting(&mut self, key: Key) -> Option<&mut StreamWakers> {
-        self.wakers.get_mut(key.index())
-    }
-
-    fn driver_to_wake(&mut self) -> Option<Waker> {
-        // A closed tunnel wakes its driver even while that waits for the transport.
-        let wanted = match self.core.closed() {
-            Some(_) => true,
-            None => !self.driver_awake && self.core.wants_transmit(),
-        };
-        if !wanted {
-            return None;
-        }
-        self.driver_awake = true;
-        self.driver.take()
-    }
 }
 
-fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
-    match slot {
-        Some(waker) => waker.clone_from(cx.waker()),
-        None => *slot = Some(cx.waker().clone()),
+impl State {
+    /// Whoever polls this waits for something on the stream.
+    pub(crate) fn wait_for(&mut self, key: Key, interest: Interest, cx: &Context<'_>) {
+        self.wait(key.index(), interest, cx);
+    }
+
+    /// Lets go of a stream; resets it with `code` unless it has finished.
+    pub(crate) fn release(&mut self, key: Key, code: u32) {
+        self.forget(key.index());
+        self.core.release(key, code);
+        if self.core.streams() == 0 {
+            self.forget_all();
+        }
     }
 }

@@ -12,7 +12,8 @@ use sg_tunnel::{Key, Read, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::StreamError;
-use crate::state::{Interest, Shared, State};
+use crate::handover::Interest;
+use crate::state::{Shared, State};
 
 /// Largest piece that one read gives.
 const READ_MAX: usize = 64 * 1024;
@@ -81,7 +82,7 @@ impl TunnelStream {
                 Ok(Read::Chunk(chunk)) => Poll::Ready(Ok(Some(chunk))),
                 Ok(Read::Fin) => Poll::Ready(Ok(None)),
                 Ok(Read::Pending) => {
-                    state.wait(key, Interest::Read, cx);
+                    state.wait_for(key, Interest::Read, cx);
                     Poll::Pending
                 }
                 Err(end) => Poll::Ready(Err(state.error(end))),
@@ -125,7 +126,7 @@ impl TunnelStream {
                     Ok(_) | Err(_) if count > 0 => break,
                     Ok(Read::Fin) => break,
                     Ok(Read::Pending) => {
-                        state.wait(key, Interest::Read, cx);
+                        state.wait_for(key, Interest::Read, cx);
                         return Poll::Pending;
                     }
                     Err(end) => return Poll::Ready(Err(state.error(end))),
@@ -205,7 +206,7 @@ impl TunnelStream {
         self.held.shared.look(|state| match state.core.ended(key) {
             Some(end) => Poll::Ready(state.error(end)),
             None => {
-                state.wait(key, Interest::Reset, cx);
+                state.wait_for(key, Interest::Reset, cx);
                 Poll::Pending
             }
         })
@@ -226,7 +227,7 @@ impl TunnelStream {
         let key = self.held.key;
         self.held.shared.command(|state| match f(state, key) {
             Ok(0) => {
-                state.wait(key, Interest::Write, cx);
+                state.wait_for(key, Interest::Write, cx);
                 Poll::Pending
             }
             Ok(count) => Poll::Ready(Ok(count)),

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sg_tunnel::{Closed, ControlRefusal, OpenRefusal, OpenState, StreamEnd, code};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::TunnelStats;
 use crate::error::{ControlError, OpenError};
-use crate::state::{Interest, Shared, State};
+use crate::handover::Interest;
+use crate::state::{Shared, State};
 use crate::stream::{Held, TunnelStream};
+use crate::transport::{self, Transport};
 
 /// A handle to a tunnel; cheap to clone. Dropping all of them does not end the tunnel.
 #[derive(Clone)]
@@ -41,7 +44,7 @@ impl Tunnel {
             let answer = self.shared.look(|state| match state.core.open_state(key) {
                 Ok(OpenState::Open) => Some(Ok(state.core.wire_id(key))),
                 Ok(OpenState::Waiting) => {
-                    state.wait(key, Interest::Read, cx);
+                    state.wait_for(key, Interest::Read, cx);
                     None
                 }
                 Err(StreamEnd::Reset(code)) => Some(Err(OpenError::Reset { code })),
@@ -88,9 +91,46 @@ impl Tunnel {
         self.shared.command(|state| state.core.close(code, message));
     }
 
+    /// Goes on over a new connection, on which both sides have agreed to resume this tunnel. The old
+    /// one is closed at once, even if it is believed alive: what it had received and was not handed on
+    /// is dropped, as the peer sends it again. As with [`crate::start`] the end of file of `io` is taken
+    /// for an orderly end.
+    ///
+    /// # Errors
+    ///
+    /// The tunnel has ended; one that is not resumable ends by this. `io` is closed.
+    pub fn attach<T>(&self, io: T) -> Result<(), Closed>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.attach_with(Box::new(transport::Stream::new(io)))
+    }
+
+    /// Like [`Self::attach`], over any [`Transport`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::attach`].
+    pub fn attach_with(&self, io: Box<dyn Transport>) -> Result<(), Closed> {
+        let (result, useless) = self.shared.command(|state| state.attach(io));
+        drop(useless);
+        result
+    }
+
+    /// Whether the tunnel has lost its connection and waits for another one.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.shared.look(|state| state.core.is_detached())
+    }
+
+    /// Ends the tunnel because the peer no longer knows it; tells the peer nothing.
+    pub fn abandon(&self) {
+        self.shared.command(|state| state.core.abandon());
+    }
+
     /// Completes when the tunnel has ended. Its driver may still be delivering the GOAWAY.
     pub async fn closed(&self) -> Closed {
-        let mut receiver = self.shared.subscribe_closed();
+        let mut receiver = self.shared.look(|state| state.subscribe_closed());
         let closed = receiver.wait_for(Option::is_some).await;
         match closed.as_deref() {
             Ok(Some(closed)) => closed.clone(),
@@ -147,9 +187,8 @@ fn open_error(state: &State, refusal: OpenRefusal) -> OpenError {
     match (refusal, state.core.closed()) {
         (OpenRefusal::Closed, Some(closed)) => OpenError::Closed(closed.clone()),
         (OpenRefusal::Limit, _) => OpenError::Limit,
-        (OpenRefusal::Draining | OpenRefusal::Detached | OpenRefusal::Closed, _) => {
-            OpenError::Draining
-        }
+        (OpenRefusal::Detached, _) => OpenError::Detached,
+        (OpenRefusal::Draining | OpenRefusal::Closed, _) => OpenError::Draining,
         (OpenRefusal::MetadataTooLong, _) => OpenError::Reset {
             code: code::INTERNAL,
         },

@@ -3,13 +3,16 @@
 
 mod pair;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use pair::{Ends, echo, eventually, pattern, tcp_pair, within};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
-use sg_tunnel_io::{CloseReason, Config, Event, Side, StreamError, code, start};
+use sg_tunnel_io::{
+    CloseReason, Config, Event, Side, StreamError, Transport, code, start, transport,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -275,4 +278,37 @@ async fn opens_cancels_and_resets_from_many_threads_leave_nothing_behind() {
     node.close(code::close::NONE, "");
     within(5, served).await.unwrap();
     drop(node_incoming);
+}
+
+#[tokio::test]
+async fn a_transport_tells_an_orderly_end_from_a_bare_one() {
+    for notify in [true, false] {
+        let (mut a, b) = tls_pair().await;
+        let mut transport = transport::Stream::new(b);
+        a.write_all(b"last words").await.unwrap();
+        if notify {
+            a.shutdown().await.unwrap();
+        }
+        drop(a);
+        let mut buffer = BytesMut::with_capacity(100);
+        let end = loop {
+            let read = poll_fn(|cx| transport.poll_read(cx, &mut buffer));
+            match within(5, read).await {
+                Ok(0) => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(error.kind()),
+            }
+        };
+        assert_eq!(buffer, "last words");
+        let bare = Err(std::io::ErrorKind::UnexpectedEof);
+        assert_eq!(end, if notify { Ok(()) } else { bare });
+    }
+    // A stream without goodbyes of its own never ends in order.
+    let (a, b) = tcp_pair().await;
+    drop(a);
+    let mut transport = transport::Stream::bare(b);
+    let mut buffer = BytesMut::with_capacity(100);
+    let read = poll_fn(|cx| transport.poll_read(cx, &mut buffer));
+    let end = within(5, read).await.unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
 }

@@ -1,13 +1,12 @@
 //! From the transport into the receive buffer, and from there to the core as slices of it.
 
-use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use sg_tunnel::Connection;
-use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::transport::Transport;
 
 /// Size of a receive buffer. Larger ones are mapped and unmapped by the allocator each time.
 const BUFFER: usize = 64 * 1024;
@@ -19,7 +18,14 @@ pub(super) struct Reader {
     buffer: BytesMut,
     /// Bytes since the last delivery.
     fresh: usize,
-    end: Option<io::Error>,
+    end: Option<End>,
+}
+
+/// How the transport ended.
+enum End {
+    /// The peer said goodbye (protocol 4).
+    Orderly,
+    Failed(io::Error),
 }
 
 /// Why filling stopped.
@@ -32,10 +38,7 @@ pub(super) enum Filled {
 }
 
 impl Reader {
-    pub(super) fn fill<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Filled
-    where
-        T: AsyncRead + Unpin,
-    {
+    pub(super) fn fill(&mut self, io: &mut dyn Transport, cx: &mut Context<'_>) -> Filled {
         while self.end.is_none() {
             if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
                 if self.fresh > 0 {
@@ -43,17 +46,12 @@ impl Reader {
                 }
                 self.buffer.reserve(BUFFER);
             }
-            match pin!(io.read_buf(&mut self.buffer)).poll(cx) {
+            match io.poll_read(cx, &mut self.buffer) {
                 Poll::Pending => return Filled::Waiting,
-                Poll::Ready(Ok(0)) => {
-                    self.end = Some(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the peer's side of the connection ended",
-                    ));
-                }
+                Poll::Ready(Ok(0)) => self.end = Some(End::Orderly),
                 Poll::Ready(Ok(count)) => self.fresh += count,
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Poll::Ready(Err(error)) => self.end = Some(error),
+                Poll::Ready(Err(error)) => self.end = Some(End::Failed(error)),
             }
         }
         Filled::Stopped
@@ -66,21 +64,24 @@ impl Reader {
             core.handle_input(now, &mut self.buffer);
             self.fresh = 0;
         }
-        if let Some(error) = &self.end {
-            core.transport_lost(now, error.kind(), &error.to_string());
+        match &self.end {
+            None => {}
+            Some(End::Orderly) => core.transport_closed(now),
+            Some(End::Failed(error)) => core.transport_lost(now, error.kind(), &error.to_string()),
         }
     }
 
     /// Reads and forgets until the transport ends.
-    pub(super) fn discard<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
-    where
-        T: AsyncRead + Unpin,
-    {
+    pub(super) fn discard(
+        &mut self,
+        io: &mut dyn Transport,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         // The caller's deadline bounds the time, this the work of one turn.
         for _ in 0..16 {
             self.buffer.clear();
             self.buffer.reserve(MIN_ROOM);
-            if self.end.is_some() || ready!(pin!(io.read_buf(&mut self.buffer)).poll(cx))? == 0 {
+            if self.end.is_some() || ready!(io.poll_read(cx, &mut self.buffer))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -1,13 +1,13 @@
 //! From the core to the transport: one batch at a time, of a size that suits the link.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sg_tunnel::{Batch, Connection};
-use tokio::io::AsyncWrite;
 use tokio::time::Instant;
+
+use crate::transport::Transport;
 
 /// Slices per vectored write.
 const SLICES: usize = 64;
@@ -45,10 +45,11 @@ impl Default for Writer {
 
 impl Writer {
     /// Writes and flushes the batch. Ready when nothing is left anywhere in user space.
-    pub(super) fn drain<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
-    where
-        T: AsyncWrite + Unpin,
-    {
+    pub(super) fn drain(
+        &mut self,
+        io: &mut dyn Transport,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let result = self.write(io, cx);
         if result.is_pending() {
             self.blocked = true;
@@ -57,14 +58,11 @@ impl Writer {
         result
     }
 
-    fn write<T>(&mut self, io: &mut T, cx: &mut Context<'_>) -> Poll<io::Result<()>>
-    where
-        T: AsyncWrite + Unpin,
-    {
+    fn write(&mut self, io: &mut dyn Transport, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.batch.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = self.batch.slices(&mut slices);
-            let written = ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count]))?;
+            let written = ready!(io.poll_write(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -72,7 +70,7 @@ impl Writer {
             self.stalled = None;
         }
         if self.unflushed {
-            ready!(Pin::new(io).poll_flush(cx))?;
+            ready!(io.poll_flush(cx))?;
             self.unflushed = false;
             self.stalled = None;
         }
