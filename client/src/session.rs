@@ -272,6 +272,7 @@ impl Serving {
                     Some(Event::Open(stream)) => self.open(stream),
                     Some(Event::Control(message)) => self.control(message).await,
                     Some(Event::PeerDraining) => self.session.report(Report::Draining).await,
+                    Some(Event::Detached | Event::Resumed) => {}
                     // The driver is about to end, which is the first arm.
                     None => break self.ended(&mut drivers).await,
                 },
@@ -347,7 +348,7 @@ impl Serving {
                     // What was under way when the node had not heard of the drain yet.
                     Some(Event::Open(stream)) => stream.refuse(code::REFUSED_RETRY),
                     Some(Event::Control(message)) => self.control(message).await,
-                    Some(Event::PeerDraining) => {}
+                    Some(Event::PeerDraining | Event::Detached | Event::Resumed) => {}
                     None => break,
                 },
                 _ = poll.tick() => if self.tunnel.active_streams() == 0 {

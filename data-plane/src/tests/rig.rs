@@ -262,7 +262,7 @@ impl Rig {
                         let message = Control::decode(message).unwrap().message.unwrap();
                         control.send(message).await.unwrap();
                     }
-                    Event::PeerDraining => {}
+                    Event::PeerDraining | Event::Detached | Event::Resumed => {}
                 }
             }
         });

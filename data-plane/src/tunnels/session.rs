@@ -236,6 +236,7 @@ impl Keeper<'_> {
                 tracing::info!(client = %self.session.client_id, "client drains its tunnel");
                 self.node.registry.changed();
             }
+            Event::Detached | Event::Resumed => self.node.registry.changed(),
         }
     }
 
