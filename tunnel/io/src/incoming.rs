@@ -9,7 +9,7 @@ use bytes::Bytes;
 use sg_tunnel::{Incoming as Request, code};
 
 use crate::error::StreamError;
-use crate::handover::Interest;
+use crate::flow::Flow;
 use crate::state::{Change, Shared};
 use crate::stream::{Held, TunnelStream};
 
@@ -116,18 +116,49 @@ impl IncomingStream {
         &self.metadata
     }
 
-    /// Accepts: the opener gets its stream. If the opener has given up meanwhile, the stream that
-    /// this returns is already reset.
+    /// Whether the peer wants a flow rather than a stream.
+    #[must_use]
+    pub fn is_flow(&self) -> bool {
+        let key = self.held.key;
+        self.held.shared.look(|state| state.core.is_flow(key))
+    }
+
+    /// Accepts a stream: the opener gets it. If the opener has given up meanwhile, or wants a flow, the
+    /// stream that this returns is already reset.
     #[must_use]
     pub fn accept(self) -> TunnelStream {
+        self.accept_with(Bytes::new())
+    }
+
+    /// Like [`Self::accept`], and tells the opener up to 256 bytes ([`TunnelStream::answer`]). More
+    /// is a fault of the caller: the stream is reset with INTERNAL.
+    #[must_use]
+    pub fn accept_with(self, answer: Bytes) -> TunnelStream {
+        let held = self.accepted(false, answer);
+        let key = held.key;
+        let id = held.shared.look(|state| state.core.wire_id(key));
+        TunnelStream::new(held, id, Bytes::new())
+    }
+
+    /// Accepts a flow. If the opener has given up meanwhile, or wants a stream, the flow that this
+    /// returns is already reset.
+    #[must_use]
+    pub fn accept_flow(self) -> Flow {
+        Flow::new(self.accepted(true, Bytes::new()))
+    }
+
+    fn accepted(self, flow: bool, answer: Bytes) -> Held {
         let Self { mut held, .. } = self;
         held.code = code::CANCEL;
         let key = held.key;
-        let id = held.shared.command(|state| {
-            state.core.accept(key, Bytes::new());
-            state.core.wire_id(key)
+        held.shared.command(|state| {
+            if state.core.is_flow(key) == flow {
+                state.core.accept(key, answer);
+            } else {
+                state.core.reset(key, code::INTERNAL);
+            }
         });
-        TunnelStream::new(held, id)
+        held
     }
 
     /// Refuses with a code of [`code`].
@@ -138,16 +169,6 @@ impl IncomingStream {
 
     /// Completes when the opener gave up or the tunnel ended, and says which. Cancel safe.
     pub async fn cancelled(&mut self) -> StreamError {
-        let key = self.held.key;
-        poll_fn(|cx| {
-            self.held.shared.look(|state| {
-                if let Some(end) = state.core.ended(key) {
-                    return Poll::Ready(state.error(end));
-                }
-                state.wait_for(key, Interest::Reset, cx);
-                Poll::Pending
-            })
-        })
-        .await
+        poll_fn(|cx| self.held.poll_ended(cx)).await
     }
 }

@@ -11,13 +11,14 @@
 //! # drop((stream, incoming.next().await, driver.await?)); Ok(()) }
 //! ```
 //!
-//! Where to start: [`Tunnel`], [`Incoming`], [`TunnelStream`]; inside, `driver` is the loop and
+//! Where to start: [`Tunnel`], [`Incoming`], [`TunnelStream`], [`Flow`]; inside, `driver` is the loop and
 //! `state` what stands behind the one lock, `handover` the lock and who sleeps beside it. Handles and driver share the core behind that lock; it is held only to move
 //! references and counters, never over IO, and there is no channel and no task per stream. A handle
 //! that queues something wakes the driver once; the driver then takes everything that is queued.
 
 mod driver;
 mod error;
+mod flow;
 mod handover;
 mod incoming;
 pub mod resume;
@@ -38,6 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use driver::Driver;
 pub use error::{ControlError, OpenError, StreamError};
+pub use flow::Flow;
 pub use incoming::{Event, Incoming, IncomingStream};
 pub use sg_tunnel::{CloseReason, Closed, Config, Rate, Rates, Side, Stats as TunnelStats, code};
 pub use stream::TunnelStream;

@@ -30,6 +30,18 @@ impl Held {
     pub(crate) fn new(shared: Arc<Shared>, key: Key, code: u32) -> Self {
         Self { shared, key, code }
     }
+
+    /// Completes when the stream was reset or the tunnel ended.
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let key = self.key;
+        self.shared.look(|state| match state.core.ended(key) {
+            Some(end) => Poll::Ready(state.error(end)),
+            None => {
+                state.wait_for(key, Interest::Reset, cx);
+                Poll::Pending
+            }
+        })
+    }
 }
 
 impl Drop for Held {
@@ -50,15 +62,17 @@ impl fmt::Debug for Held {
 pub struct TunnelStream {
     held: Held,
     id: u32,
+    answer: Bytes,
     /// What [`AsyncRead`] had no room for.
     rest: Bytes,
 }
 
 impl TunnelStream {
-    pub(crate) fn new(held: Held, id: u32) -> Self {
+    pub(crate) fn new(held: Held, id: u32, answer: Bytes) -> Self {
         Self {
             held,
             id,
+            answer,
             rest: Bytes::new(),
         }
     }
@@ -202,14 +216,13 @@ impl TunnelStream {
 
     /// Completes when the peer reset the stream or the tunnel ended, even while nobody reads.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        let key = self.held.key;
-        self.held.shared.look(|state| match state.core.ended(key) {
-            Some(end) => Poll::Ready(state.error(end)),
-            None => {
-                state.wait_for(key, Interest::Reset, cx);
-                Poll::Pending
-            }
-        })
+        self.held.poll_ended(cx)
+    }
+
+    /// What the acceptor said with its acceptance, at most 256 bytes; empty at the acceptor.
+    #[must_use]
+    pub fn answer(&self) -> &Bytes {
+        &self.answer
     }
 
     /// The stream's number in its tunnel.

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::TunnelStats;
 use crate::error::{ControlError, OpenError};
+use crate::flow::Flow;
 use crate::handover::Interest;
 use crate::state::{Shared, State};
 use crate::stream::{Held, TunnelStream};
@@ -42,7 +43,7 @@ impl Tunnel {
         let mut held = Some(Held::new(Arc::clone(&self.shared), key, code::CANCEL));
         poll_fn(|cx| {
             let answer = self.shared.look(|state| match state.core.open_state(key) {
-                Ok(OpenState::Open) => Some(Ok(state.core.wire_id(key))),
+                Ok(OpenState::Open) => Some(Ok((state.core.wire_id(key), state.core.answer(key)))),
                 Ok(OpenState::Waiting) => {
                     state.wait_for(key, Interest::Read, cx);
                     None
@@ -51,7 +52,9 @@ impl Tunnel {
                 Err(_) => Some(Err(open_error(state, OpenRefusal::Closed))),
             });
             match (answer, held.take()) {
-                (Some(Ok(id)), Some(held)) => Poll::Ready(Ok(TunnelStream::new(held, id))),
+                (Some(Ok((id, answer))), Some(held)) => {
+                    Poll::Ready(Ok(TunnelStream::new(held, id, answer)))
+                }
                 (Some(Err(error)), _) => Poll::Ready(Err(error)),
                 (_, still) => {
                     held = still;
@@ -60,6 +63,20 @@ impl Tunnel {
             }
         })
         .await
+    }
+
+    /// Opens a flow. It can be used at once; a refusal shows as its reset.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was sent. [`OpenError::retry_elsewhere`] tells whether another tunnel may take the flow.
+    pub fn open_flow(&self, metadata: Bytes) -> Result<Flow, OpenError> {
+        let key = self.shared.command(|state| {
+            let opened = state.core.open_flow(metadata);
+            opened.map_err(|refusal| open_error(state, refusal))
+        })?;
+        let held = Held::new(Arc::clone(&self.shared), key, code::CANCEL);
+        Ok(Flow::new(held))
     }
 
     /// Queues a CONTROL message of at most 16 KiB.
