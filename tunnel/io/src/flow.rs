@@ -43,14 +43,16 @@ impl Flow {
     /// The flow was reset or refused, or the tunnel has ended; datagrams that were not read yet are lost.
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, StreamError>> {
         let key = self.held.key;
-        self.held.shared.command(|state| match state.core.receive_datagram(key) {
-            Ok(Some(datagram)) => Poll::Ready(Ok(datagram)),
-            Ok(None) => {
-                state.wait_for(key, Interest::Read, cx);
-                Poll::Pending
-            }
-            Err(end) => Poll::Ready(Err(state.error(end))),
-        })
+        self.held
+            .shared
+            .command(|state| match state.core.receive_datagram(key) {
+                Ok(Some(datagram)) => Poll::Ready(Ok(datagram)),
+                Ok(None) => {
+                    state.wait_for(key, Interest::Read, cx);
+                    Poll::Pending
+                }
+                Err(end) => Poll::Ready(Err(state.error(end))),
+            })
     }
 
     /// Appends received datagrams to `out`, at most `max` (at least 1) and under one lock; returns how

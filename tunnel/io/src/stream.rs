@@ -219,6 +219,15 @@ impl TunnelStream {
         self.held.poll_ended(cx)
     }
 
+    /// The share of this stream among those that send in bulk: 1 (as at first) to 16. A stream of
+    /// weight 4 sends four times as much as one of weight 1 while both have enough to send.
+    pub fn set_weight(&self, weight: u8) {
+        let key = self.held.key;
+        self.held
+            .shared
+            .command(|state| state.core.set_weight(key, weight));
+    }
+
     /// What the acceptor said with its acceptance, at most 256 bytes; empty at the acceptor.
     #[must_use]
     pub fn answer(&self) -> &Bytes {
