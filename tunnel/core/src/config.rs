@@ -11,6 +11,8 @@ use crate::budget::Budget;
 pub struct Config {
     /// Streams that the peer may have open at a time.
     pub max_streams: u32,
+    /// Streams of the peer that may wait for an answer; an OPEN beyond it is reset with LIMIT.
+    pub pending_opens: u32,
     /// Credit that every stream is sure of, in bytes.
     pub base_window: u32,
     /// Credit that a stream starts with while less than half of the growth budget is in use, in bytes.
@@ -32,6 +34,8 @@ pub struct Config {
     pub control_queue: usize,
     /// Received CONTROL messages that may wait for the application; more end the tunnel.
     pub control_backlog: usize,
+    /// How long the peer may take to send its SETTINGS.
+    pub settings_time: Duration,
     /// Time between pings while a stream is open or being opened.
     pub ping_active: Duration,
     /// Silence after which the tunnel is dead while a stream is open or being opened.
@@ -85,14 +89,29 @@ impl Default for DatagramLimits {
 pub struct Rates {
     /// OPEN frames; beyond it a stream is reset with LIMIT.
     pub opens: Rate,
+    /// OPENs that we refused, or that the peer gave up before our answer; beyond it new ones are reset
+    /// with LIMIT.
+    pub failed_opens: Rate,
+    /// OPENs that were reset with LIMIT; beyond it the tunnel ends.
+    pub excess_opens: Rate,
+    /// RESET frames within a second of the OPEN and before our answer; beyond it the tunnel ends.
+    pub early_resets: Rate,
+    /// Opens of this side that the peer refused or that were given up here; beyond it `open` fails. Must
+    /// be lower than the peer's `excess_opens`.
+    pub own_failed_opens: Rate,
+    /// RESETs of this side soon after the OPEN and before the peer's answer; beyond it they wait for that.
+    /// Must be lower than the peer's `early_resets`.
+    pub own_early_resets: Rate,
     /// PING frames; beyond it the tunnel ends.
     pub pings: Rate,
     /// CONTROL frames; beyond it the tunnel ends.
     pub controls: Rate,
     /// DATA frames without payload and without FIN; beyond it the tunnel ends.
     pub empty_data: Rate,
-    /// Frames without effect: unknown types, WINDOW and STREAMS that raise nothing, frames for
-    /// streams that are gone. Every finished stream earns some back, because races produce them.
+    /// WINDOW frames that raise nothing; beyond it the tunnel ends.
+    pub empty_windows: Rate,
+    /// Other frames without effect: unknown types, STREAMS that raise nothing, frames for streams that
+    /// are gone. Every finished stream earns some back, because races produce them.
     pub useless: Rate,
     /// DGRAM frames; what is beyond it is dropped.
     pub datagrams: Rate,
@@ -119,6 +138,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_streams: 10_000,
+            pending_opens: 4096,
             base_window: 16 * 1024,
             initial_window: 64 * 1024,
             max_window: 4 * 1024 * 1024,
@@ -129,6 +149,7 @@ impl Default for Config {
             max_metadata: 4096,
             control_queue: 256,
             control_backlog: 1024,
+            settings_time: Duration::from_secs(10),
             ping_active: Duration::from_secs(2),
             dead_active: Duration::from_secs(6),
             ping_idle: Duration::from_secs(15),
@@ -139,10 +160,16 @@ impl Default for Config {
             close_linger: Duration::from_secs(2),
             datagrams: DatagramLimits::default(),
             rates: Rates {
-                opens: Rate::new(20_000, 20_000),
+                opens: Rate::new(20_000, 40_000),
+                failed_opens: Rate::new(500, 2000),
+                excess_opens: Rate::new(5000, 20_000),
+                early_resets: Rate::new(200, 1000),
+                own_failed_opens: Rate::new(2500, 10_000),
+                own_early_resets: Rate::new(100, 500),
                 pings: Rate::new(100, 200),
                 controls: Rate::new(500, 2000),
                 empty_data: Rate::new(100, 1000),
+                empty_windows: Rate::new(100, 1000),
                 useless: Rate::new(1000, 20_000),
                 datagrams: Rate::new(200_000, 200_000),
             },

@@ -11,8 +11,10 @@
 //! * `output`: what goes out, in which order.
 //! * `flows`: streams that carry datagrams.
 //! * `resuming`: how the tunnel outlives its transport.
+//! * `abuse`: what a peer may make us do for nothing.
 //! * `closing`: how streams and the tunnel end.
 
+mod abuse;
 mod closing;
 mod commands;
 mod flows;
@@ -121,6 +123,8 @@ pub struct Connection {
     accepted: u32,
     announced: u32,
     returned: u32,
+    /// Streams of the peer that wait for our answer.
+    offered: u32,
     /// DATA frame in the middle of which the input stands.
     partial: Option<Partial>,
     /// Datagrams that wait for their turn, and for their readers.
@@ -132,6 +136,8 @@ pub struct Connection {
     unread: (usize, usize),
 
     settings_sent: bool,
+    /// When the peer's must have come.
+    settings_due: Instant,
     /// PONG to send; only the latest matters.
     pong: Option<u64>,
     controls: VecDeque<Bytes>,
@@ -182,12 +188,14 @@ impl Connection {
             accepted: 0,
             announced: config.max_streams,
             returned: 0,
+            offered: 0,
             partial: None,
             unsent: Shelf::new(Direction::Out),
             unread_datagrams: Shelf::new(Direction::In),
             datagram_share: 0,
             unread: (0, 0),
             settings_sent: false,
+            settings_due: now + config.settings_time,
             pong: None,
             controls: VecDeque::new(),
             goaway: None,
@@ -221,7 +229,10 @@ impl Connection {
         match (&self.closed, self.detached_until) {
             (Some(_), _) => None,
             (None, Some(until)) => Some(until),
-            (None, None) => Some(self.keepalive.next_timeout(&self.config)),
+            (None, None) => {
+                let next = self.keepalive.next_timeout(&self.config);
+                Some(self.settings_deadline().map_or(next, |due| due.min(next)))
+            }
         }
     }
 
@@ -240,6 +251,8 @@ impl Connection {
         self.keepalive.see_time(&self.config, now);
         if self.keepalive.dead_at(&self.config) <= now {
             self.time_out(now);
+        } else {
+            self.check_settings(now);
         }
     }
 

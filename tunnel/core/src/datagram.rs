@@ -187,6 +187,15 @@ impl Shelf {
         count
     }
 
+    /// Forgets everything; returns how much that was.
+    pub(crate) fn clear_all(&mut self, table: &mut Table) -> u64 {
+        let mut count = 0;
+        while self.drop_oldest(table) {
+            count += 1;
+        }
+        count
+    }
+
     fn drop_oldest(&mut self, table: &mut Table) -> bool {
         while let Some((key, serial)) = self.order.pop_front() {
             let Some(flow) = flow(table, key) else {

@@ -1,6 +1,7 @@
 //! What a command or a peer can do wrong, by who is to blame.
 
 use crate::code::close;
+use crate::limits::Limit;
 
 /// The peer broke the protocol. Ends the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,19 +10,39 @@ pub struct Violation {
     pub code: u32,
     /// What the peer did, for the log.
     pub detail: &'static str,
+    /// The limit that it exceeded, if it was one.
+    pub(crate) limit: Option<Limit>,
 }
 
 impl Violation {
     pub(crate) fn new(code: u32, detail: &'static str) -> Self {
-        Self { code, detail }
+        Self {
+            code,
+            detail,
+            limit: None,
+        }
     }
 
     pub(crate) fn protocol(detail: &'static str) -> Self {
         Self::new(close::PROTOCOL_ERROR, detail)
     }
 
-    pub(crate) fn too_much(detail: &'static str) -> Self {
-        Self::new(close::TOO_MUCH, detail)
+    /// Too much of what `limit` counts.
+    pub(crate) fn limit(limit: Limit, detail: &'static str) -> Self {
+        Self {
+            code: close::TOO_MUCH,
+            detail,
+            limit: Some(limit),
+        }
+    }
+
+    /// A frame that is longer than this side takes.
+    pub(crate) fn too_long(detail: &'static str) -> Self {
+        Self {
+            code: close::FRAME_SIZE,
+            detail,
+            limit: Some(Limit::FrameSize),
+        }
     }
 }
 
@@ -34,7 +55,8 @@ pub enum OpenRefusal {
     Draining,
     /// The tunnel has no transport at present.
     Detached,
-    /// The peer has no room for another stream.
+    /// The peer has no room for another stream, or so many opens have failed lately that it would soon
+    /// refuse all of them.
     Limit,
     /// The metadata is longer than the peer accepts. A fault of the caller.
     MetadataTooLong,

@@ -38,6 +38,14 @@ impl Bucket {
         }
     }
 
+    /// Whether there is no token.
+    pub(crate) fn is_empty(&mut self, now: Instant) -> bool {
+        if self.micro < ONE {
+            self.fill(now);
+        }
+        self.micro < ONE
+    }
+
     /// Gives tokens back, up to the burst.
     pub(crate) fn earn(&mut self, tokens: u32) {
         let full = u64::from(self.rate.burst) * ONE;
@@ -45,6 +53,8 @@ impl Bucket {
     }
 
     fn fill(&mut self, now: Instant) {
+        // Commands bring an older time than input does: what was filled up to there is not filled again.
+        let now = now.max(self.filled);
         let micros = now.saturating_duration_since(self.filled).as_micros();
         // A day of filling is more than any burst.
         let micros = u64::try_from(micros).unwrap_or(u64::MAX).min(86_400 * ONE);
@@ -58,9 +68,15 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct Guard {
     pub(crate) opens: Bucket,
+    pub(crate) failed_opens: Bucket,
+    pub(crate) excess_opens: Bucket,
+    pub(crate) early_resets: Bucket,
+    pub(crate) own_failed_opens: Bucket,
+    pub(crate) own_early_resets: Bucket,
     pub(crate) pings: Bucket,
     pub(crate) controls: Bucket,
     pub(crate) empty_data: Bucket,
+    pub(crate) empty_windows: Bucket,
     pub(crate) useless: Bucket,
     pub(crate) datagrams: Bucket,
 }
@@ -69,9 +85,15 @@ impl Guard {
     pub(crate) fn new(rates: &Rates, now: Instant) -> Self {
         Self {
             opens: Bucket::new(rates.opens, now),
+            failed_opens: Bucket::new(rates.failed_opens, now),
+            excess_opens: Bucket::new(rates.excess_opens, now),
+            early_resets: Bucket::new(rates.early_resets, now),
+            own_failed_opens: Bucket::new(rates.own_failed_opens, now),
+            own_early_resets: Bucket::new(rates.own_early_resets, now),
             pings: Bucket::new(rates.pings, now),
             controls: Bucket::new(rates.controls, now),
             empty_data: Bucket::new(rates.empty_data, now),
+            empty_windows: Bucket::new(rates.empty_windows, now),
             useless: Bucket::new(rates.useless, now),
             datagrams: Bucket::new(rates.datagrams, now),
         }
@@ -81,6 +103,40 @@ impl Guard {
 /// A limit of the tunnel. Each has one word, the label of its metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
+    /// Opens here for which the peer had no stream left.
+    Streams,
+    /// OPENs beyond [`Rates::opens`], refused with LIMIT.
+    Opens,
+    /// OPENs that were refused with LIMIT because too many before them had failed.
+    FailedOpens,
+    /// OPENs that were refused with LIMIT because too many waited for an answer.
+    PendingOpens,
+    /// Refused OPENs beyond [`Rates::excess_opens`]: the tunnel ended.
+    ExcessOpens,
+    /// Streams that the peer opened and reset at once, beyond [`Rates::early_resets`]: the tunnel ended.
+    EarlyResets,
+    /// Opens here that were refused because too many before them had failed.
+    OwnFailedOpens,
+    /// RESETs here that waited for the peer's answer to the OPEN.
+    HeldResets,
+    /// PING frames: the tunnel ended.
+    Pings,
+    /// CONTROL frames: the tunnel ended.
+    Controls,
+    /// CONTROL messages that nobody took: the tunnel ended.
+    ControlBacklog,
+    /// CONTROL messages here that found the queue full.
+    ControlQueue,
+    /// DATA frames without payload: the tunnel ended.
+    EmptyData,
+    /// WINDOW frames that raise nothing: the tunnel ended.
+    EmptyWindows,
+    /// Other frames without effect: the tunnel ended.
+    UselessFrames,
+    /// A payload, metadata or message that is too long: the tunnel ended.
+    FrameSize,
+    /// SETTINGS that did not come in time: the tunnel ended.
+    SettingsTime,
     /// Datagrams that came faster than [`Rates::datagrams`].
     DatagramRate,
     /// Datagrams that nobody read in time for the queue of their flow or tunnel.
@@ -103,7 +159,24 @@ pub enum Limit {
 
 impl Limit {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 26] = [
+        Self::Streams,
+        Self::Opens,
+        Self::FailedOpens,
+        Self::PendingOpens,
+        Self::ExcessOpens,
+        Self::EarlyResets,
+        Self::OwnFailedOpens,
+        Self::HeldResets,
+        Self::Pings,
+        Self::Controls,
+        Self::ControlBacklog,
+        Self::ControlQueue,
+        Self::EmptyData,
+        Self::EmptyWindows,
+        Self::UselessFrames,
+        Self::FrameSize,
+        Self::SettingsTime,
         Self::DatagramRate,
         Self::DatagramsUnread,
         Self::DatagramsUnsent,
@@ -119,6 +192,23 @@ impl Limit {
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Streams => "streams",
+            Self::Opens => "opens",
+            Self::FailedOpens => "failed-opens",
+            Self::PendingOpens => "pending-opens",
+            Self::ExcessOpens => "excess-opens",
+            Self::EarlyResets => "early-resets",
+            Self::OwnFailedOpens => "own-failed-opens",
+            Self::HeldResets => "held-resets",
+            Self::Pings => "pings",
+            Self::Controls => "controls",
+            Self::ControlBacklog => "control-backlog",
+            Self::ControlQueue => "control-queue",
+            Self::EmptyData => "empty-data",
+            Self::EmptyWindows => "empty-windows",
+            Self::UselessFrames => "useless-frames",
+            Self::FrameSize => "frame-size",
+            Self::SettingsTime => "settings-time",
             Self::DatagramRate => "datagram-rate",
             Self::DatagramsUnread => "datagrams-unread",
             Self::DatagramsUnsent => "datagrams-unsent",

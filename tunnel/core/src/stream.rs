@@ -82,6 +82,8 @@ pub(crate) struct Stream {
     /// Opened by the peer: its end returns a slot.
     pub(crate) theirs: bool,
     pub(crate) phase: Phase,
+    /// Epoch in which its OPEN was sent or received.
+    pub(crate) born: u32,
     /// The application has a handle.
     pub(crate) held: bool,
     /// Code of the RESET that ended it, from either side.
@@ -125,6 +127,7 @@ impl Stream {
             id,
             theirs: phase == Phase::Offered,
             phase,
+            born: 0,
             held: true,
             reset: None,
             pending: Pending::default(),

@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::Connection;
 use crate::closed::{CloseReason, Closed};
-use crate::code::{self, close};
+use crate::code::close;
 use crate::error::Violation;
 use crate::event::Event;
 use crate::frame::MAX_MESSAGE;
 use crate::scheduler::Scheduler;
-use crate::stream::{Fin, Key};
+use crate::stream::{Fin, Key, Phase};
 
 /// Finished streams earn back tokens for the late frames that they may cause.
 const EARNED_BY_END: u32 = 4;
@@ -36,7 +36,14 @@ impl Connection {
     }
 
     pub(super) fn fail(&mut self, violation: Violation) {
-        let Violation { code, detail } = violation;
+        let Violation {
+            code,
+            detail,
+            limit,
+        } = violation;
+        if let Some(limit) = limit {
+            self.stats.limits.count(limit, 1);
+        }
         let text = Bytes::from_static(detail.as_bytes());
         self.end(CloseReason::Protocol { code, detail }, Some((code, text)));
     }
@@ -99,6 +106,9 @@ impl Connection {
         if stream.held {
             self.events.push_back(Event::Ended(key));
         }
+        if stream.phase == Phase::Offered {
+            self.count_failed_open();
+        }
         self.drop_inbox(key);
     }
 
@@ -117,8 +127,15 @@ impl Connection {
                 stream.pending.reset = Some(code);
                 self.scheduler.mark_control(stream);
             }
+            let offered = stream.phase == Phase::Offered;
             self.drop_inbox(key);
             self.events.push_back(Event::Ended(key));
+            if offered {
+                self.count_failed_open();
+            }
+        } else {
+            // A RESET of ours that waited for the answer is one itself now.
+            self.scheduler.mark_control(stream);
         }
         self.remove_if_done(key);
     }
@@ -164,17 +181,6 @@ impl Connection {
                 self.reset_here(key, code);
                 self.remove_if_done(key);
             }
-        }
-    }
-
-    /// Code with which an OPEN is refused without asking the application, if it must be.
-    pub(super) fn refusal(&mut self, now: std::time::Instant) -> Option<u32> {
-        if self.draining_here || self.draining_there || self.deaf {
-            Some(code::REFUSED_RETRY)
-        } else if !self.guard.opens.take(now) {
-            Some(code::LIMIT)
-        } else {
-            None
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
 use crate::event::{OpenState, Read};
 use crate::frame::{MAX_ANSWER, MAX_CONTROL, MAX_ID, Settings};
+use crate::limits::Limit;
 use crate::scheduler::MAX_WEIGHT;
 use crate::stream::{Fin, Key, Phase};
 
@@ -46,8 +47,12 @@ impl Connection {
                 .opens
                 .retain(|key| streams.get(*key).is_some());
             if self.scheduler.opens.len() >= room as usize {
+                self.stats.limits.count(Limit::Streams, 1);
                 return Err(OpenRefusal::Limit);
             }
+        }
+        if self.failed_too_often() {
+            return Err(OpenRefusal::Limit);
         }
         let stream = self.streams.insert(0, Phase::Opening);
         stream.words = metadata;
@@ -85,6 +90,7 @@ impl Connection {
         };
         if stream.phase == Phase::Offered && stream.reset.is_none() && self.closed.is_none() {
             stream.phase = Phase::Open;
+            self.offered -= 1;
             stream.words = answer;
             stream.pending.open_ok = true;
             self.scheduler.mark_control(stream);
@@ -269,6 +275,7 @@ impl Connection {
             return Err(ControlRefusal::TooLong);
         }
         if self.controls.len() >= self.config.control_queue {
+            self.stats.limits.count(Limit::ControlQueue, 1);
             return Err(ControlRefusal::Full);
         }
         self.controls.push_back(message);

@@ -61,6 +61,10 @@ impl Connection {
             self.stats.limits.count(Limit::DatagramLength, 1);
             return Ok(());
         }
+        if self.is_detached() {
+            self.stats.limits.count(Limit::DatagramsDetached, 1);
+            return Ok(());
+        }
         let limits = &self.config.datagrams;
         let dropped = self
             .unsent
@@ -254,6 +258,18 @@ impl Connection {
         {
             self.unsent.clear(flow);
             self.unread_datagrams.clear(flow);
+        }
+    }
+
+    /// Forgets all datagrams that wait to be sent, and counts them.
+    pub(super) fn drop_unsent_datagrams(&mut self) {
+        let dropped = self.unsent.clear_all(&mut self.streams);
+        self.stats.limits.count(Limit::DatagramsDetached, dropped);
+        let streams = &mut self.streams;
+        for key in self.scheduler.flows.drain(..) {
+            if let Some(flow) = streams.get_mut(key).and_then(|s| s.flow.as_deref_mut()) {
+                flow.listed = false;
+            }
         }
     }
 }

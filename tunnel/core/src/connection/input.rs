@@ -9,6 +9,7 @@ use crate::code::close;
 use crate::error::Violation;
 use crate::event::{Event, Incoming};
 use crate::frame::{FIN, Frame, HEADER_LEN, Header, kind};
+use crate::limits::Limit;
 use crate::stream::{Fin, Key, Phase};
 
 /// Size of the driver's receive buffer that a referenced piece may hold on to.
@@ -99,10 +100,13 @@ impl Connection {
             return Err(Violation::protocol("undefined flag"));
         }
         if length > self.config.max_frame as usize {
-            return Err(Violation::new(close::FRAME_SIZE, "DATA too long"));
+            return Err(Violation::too_long("DATA too long"));
         }
         if length == 0 && !fin && !self.guard.empty_data.take(now) {
-            return Err(Violation::too_much("too many empty DATA frames"));
+            return Err(Violation::limit(
+                Limit::EmptyData,
+                "too many empty DATA frames",
+            ));
         }
         let Some(stream) = self.streams.by_id(header.id) else {
             return Err(Violation::new(close::STREAM_ID, "DATA on no stream"));
@@ -199,7 +203,7 @@ impl Connection {
             },
             Frame::Ping(value) => {
                 if !self.guard.pings.take(now) {
-                    return Err(Violation::too_much("too many PING frames"));
+                    return Err(Violation::limit(Limit::Pings, "too many PING frames"));
                 }
                 self.pong = Some(value);
                 Ok(())
@@ -249,19 +253,23 @@ impl Connection {
             return Err(Violation::protocol("OPEN beyond the stream credit"));
         }
         self.accepted += 1;
-        let refusal = self.refusal(now);
+        let refusal = self.refusal(now)?;
         let stream = self.streams.insert(id, Phase::Offered);
+        stream.born = self.epoch;
         if flow {
             stream.flow = Some(Box::default());
         } else {
             stream.send_limit = credit.into();
         }
         let key = stream.key;
-        self.keepalive.set_active(true, now);
         if let Some(code) = refusal {
+            // Nobody was asked: it is not one that the application has failed.
+            stream.phase = Phase::Open;
             self.release(key, code);
             return Ok(());
         }
+        self.keepalive.set_active(true, now);
+        self.offered += 1;
         self.stats.streams_accepted += 1;
         self.push_incoming(Incoming::Offer { key, metadata });
         Ok(())
@@ -295,15 +303,18 @@ impl Connection {
             }
             self.events.push_back(Event::Opened(key));
             self.scheduler.mark_data(stream, self.epoch);
+        } else {
+            // Its RESET may have waited for this answer.
+            self.scheduler.mark_control(stream);
         }
         Ok(())
     }
 
     fn on_reset(&mut self, now: Instant, key: Key, code: u32) -> Result<(), Violation> {
-        if self.streams.get(key).is_some_and(|s| s.reset_in) {
-            return self.useless(now, "too many RESET frames");
+        self.count_reset(now, key)?;
+        if self.streams.get(key).is_some_and(|s| !s.reset_in) {
+            self.reset_there(key, code);
         }
-        self.reset_there(key, code);
         Ok(())
     }
 
@@ -318,8 +329,19 @@ impl Connection {
         if stream.phase == Phase::Opening {
             return Err(Violation::protocol("WINDOW before OPEN_OK"));
         }
-        if limit <= stream.send_limit || stream.fin_out == Fin::Sent {
+        if stream.fin_out == Fin::Sent {
+            // It crossed our FIN.
             return self.useless(now, "too many WINDOW frames without effect");
+        }
+        if limit <= stream.send_limit {
+            return if self.guard.empty_windows.take(now) {
+                Ok(())
+            } else {
+                Err(Violation::limit(
+                    Limit::EmptyWindows,
+                    "too many WINDOW frames that raise nothing",
+                ))
+            };
         }
         let tiny = limit - stream.send_limit < MIN_GRANT;
         stream.send_limit = limit;
@@ -348,7 +370,7 @@ impl Connection {
 
     fn on_control(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
         if !self.guard.controls.take(now) {
-            return Err(Violation::too_much("too many CONTROL frames"));
+            return Err(Violation::limit(Limit::Controls, "too many CONTROL frames"));
         }
         if self.deaf {
             return Ok(());
@@ -357,7 +379,10 @@ impl Connection {
         self.waiting_controls.1 += message.len();
         let (count, bytes) = self.waiting_controls;
         if count > self.config.control_backlog || bytes > CONTROL_BYTES {
-            return Err(Violation::too_much("too many unread CONTROL messages"));
+            return Err(Violation::limit(
+                Limit::ControlBacklog,
+                "too many unread CONTROL messages",
+            ));
         }
         self.push_incoming(Incoming::Control(message));
         Ok(())
@@ -384,13 +409,5 @@ impl Connection {
         }
         self.useless(now, "too many frames for streams that are gone")?;
         Ok(None)
-    }
-
-    fn useless(&mut self, now: Instant, detail: &'static str) -> Result<(), Violation> {
-        if self.guard.useless.take(now) {
-            Ok(())
-        } else {
-            Err(Violation::too_much(detail))
-        }
     }
 }

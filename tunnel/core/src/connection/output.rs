@@ -151,7 +151,8 @@ impl Connection {
                 flow,
                 metadata,
             });
-            if flow && let Some(stream) = self.streams.get_mut(key) {
+            if let Some(stream) = self.streams.get_mut(key) {
+                stream.born = self.epoch;
                 self.scheduler.mark_flow(stream);
             }
         }
@@ -170,6 +171,15 @@ impl Connection {
             let id = stream.id;
             let pending = std::mem::take(&mut stream.pending);
             if let Some(code) = pending.reset {
+                if self.holds_reset_back(now, key) {
+                    if let Some(stream) = self.streams.get_mut(key) {
+                        stream.pending.reset = Some(code);
+                    }
+                    continue;
+                }
+                let Some(stream) = self.streams.get_mut(key) else {
+                    continue;
+                };
                 stream.reset_out = true;
                 batch.push_frame(&Frame::Reset { id, code });
                 self.remove_if_done(key);

@@ -99,6 +99,8 @@ impl Connection {
         }
         self.detached_until = None;
         self.stats.resumes += 1;
+        self.settings_due = now + self.config.settings_time;
+        self.renew_opens();
         self.keepalive.restart(now);
         self.events.push_back(Event::Attached);
         Ok(())
@@ -108,6 +110,7 @@ impl Connection {
     fn detach(&mut self, now: Instant) {
         self.detached_until = Some(now + self.config.resume_time);
         self.pong = None;
+        self.drop_unsent_datagrams();
         // Nothing was done for these yet: another tunnel can take them at once.
         self.fail_unsent_opens(0, code::REFUSED_RETRY);
         self.events.push_back(Event::Detached);
