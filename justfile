@@ -15,6 +15,10 @@ lint:
 test:
     cargo test --workspace --exclude sg-tests --exclude sg-bench
 
+# Every order in which handles and the driver of a tunnel can meet; part of `test`.
+loom:
+    cargo test -p sg-tunnel-io --test loom
+
 # Real processes end to end.
 e2e:
     cargo build --workspace --bins
