@@ -12,6 +12,7 @@
 //! * `flows`: streams that carry datagrams.
 //! * `resuming`: how the tunnel outlives its transport.
 //! * `abuse`: what a peer may make us do for nothing.
+//! * `reports`: what it is doing, for people.
 //! * `closing`: how streams and the tunnel end.
 
 mod abuse;
@@ -20,6 +21,7 @@ mod commands;
 mod flows;
 mod input;
 mod output;
+mod reports;
 mod resuming;
 
 use std::collections::VecDeque;

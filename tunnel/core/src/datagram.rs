@@ -114,6 +114,11 @@ impl Shelf {
         self.waiting
     }
 
+    /// What waits, in bytes, with what it costs besides.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds a datagram; returns how many others (or itself) had to go for it.
     pub(crate) fn push(
         &mut self,

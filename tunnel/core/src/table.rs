@@ -79,9 +79,14 @@ impl Table {
         }
     }
 
+    /// All streams, in no useful order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Stream> {
+        self.slots.iter().flatten()
+    }
+
     /// Keys of all streams, in no useful order.
     pub(crate) fn keys(&self) -> Vec<Key> {
-        self.slots.iter().flatten().map(|s| s.key).collect()
+        self.iter().map(|s| s.key).collect()
     }
 }
 

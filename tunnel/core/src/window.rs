@@ -100,6 +100,21 @@ impl Window {
         self.size
     }
 
+    /// Bytes that came in.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes that the peer may still send.
+    pub(crate) fn granted(&self) -> u64 {
+        self.limit.saturating_sub(self.received)
+    }
+
+    /// Present size.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
     /// Counts bytes that came in; false when they exceed the promise.
     #[must_use]
     pub(crate) fn receive(&mut self, bytes: u64) -> bool {
