@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sg_model::Protocol;
 use sg_relay::{DestinationMeter, StreamMetrics, TcpEnd};
 use sg_runtime::metrics::{Counter, EncodeLabelSet, Family, Gauge, Metrics};
 
@@ -21,33 +22,6 @@ struct DecisionLabels {
     decision: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResumeLabels {
-    gateway: String,
-    result: &'static str,
-}
-
-/// What became of a tunnel whose connection was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resume {
-    /// It goes on, over a new connection.
-    Resumed,
-    /// Its node does not know it any more, or does not let the client in.
-    Refused,
-    /// The node did not answer within the resume time.
-    Expired,
-}
-
-impl Resume {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resumed => "resumed",
-            Self::Refused => "refused",
-            Self::Expired => "expired",
-        }
-    }
-}
-
 /// The series of this client. Clones share them.
 #[derive(Debug, Clone)]
 pub struct ClientMetrics {
@@ -55,7 +29,6 @@ pub struct ClientMetrics {
     destinations: Arc<Mutex<HashSet<(String, String)>>>,
     tunnels: Family<GatewayLabels, Gauge>,
     reconnects: Family<GatewayLabels, Counter>,
-    resumes: Family<ResumeLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
 }
 
@@ -72,11 +45,6 @@ impl ClientMetrics {
                 "Attempts to connect after a tunnel was lost or an attempt failed",
                 Family::default(),
             ),
-            resumes: metrics.register(
-                "tunnel_resumes",
-                "What became of tunnels that lost their connection",
-                Family::default(),
-            ),
             decisions: metrics.register(
                 "acl_decisions",
                 "Decisions of the access control lists about streams",
@@ -87,7 +55,12 @@ impl ClientMetrics {
 
     /// The series of one destination.
     #[must_use]
-    pub fn destination(&self, gateway: &str, destination: &str) -> Arc<DestinationMeter> {
+    pub fn destination(
+        &self,
+        gateway: &str,
+        destination: &str,
+        protocol: Protocol,
+    ) -> Arc<DestinationMeter> {
         let mut known = self
             .destinations
             .lock()
@@ -100,7 +73,7 @@ impl ClientMetrics {
             "other"
         };
         self.streams
-            .destination(gateway, name, "tcp", TcpEnd::Resource)
+            .destination(gateway, name, protocol.as_str(), TcpEnd::Resource)
     }
 
     /// How many tunnels of a gateway take streams now.
@@ -118,16 +91,6 @@ impl ClientMetrics {
         self.reconnects
             .get_or_create(&GatewayLabels {
                 gateway: gateway.to_owned(),
-            })
-            .inc();
-    }
-
-    /// Counts what became of a tunnel that was detached.
-    pub fn count_resume(&self, gateway: &str, result: Resume) {
-        self.resumes
-            .get_or_create(&ResumeLabels {
-                gateway: gateway.to_owned(),
-                result: result.as_str(),
             })
             .inc();
     }

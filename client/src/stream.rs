@@ -1,6 +1,8 @@
 //! One stream, top to bottom: what the node asks for, whether the lists allow it, the dial, the
 //! answer, the relay, the end.
 //!
+//! A flow of datagrams has the same story, with a socket of its own for each user.
+//!
 //! The node has sent nothing of the user's before the answer, so a refused stream can be tried on
 //! another client. Work that nobody waits for any more stops: a dial ends when its opener gives up.
 
@@ -10,11 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use sg_model::{AclVersion, HostPort};
+use sg_model::{AclVersion, HostPort, Protocol};
 use sg_proto::tunnel::StreamOpen;
-use sg_relay::{ByteCounters, DialError, JoinOptions, Parties, StreamAccount, StreamEnd};
-use sg_tunnel_io::{IncomingStream, TunnelStream, code};
-use tokio::net::TcpStream;
+use sg_relay::udp::{dial_udp, join_flow};
+use sg_relay::{ByteCounters, DialError, Ended, JoinOptions, Parties, StreamAccount, StreamEnd};
+use sg_tunnel_io::{IncomingStream, code};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -118,25 +121,25 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         return incoming.refuse(code::INTERNAL);
     };
     let mut policy = tunnel.gateway.acl.subscribe();
+    let is_flow = incoming.is_flow();
     let connected = tokio::select! {
         biased;
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
         why = incoming.cancelled() => Err(Refusal::from(why.code())),
         () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
         // Boxed, so that an open stream does not keep the room that its dial needed.
-        connected = Box::pin(connect(&tunnel, &open, &resource, &mut policy)) => connected,
+        connected = Box::pin(connect(&tunnel, &open, &resource, is_flow, &mut policy)) => connected,
     };
     drop(open);
-    let tcp = match connected {
-        Ok(tcp) => tcp,
+    let socket = match connected {
+        Ok(socket) => socket,
         Err(refusal) => {
             account.set_reason(refusal.word);
             return incoming.refuse(refusal.code);
         }
     };
     account.opened(Arc::clone(&tunnel.gateway.shared.client_id), &tunnel.bytes);
-    let stream = incoming.accept();
-    let reason = relay(&tunnel, &account, policy, &resource, tcp, stream).await;
+    let reason = relay(&tunnel, &account, policy, &resource, socket, incoming).await;
     account.set_reason(reason);
 }
 
@@ -161,9 +164,14 @@ fn begin(
         return None;
     };
     let shared = &tunnel.gateway.shared;
+    let protocol = if incoming.is_flow() {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
+    };
     let meter = shared
         .metrics
-        .destination(&tunnel.gateway_name, &open.destination);
+        .destination(&tunnel.gateway_name, &open.destination, protocol);
     let parties = Parties {
         client: Arc::clone(&shared.client_id),
         node: Arc::clone(&tunnel.node),
@@ -180,17 +188,35 @@ fn read(metadata: bytes::Bytes) -> Option<(StreamOpen, HostPort)> {
     Some((open, resource))
 }
 
+/// What is connected to the resource.
+enum Socket {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+impl Socket {
+    fn address(&self) -> Option<IpAddr> {
+        let address = match self {
+            Self::Tcp(tcp) => tcp.peer_addr(),
+            Self::Udp(udp) => udp.peer_addr(),
+        };
+        address.ok().map(|address| address.ip())
+    }
+}
+
 /// Decides and dials.
 async fn connect(
     tunnel: &TunnelContext,
     open: &StreamOpen,
     resource: &HostPort,
+    is_flow: bool,
     policy: &mut watch::Receiver<Arc<Policy>>,
-) -> Result<TcpStream, Refusal> {
-    if open.protocol != "tcp" {
+) -> Result<Socket, Refusal> {
+    let protocol = match (open.protocol.parse(), is_flow) {
+        (Ok(protocol @ Protocol::Tcp), false) | (Ok(protocol @ Protocol::Udp), true) => protocol,
         // A newer node; another client of the gateway may know the protocol.
-        return Err(code::REFUSED_RETRY.into());
-    }
+        _ => return Err(code::REFUSED_RETRY.into()),
+    };
     let shared = &tunnel.gateway.shared;
     let asked = AclVersion {
         epoch: open.acl_epoch,
@@ -213,13 +239,17 @@ async fn connect(
         present.allows_address(resource, *ip)
             && !acl::is_own(&shared.own_ports, *ip, resource.port())
     };
-    let tcp = sg_relay::dial(resource, permission.left, permit).await?;
+    let socket = if protocol == Protocol::Udp {
+        Socket::Udp(dial_udp(resource, permission.left, permit).await?)
+    } else {
+        Socket::Tcp(sg_relay::dial(resource, permission.left, permit).await?)
+    };
     // The lists may have changed during the dial.
-    let address = tcp.peer_addr().ok().map(|address| address.ip());
+    let address = socket.address();
     if !policy.borrow_and_update().allows_stream(resource, address) {
         return Err(code::ACL_DENIED.into());
     }
-    Ok(tcp)
+    Ok(socket)
 }
 
 /// The lists, once they are as new as the node's; after [`ACL_WAIT`] as they are.
@@ -235,32 +265,50 @@ async fn wait_for_version(
     Arc::clone(&policy.borrow())
 }
 
-/// Relays until the stream ends, or may no longer go on; answers the word for it.
+/// Accepts and relays until the stream ends, or may no longer go on; answers the word for it.
 async fn relay(
     tunnel: &TunnelContext,
     account: &StreamAccount,
     mut policy: watch::Receiver<Arc<Policy>>,
     resource: &HostPort,
-    tcp: TcpStream,
-    stream: TunnelStream,
+    socket: Socket,
+    incoming: IncomingStream,
 ) -> &'static str {
     let end = StreamEnd::new();
-    let address = tcp.peer_addr().ok().map(|address| address.ip());
+    let address = socket.address();
     let options = JoinOptions {
         idle_timeout: None,
         counters: account.counters(),
         end: end.clone(),
     };
-    let mut join = pin!(sg_relay::join(tcp, stream, options));
-    let ended = tokio::select! {
-        biased;
-        ended = &mut join => ended,
-        code = revoked(tunnel, &mut policy, resource, address) => {
-            end.end(code);
-            join.await
+    let revoked = revoked(tunnel, &mut policy, resource, address);
+    let ended = match socket {
+        Socket::Tcp(tcp) => {
+            let join = sg_relay::join(tcp, incoming.accept(), options);
+            unless_revoked(join, revoked, &end).await
+        }
+        Socket::Udp(udp) => {
+            let join = join_flow(udp, incoming.accept_flow(), account.meter(), options);
+            unless_revoked(join, revoked, &end).await
         }
     };
     ended.reason.as_str()
+}
+
+async fn unless_revoked(
+    join: impl Future<Output = Ended>,
+    revoked: impl Future<Output = u32>,
+    end: &StreamEnd,
+) -> Ended {
+    let mut join = pin!(join);
+    tokio::select! {
+        biased;
+        ended = &mut join => ended,
+        code = revoked => {
+            end.end(code);
+            join.await
+        }
+    }
 }
 
 /// Waits until the stream may no longer go on; answers the code that says why.

@@ -30,7 +30,7 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 const SUSPECT_CHECK: Duration = Duration::from_millis(100);
 
 /// Why a connection ended before it was joined: the word for log and metric.
-type Refusal = &'static str;
+pub(crate) type Refusal = &'static str;
 
 /// Serves one connection from beginning to end.
 pub(crate) async fn serve(
@@ -131,7 +131,8 @@ async fn open(
     }
 }
 
-fn begin(
+/// Opens the books of a user's connection or flow.
+pub(crate) fn begin(
     node: &Node,
     gateway: &Gateway,
     destination: &Destination,
@@ -150,6 +151,51 @@ fn begin(
         resource: destination.resource.to_string().into(),
     };
     StreamAccount::begin(meter, TcpEnd::User, parties)
+}
+
+/// Decides over access to a destination that is to be served by `protocol`; answers the list that was decided by.
+pub(crate) fn permit(
+    node: &Node,
+    gateway: &Gateway,
+    destination: &Destination,
+    registered: &Registered,
+    protocol: Protocol,
+) -> Result<AclVersion, Refusal> {
+    let resource: &HostPort = &destination.resource;
+    registered.reaches(gateway.id.clone(), resource.clone());
+    if !gateway.enabled || !destination.enabled {
+        return Err(code::word(code::DISABLED));
+    }
+    if destination.protocol != protocol {
+        return Err("unsupported-protocol");
+    }
+    // Read again after registering, so that a change in between is not missed.
+    let config: Arc<NodeConfig> = node.config();
+    let acl = config.acl(&gateway.id);
+    let allowed = acl.is_some_and(|acl| acl.decide(resource).allowed);
+    node.metrics.decided(gateway.name.as_str(), allowed);
+    match (acl, allowed) {
+        (Some(acl), true) => Ok(acl.version),
+        _ => Err(code::word(code::ACL_DENIED)),
+    }
+}
+
+/// What the client is told of a stream or flow.
+pub(crate) fn metadata(destination: &Destination, user: SocketAddr, acl: AclVersion) -> Bytes {
+    let timeout = destination.connect_timeout.as_millis();
+    let open = StreamOpen {
+        destination_id: destination.id.to_string(),
+        destination: destination.name.to_string(),
+        protocol: destination.protocol.to_string(),
+        resource_host: destination.resource.host().to_string(),
+        resource_port: destination.resource.port().into(),
+        connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+        acl_epoch: acl.epoch,
+        acl_generation: acl.generation,
+        user_address: user.to_string(),
+        compression: String::new(),
+    };
+    open.encode_to_vec().into()
 }
 
 /// How waiting for a tunnel went.
@@ -180,7 +226,13 @@ impl Connection<'_> {
         if tune(tcp.tcp()).is_err() {
             return Err("tcp-reset");
         }
-        let acl = self.permit()?;
+        let acl = permit(
+            self.node,
+            self.gateway,
+            self.destination,
+            self.registered,
+            Protocol::Tcp,
+        )?;
         // Ends from outside and the user's own reset end every wait below; none of them loses anything.
         tokio::select! {
             biased;
@@ -190,37 +242,13 @@ impl Connection<'_> {
         }
     }
 
-    /// Decides over access; answers the list that was decided by.
-    fn permit(&self) -> Result<AclVersion, Refusal> {
-        let resource: &HostPort = &self.destination.resource;
-        self.registered
-            .reaches(self.gateway.id.clone(), resource.clone());
-        if !self.gateway.enabled || !self.destination.enabled {
-            return Err(code::word(code::DISABLED));
-        }
-        if self.destination.protocol != Protocol::Tcp {
-            return Err("unsupported-protocol");
-        }
-        // Read again after registering, so that a change in between is not missed.
-        let config: Arc<NodeConfig> = self.node.config();
-        let acl = config.acl(&self.gateway.id);
-        let allowed = acl.is_some_and(|acl| acl.decide(resource).allowed);
-        self.node
-            .metrics
-            .decided(self.gateway.name.as_str(), allowed);
-        match (acl, allowed) {
-            (Some(acl), true) => Ok(acl.version),
-            _ => Err(code::word(code::ACL_DENIED)),
-        }
-    }
-
     /// Tries tunnels of the gateway until one has opened the stream, or the resource refused.
     async fn open_somewhere(
         &self,
         acl: AclVersion,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let metadata: Bytes = self.metadata(acl).encode_to_vec().into();
+        let metadata = metadata(self.destination, self.user, acl);
         let mut tried = Vec::new();
         let mut held = false;
         let mut last: Option<Refusal> = None;
@@ -313,23 +341,6 @@ impl Connection<'_> {
         match timeout(held.limit(), available).await {
             Ok(()) => Wait::Over,
             Err(_) => Wait::InVain,
-        }
-    }
-
-    fn metadata(&self, acl: AclVersion) -> StreamOpen {
-        let destination = self.destination;
-        let timeout = destination.connect_timeout.as_millis();
-        StreamOpen {
-            destination_id: destination.id.to_string(),
-            destination: destination.name.to_string(),
-            protocol: destination.protocol.to_string(),
-            resource_host: destination.resource.host().to_string(),
-            resource_port: destination.resource.port().into(),
-            connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
-            acl_epoch: acl.epoch,
-            acl_generation: acl.generation,
-            user_address: self.user.to_string(),
-            compression: String::new(),
         }
     }
 }

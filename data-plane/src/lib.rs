@@ -11,6 +11,7 @@
 //! |---|---|
 //! | what runs, and in which order | `app` |
 //! | the story of one user's connection | `connection` |
+//! | the same of datagrams | `udp` |
 //! | how configuration arrives and status leaves | `control` |
 //! | how it becomes open ports | `reconcile` |
 //! | how a client gets its tunnel, and which one carries a stream | `tunnels` |
@@ -31,6 +32,7 @@ mod reconcile;
 mod state;
 mod streams;
 mod tunnels;
+mod udp;
 
 #[cfg(test)]
 mod tests;

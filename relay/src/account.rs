@@ -63,15 +63,32 @@ impl StreamAccount {
 
     /// Notes the stream as opened, in a tunnel of this client, whose bytes are counted in `tunnel` too.
     pub fn opened(&mut self, client: Arc<str>, tunnel: &Arc<ByteCounters>) {
+        self.carried(client, tunnel);
+        self.accepted();
+    }
+
+    /// Notes the tunnel of this client that carries the stream, accepted yet or not, and whose bytes are counted
+    /// in `tunnel` too.
+    pub fn carried(&mut self, client: Arc<str>, tunnel: &Arc<ByteCounters>) {
         self.counters = Arc::new(ByteCounters::under([
             Arc::clone(self.meter.bytes()),
             Arc::clone(tunnel),
         ]));
         self.parties.client = client;
+    }
+
+    /// Notes the stream as opened, in the tunnel that carries it.
+    pub fn accepted(&mut self) {
         self.opened = true;
         self.meter.count_opened("ok");
         self.meter
             .observe_connect(self.started.elapsed().as_secs_f64());
+    }
+
+    /// The series of the destination.
+    #[must_use]
+    pub fn meter(&self) -> &Arc<DestinationMeter> {
+        &self.meter
     }
 
     /// Notes the client that the stream was tried on.

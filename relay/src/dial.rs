@@ -76,7 +76,7 @@ impl DialError {
     }
 
     /// Sorts what `connect` answers.
-    fn from_connect(error: io::Error) -> Self {
+    pub(crate) fn from_connect(error: io::Error) -> Self {
         use io::ErrorKind as K;
         match error.kind() {
             K::ConnectionRefused | K::ConnectionReset => Self::Refused,
@@ -102,7 +102,7 @@ impl DialError {
     }
 
     /// How much it says about the resource: of several addresses, the most telling failure is reported.
-    fn weight(&self) -> u8 {
+    pub(crate) fn weight(&self) -> u8 {
         match self {
             Self::Refused => 5,
             Self::Timeout => 4,
@@ -135,7 +135,8 @@ pub async fn dial(
         .unwrap_or(Err(DialError::Timeout))
 }
 
-async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
+/// The addresses of a resource, as the resolver orders them.
+pub(crate) async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, DialError> {
     let port = resource.port();
     let name = match resource.host() {
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
@@ -177,7 +178,7 @@ async fn in_place<T: Send + 'static>(
 }
 
 /// Alternates the families, beginning with the resolver's favourite, without repetitions.
-fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+pub(crate) fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     let mut seen = std::collections::HashSet::new();
     found.retain(|address| seen.insert(*address));
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);

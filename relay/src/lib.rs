@@ -1,6 +1,8 @@
 //! One relayed connection, as both the node and the client handle it: open the TCP side, join it with
 //! a stream of a tunnel, count what passes, and write one line when it ends.
 //!
+//! Datagrams have their own module, [`udp`]; they share dialling, ends and books with connections.
+//!
 //! Not here: which tunnel carries a stream, who may open one, where ports are opened. Nothing here
 //! knows the control plane or the wire messages.
 //!
@@ -14,6 +16,7 @@ mod end;
 mod join;
 mod metrics;
 mod socket;
+pub mod udp;
 
 pub use account::{Parties, StreamAccount, TcpEnd};
 pub use counters::ByteCounters;

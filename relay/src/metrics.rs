@@ -2,12 +2,13 @@
 //! destination does ([`StreamMetrics::forget`]).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use sg_runtime::metrics::{
     Counter, EncodeLabelSet, Family, Gauge, Histogram, Metrics, latency_buckets, lifetime_buckets,
 };
 
+use crate::udp::{Direction, Fate};
 use crate::{ByteCounters, TcpEnd};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,6 +32,14 @@ struct BytesLabels {
     direction: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DatagramLabels {
+    gateway: String,
+    destination: String,
+    direction: &'static str,
+    result: &'static str,
+}
+
 /// The series of all destinations. Clones share them.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics(Arc<Series>);
@@ -40,6 +49,7 @@ struct Series {
     opened: Family<OpenedLabels, Counter>,
     active: Family<DestinationLabels, Gauge>,
     bytes: Family<BytesLabels, Counter>,
+    datagrams: Family<DatagramLabels, Counter>,
     connect_seconds: Histogram,
     duration_seconds: Histogram,
     meters: Mutex<HashMap<(String, String), Arc<DestinationMeter>>>,
@@ -61,6 +71,11 @@ impl StreamMetrics {
                 Family::default(),
             ),
             bytes: metrics.register("bytes", "Bytes relayed", Family::default()),
+            datagrams: metrics.register(
+                "udp_datagrams",
+                "Datagrams of UDP destinations, by what became of them here",
+                Family::default(),
+            ),
             connect_seconds: metrics.register(
                 "stream_connect_seconds",
                 "Time from the user's connection to the resource's",
@@ -111,6 +126,7 @@ impl StreamMetrics {
                 TcpEnd::Resource => ByteCounters::shown_as(to_user, to_resource),
             }),
             opened: Mutex::new(Some(HashMap::new())),
+            datagrams: OnceLock::new(),
             series: Arc::downgrade(&self.0),
         });
         meters.insert(key, Arc::clone(&meter));
@@ -139,6 +155,13 @@ impl StreamMetrics {
                 direction,
             });
         }
+        if meter.datagrams.get().is_some() {
+            for (direction, fate) in datagram_results() {
+                self.0
+                    .datagrams
+                    .remove(&meter.datagram_labels(direction, fate));
+            }
+        }
         self.0.active.remove(&DestinationLabels {
             gateway,
             destination,
@@ -148,6 +171,15 @@ impl StreamMetrics {
     fn meters(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<DestinationMeter>>> {
         self.0.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+const DATAGRAM_RESULTS: usize = Direction::ALL.len() * Fate::ALL.len();
+
+/// Every combination, in the order in which [`DestinationMeter`] keeps their counters.
+fn datagram_results() -> impl Iterator<Item = (Direction, Fate)> {
+    Direction::ALL
+        .into_iter()
+        .flat_map(|direction| Fate::ALL.map(|fate| (direction, fate)))
 }
 
 /// The series of one destination.
@@ -160,6 +192,8 @@ pub struct DestinationMeter {
     bytes: Arc<ByteCounters>,
     /// `None` once the destination is gone, so that a late stream does not bring its series back.
     opened: Mutex<Option<HashMap<&'static str, Counter>>>,
+    /// Made with the first datagram.
+    datagrams: OnceLock<[Counter; DATAGRAM_RESULTS]>,
     series: std::sync::Weak<Series>,
 }
 
@@ -180,6 +214,35 @@ impl DestinationMeter {
     #[must_use]
     pub fn bytes(&self) -> &Arc<ByteCounters> {
         &self.bytes
+    }
+
+    /// Counts a datagram.
+    pub fn datagram(&self, direction: Direction, fate: Fate) {
+        let counters = self.datagrams.get_or_init(|| {
+            // Not after the destination is gone: its series would never go.
+            let series = self.results().is_some().then(|| self.series.upgrade());
+            let series = series.flatten();
+            let mut results = datagram_results();
+            std::array::from_fn(|_| match (&series, results.next()) {
+                (Some(series), Some((direction, fate))) => series
+                    .datagrams
+                    .get_or_create_owned(&self.datagram_labels(direction, fate)),
+                _ => Counter::default(),
+            })
+        });
+        let index = direction as usize * Fate::ALL.len() + fate as usize;
+        if let Some(counter) = counters.get(index) {
+            counter.inc();
+        }
+    }
+
+    fn datagram_labels(&self, direction: Direction, fate: Fate) -> DatagramLabels {
+        DatagramLabels {
+            gateway: self.gateway.clone(),
+            destination: self.destination.clone(),
+            direction: direction.as_str(),
+            result: fate.as_str(),
+        }
     }
 
     pub(crate) fn begin(&self) {

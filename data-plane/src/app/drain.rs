@@ -28,7 +28,9 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     while node.opening.count() > 0 && Instant::now() < limit {
         sleep(LOOK).await;
     }
-    node.registry.drain();
+    for session in node.registry.all() {
+        session.tunnel.goaway();
+    }
     let idle = shutdown.run(async {
         node.connections.wait_idle(shutdown.remaining()).await;
         // A stream that has ended here may still have bytes on their way to its client.

@@ -19,7 +19,7 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
-use ports::{Port, Ports};
+use ports::{Port, Ports, Transport, Wanted};
 
 /// What is done of one configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -143,9 +143,9 @@ impl Reconciler {
 
     async fn step(&mut self, config: &Arc<NodeConfig>) {
         self.publish(config);
-        let wanted: BTreeMap<DestinationId, u16> = config
+        let wanted: BTreeMap<DestinationId, Wanted> = config
             .destinations()
-            .filter_map(|d| port_of(config, d).ok().map(|port| (d.id.clone(), port)))
+            .filter_map(|d| port_of(config, d).ok().map(|wanted| (d.id.clone(), wanted)))
             .collect();
         self.ports.bring_to(&wanted).await;
         let destinations = config.destinations().map(|d| {
@@ -226,12 +226,17 @@ impl Reconciler {
 }
 
 /// The port that a destination should have, or why it should have none.
-fn port_of(config: &NodeConfig, destination: &Destination) -> Result<u16, State> {
+fn port_of(config: &NodeConfig, destination: &Destination) -> Result<Wanted, State> {
     let gateway = config.gateway(&destination.gateway);
     if !destination.enabled || !gateway.is_some_and(|g| g.enabled) {
         return Err(State::Disabled);
     }
-    if destination.protocol != Protocol::Tcp || destination.kind() != DestinationKind::OnPremises {
+    let transport = match (destination.protocol, destination.kind()) {
+        (Protocol::Tcp, DestinationKind::OnPremises) => Some(Transport::Tcp),
+        (Protocol::Udp, DestinationKind::OnPremises) => Some(Transport::Udp),
+        _ => None,
+    };
+    let Some(transport) = transport else {
         return Err(State::Failed {
             reason: "unsupported",
             message: format!(
@@ -240,8 +245,9 @@ fn port_of(config: &NodeConfig, destination: &Destination) -> Result<u16, State>
                 destination.protocol
             ),
         });
-    }
-    destination.listen.cloud_port().ok_or(State::Disabled)
+    };
+    let port = destination.listen.cloud_port().ok_or(State::Disabled)?;
+    Ok(Wanted { port, transport })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::DestinationId;
+use sg_relay::udp::UserSocket;
 use sg_runtime::backoff::Backoff;
 use sg_runtime::net;
 use tokio::sync::oneshot;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listener::{self, Occupancy};
 use crate::node::Node;
+use crate::udp;
 
 use super::State;
 
@@ -23,6 +25,20 @@ const RETRY_BASE: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(10);
 /// How long closing a port is waited for before others are opened.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
+/// A port that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) port: u16,
+    pub(super) transport: Transport,
+}
+
+/// What arrives at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+}
 
 /// All ports of this node.
 #[derive(Debug)]
@@ -46,6 +62,7 @@ pub(super) enum Port {
 
 #[derive(Debug)]
 pub(super) struct Open {
+    wanted: Wanted,
     pub(super) address: SocketAddr,
     stop: CancellationToken,
     /// Ends when the listener is closed, however that came about.
@@ -54,7 +71,7 @@ pub(super) struct Open {
 
 #[derive(Debug)]
 pub(super) struct Failed {
-    port: u16,
+    wanted: Wanted,
     reason: &'static str,
     message: String,
     retry: Instant,
@@ -71,10 +88,10 @@ impl Failed {
 }
 
 impl Port {
-    fn number(&self) -> u16 {
+    fn wanted(&self) -> Wanted {
         match self {
-            Self::Open(open) => open.address.port(),
-            Self::Failed(failed) => failed.port,
+            Self::Open(open) => open.wanted,
+            Self::Failed(failed) => failed.wanted,
         }
     }
 }
@@ -115,17 +132,17 @@ impl Ports {
     }
 
     /// Closes what is not wanted, then opens what is wanted and not open.
-    pub(super) async fn bring_to(&mut self, wanted: &BTreeMap<DestinationId, u16>) {
+    pub(super) async fn bring_to(&mut self, wanted: &BTreeMap<DestinationId, Wanted>) {
         self.occupancy.retain(|id, _| wanted.contains_key(id));
         let gone = |(id, port): (&DestinationId, &mut Port)| {
-            let unwanted = wanted.get(id) != Some(&port.number());
+            let unwanted = wanted.get(id) != Some(&port.wanted());
             (unwanted || port.has_ended()).then(|| id.clone())
         };
         let gone: Vec<_> = self.ports.iter_mut().filter_map(gone).collect();
         let closing: Vec<_> = gone.iter().filter_map(|id| self.ports.remove(id)).collect();
         close(closing).await;
         let now = Instant::now();
-        for (id, port) in wanted {
+        for (id, wanted) in wanted {
             let due = match self.ports.get(id) {
                 None => true,
                 Some(Port::Failed(failed)) => failed.retry <= now,
@@ -133,7 +150,7 @@ impl Ports {
             };
             if due {
                 let before = self.ports.remove(id);
-                let opened = self.open(id, *port, before);
+                let opened = self.open(id, *wanted, before);
                 self.ports.insert(id.clone(), opened);
             }
         }
@@ -144,33 +161,75 @@ impl Ports {
         close(self.ports.drain().map(|(_, port)| port).collect()).await;
     }
 
-    fn open(&mut self, id: &DestinationId, port: u16, before: Option<Port>) -> Port {
-        let address = SocketAddr::new(self.address, port);
-        let bound = net::bind_tcp(address).and_then(|l| l.local_addr().map(|a| (l, a)));
-        let (listener, address) = match bound {
-            Ok(bound) => bound,
-            Err(error) => return Port::Failed(failed(id, address, &error, before)),
-        };
+    fn open(&mut self, id: &DestinationId, wanted: Wanted, before: Option<Port>) -> Port {
+        let address = SocketAddr::new(self.address, wanted.port);
         let stop = CancellationToken::new();
-        let (open, closed) = oneshot::channel();
+        let started = match wanted.transport {
+            Transport::Tcp => self.start_tcp(id, address, &stop),
+            Transport::Udp => self.start_udp(id, address, &stop),
+        };
+        match started {
+            Ok((address, closed)) => {
+                tracing::info!(destination = %id, %address, transport = ?wanted.transport, "listening");
+                Port::Open(Open {
+                    wanted,
+                    address,
+                    stop,
+                    closed,
+                })
+            }
+            Err(error) => Port::Failed(failed(id, wanted, address, &error, before)),
+        }
+    }
+
+    fn start_tcp(
+        &mut self,
+        id: &DestinationId,
+        address: SocketAddr,
+        stop: &CancellationToken,
+    ) -> io::Result<(SocketAddr, oneshot::Receiver<()>)> {
+        let listener = net::bind_tcp(address)?;
+        let address = listener.local_addr()?;
         let run = listener::run(
             Arc::clone(&self.node),
             listener,
             id.clone(),
-            self.occupancy.entry(id.clone()).or_default().clone(),
+            self.occupancy(id),
             stop.clone(),
         );
+        Ok((address, self.spawn(run)))
+    }
+
+    fn start_udp(
+        &mut self,
+        id: &DestinationId,
+        address: SocketAddr,
+        stop: &CancellationToken,
+    ) -> io::Result<(SocketAddr, oneshot::Receiver<()>)> {
+        let socket = UserSocket::bind(address)?;
+        let address = socket.local_addr();
+        let run = udp::run(
+            Arc::clone(&self.node),
+            socket,
+            id.clone(),
+            self.occupancy(id),
+            stop.clone(),
+        );
+        Ok((address, self.spawn(run)))
+    }
+
+    fn occupancy(&mut self, id: &DestinationId) -> Occupancy {
+        self.occupancy.entry(id.clone()).or_default().clone()
+    }
+
+    fn spawn(&mut self, run: impl Future<Output = ()> + Send + 'static) -> oneshot::Receiver<()> {
+        let (open, closed) = oneshot::channel();
         self.listeners.spawn(async move {
             // Dropped after the listener, also when the listener panics.
             let _open: oneshot::Sender<()> = open;
             run.await;
         });
-        tracing::info!(destination = %id, %address, "listening");
-        Port::Open(Open {
-            address,
-            stop,
-            closed,
-        })
+        closed
     }
 }
 
@@ -209,6 +268,7 @@ async fn close(ports: Vec<Port>) {
 
 fn failed(
     id: &DestinationId,
+    wanted: Wanted,
     address: SocketAddr,
     error: &io::Error,
     before: Option<Port>,
@@ -230,7 +290,7 @@ fn failed(
     // At least some time: the same port again at once would only fail again.
     let delay = backoff.next_delay() + RETRY_BASE / 2;
     Failed {
-        port: address.port(),
+        wanted,
         reason,
         message: format!("cannot listen on {address}: {error}"),
         retry: Instant::now() + delay,

@@ -4,6 +4,5 @@
 mod control;
 mod policy;
 mod refusals;
-mod resume;
 pub(crate) mod rig;
 mod streams;

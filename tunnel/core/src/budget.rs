@@ -115,6 +115,7 @@ impl Share {
     }
 
     /// For logged bytes that are kept.
+    #[allow(dead_code)]
     pub(crate) fn log(budget: Arc<Budget>) -> Self {
         Self::new(budget, Kind::Log)
     }

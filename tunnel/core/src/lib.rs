@@ -38,7 +38,6 @@ mod error;
 mod event;
 mod keepalive;
 mod limits;
-mod log;
 mod queue;
 mod report;
 mod scheduler;
@@ -48,7 +47,6 @@ mod window;
 
 pub mod code;
 pub mod frame;
-pub mod record;
 
 pub use batch::Batch;
 pub use budget::Budget;

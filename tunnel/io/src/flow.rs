@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use sg_tunnel::OpenState;
 use tokio::time::Instant;
 
 use crate::error::StreamError;
@@ -96,6 +97,15 @@ impl Flow {
     /// As [`Self::poll_recv`].
     pub async fn recv(&self) -> Result<Bytes, StreamError> {
         poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Whether the peer has accepted the flow. Whoever waits in [`Self::poll_recv`] is woken for it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let key = self.held.key;
+        self.held
+            .shared
+            .look(|state| state.core.open_state(key) == Ok(OpenState::Open))
     }
 
     /// Completes when the flow was reset or refused, or the tunnel ended, even while nobody receives.

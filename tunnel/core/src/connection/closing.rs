@@ -62,13 +62,7 @@ impl Connection {
             return;
         }
         self.closed = Some(Closed { reason });
-        // On a resumed connection it cannot be said before the peer has told what it has.
-        let silent = self.is_detached() || self.intake.expects_resume();
-        self.goaway = goaway.filter(|_| !silent);
-        if self.goaway.is_none() {
-            self.log.detach();
-        }
-        self.log.stop();
+        self.goaway = goaway.filter(|_| !self.is_detached());
         self.detached_until = None;
         self.scheduler = Scheduler::default();
         self.controls.clear();

@@ -1,0 +1,77 @@
+//! A DNS server that knows one name, and the program that asks it.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{Launch, PATIENCE, Process, debian, eventually, within};
+
+/// The name that the server knows.
+pub const NAME: &str = "machine.plant.test";
+/// Its address.
+pub const ADDRESS: &str = "192.0.2.7";
+
+/// dnsmasq, answering on a loopback port.
+#[derive(Debug)]
+pub struct Dns {
+    _server: Process,
+    port: u16,
+}
+
+impl Dns {
+    /// Answers on this port, by UDP and by TCP.
+    ///
+    /// # Errors
+    /// dnsmasq is not installed or does not start.
+    pub async fn start(folder: &Path, port: u16) -> Result<Self> {
+        let server = Launch::new("dnsmasq", debian("dnsmasq")?, folder)
+            .arg("--keep-in-foreground")
+            .arg("--conf-file=/dev/null")
+            .arg("--no-resolv")
+            .arg("--no-hosts")
+            .arg("--bind-interfaces")
+            .arg("--listen-address=127.0.0.1")
+            .arg("--pid-file=")
+            .arg("--log-facility=-")
+            .arg("--user=")
+            .arg(format!("--port={port}"))
+            .arg(format!("--host-record={NAME},{ADDRESS}"))
+            .start()?;
+        let dns = Self {
+            _server: server,
+            port,
+        };
+        eventually(PATIENCE, "dnsmasq answers", async || {
+            let answer = dig(port, NAME).await?;
+            ensure!(answer == ADDRESS, "it answers {answer:?}");
+            Ok(())
+        })
+        .await?;
+        Ok(dns)
+    }
+
+    /// HOST:PORT.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+/// What `dig` gets for a name from the server at this loopback port; it asks once.
+///
+/// # Errors
+/// dig is not installed, or gets no answer.
+pub async fn dig(port: u16, name: &str) -> Result<String> {
+    let mut command = tokio::process::Command::new(debian("dig")?);
+    command
+        .args(["+short", "+tries=1", "+time=3", "@127.0.0.1", "-p"])
+        .arg(port.to_string())
+        .arg(name)
+        .kill_on_drop(true);
+    let output = within(PATIENCE, "dig", command.output())
+        .await?
+        .context("dig")?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    ensure!(output.status.success(), "dig fails: {text}");
+    Ok(text)
+}
