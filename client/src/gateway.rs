@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::HostPort;
+use sg_proto::tunnel::ClientHello;
 use sg_runtime::readiness::Latch;
 use sg_runtime::secret::Secret;
 use sg_runtime::shutdown::Shutdown;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use crate::acl::AclState;
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
-use crate::session::{Order, Report, Session, SessionEnd};
+use crate::session::{Order, Report, Session, SessionEnd, establish};
 use crate::stream::DialGate;
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
 
@@ -62,6 +63,27 @@ pub struct GatewayContext {
     pub shared: Arc<Shared>,
 }
 
+impl GatewayContext {
+    /// The first message to a node, but for what a tunnel is resumed by. `connection` tells the tunnels to one node apart.
+    #[must_use]
+    pub fn hello(&self, connection: u32) -> ClientHello {
+        let (shared, version) = (&self.shared, self.acl.version().unwrap_or_default());
+        let token = self.token.as_ref().map(|token| token.expose().clone());
+        ClientHello {
+            version: establish::VERSION,
+            boot_id: shared.boot_id.to_vec(),
+            gateway: self.gateway.to_string(),
+            token: token.unwrap_or_default(),
+            software: format!("sg-client/{}", env!("CARGO_PKG_VERSION")),
+            client_name: shared.name.clone(),
+            connection,
+            acl_epoch: version.epoch,
+            acl_generation: version.generation,
+            resume: None,
+        }
+    }
+}
+
 /// How a gateway's task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GatewayEnd {
@@ -95,6 +117,8 @@ struct Handle {
     orders: watch::Sender<Order>,
     address: HostPort,
     node: String,
+    /// Its tunnel is up, but has no connection at present.
+    detached: bool,
 }
 
 impl Gateway {
@@ -175,6 +199,7 @@ impl Gateway {
                 node_name,
             } => {
                 tracing::info!(%gateway, %address, node = handle.node, node_name, connection, "tunnel up");
+                handle.detached = false;
                 Event::Up {
                     session,
                     gateway: id,
@@ -186,6 +211,19 @@ impl Gateway {
                 Event::Draining { session }
             }
             Report::Endpoints(endpoints) => Event::Endpoints { session, endpoints },
+            // For the supervisor the tunnel is there: only if it is not resumed, something has to be done.
+            Report::Detached => {
+                tracing::warn!(%gateway, %address, node = handle.node, connection,
+                    "tunnel detached: its connection is lost, its streams wait");
+                handle.detached = true;
+                return self.publish();
+            }
+            Report::Resumed { after } => {
+                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                tracing::info!(%gateway, %address, node = handle.node, connection, after_ms, "tunnel resumed");
+                handle.detached = false;
+                return self.publish();
+            }
         };
         self.handle(connection, event);
     }
@@ -307,6 +345,7 @@ impl Gateway {
                 orders,
                 address,
                 node: String::new(),
+                detached: false,
             },
         );
     }
@@ -325,7 +364,12 @@ impl Gateway {
 
     /// Tells how many tunnels there are.
     fn publish(&mut self) {
-        let tunnels = self.supervisors.iter().map(Supervisor::tunnels).sum();
+        if self.ending {
+            return;
+        }
+        let up: usize = self.supervisors.iter().map(Supervisor::tunnels).sum();
+        let detached = self.sessions.values().filter(|s| s.detached).count();
+        let tunnels = up.saturating_sub(detached);
         self.context
             .shared
             .metrics

@@ -22,6 +22,33 @@ struct DecisionLabels {
     decision: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResumeLabels {
+    gateway: String,
+    result: &'static str,
+}
+
+/// What became of a tunnel whose connection was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// It goes on, over a new connection.
+    Resumed,
+    /// Its node does not know it any more, or does not let the client in.
+    Refused,
+    /// The node did not answer within the resume time.
+    Expired,
+}
+
+impl Resume {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// The series of this client. Clones share them.
 #[derive(Debug, Clone)]
 pub struct ClientMetrics {
@@ -29,6 +56,7 @@ pub struct ClientMetrics {
     destinations: Arc<Mutex<HashSet<(String, String)>>>,
     tunnels: Family<GatewayLabels, Gauge>,
     reconnects: Family<GatewayLabels, Counter>,
+    resumes: Family<ResumeLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
 }
 
@@ -43,6 +71,11 @@ impl ClientMetrics {
             reconnects: metrics.register(
                 "reconnects",
                 "Attempts to connect after a tunnel was lost or an attempt failed",
+                Family::default(),
+            ),
+            resumes: metrics.register(
+                "tunnel_resumes",
+                "What became of tunnels that lost their connection",
                 Family::default(),
             ),
             decisions: metrics.register(
@@ -91,6 +124,16 @@ impl ClientMetrics {
         self.reconnects
             .get_or_create(&GatewayLabels {
                 gateway: gateway.to_owned(),
+            })
+            .inc();
+    }
+
+    /// Counts what became of a tunnel that was detached.
+    pub fn count_resume(&self, gateway: &str, result: Resume) {
+        self.resumes
+            .get_or_create(&ResumeLabels {
+                gateway: gateway.to_owned(),
+                result: result.as_str(),
             })
             .inc();
     }

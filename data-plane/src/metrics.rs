@@ -22,6 +22,47 @@ struct ClientLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResumeLabels {
+    gateway: String,
+    result: &'static str,
+}
+
+/// What became of a tunnel whose connection was lost, or of a client's offer to go on with one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// It goes on, over a new connection.
+    Resumed,
+    /// The offer was not taken: the tunnel is not known any more, or the proof was wrong.
+    Refused,
+    /// Nobody came back for it in time.
+    Expired,
+    /// Its client made a new tunnel instead.
+    Replaced,
+    /// Too many others were waiting already.
+    Limit,
+}
+
+impl Resume {
+    const ALL: [Self; 5] = [
+        Self::Resumed,
+        Self::Refused,
+        Self::Expired,
+        Self::Replaced,
+        Self::Limit,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::Refused => "refused",
+            Self::Expired => "expired",
+            Self::Replaced => "replaced",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -36,6 +77,8 @@ pub(crate) struct NodeMetrics {
     decisions: Family<DecisionLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     closed: Family<ReasonLabels, Counter>,
+    resumes: Family<ResumeLabels, Counter>,
+    detached: Gauge,
     accept_errors: Counter,
     pub(crate) config_revision: Gauge,
     pub(crate) rejected_objects: Gauge,
@@ -67,6 +110,16 @@ impl NodeMetrics {
                 "tunnels_closed",
                 "Tunnels that ended, by who ended them",
                 Family::default(),
+            ),
+            resumes: metrics.register(
+                "tunnel_resumes",
+                "What became of tunnels that lost their connection, and of offers to resume one",
+                Family::default(),
+            ),
+            detached: metrics.register(
+                "tunnels_detached",
+                "Tunnels whose connection is lost and that may still be resumed",
+                Gauge::default(),
             ),
             accept_errors: metrics.register(
                 "accept_errors",
@@ -107,6 +160,19 @@ impl NodeMetrics {
 
     pub(crate) fn tunnel_closed(&self, reason: &'static str) {
         self.closed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    pub(crate) fn tunnel_resume(&self, gateway: &str, result: Resume) {
+        let labels = ResumeLabels {
+            gateway: gateway.to_owned(),
+            result: result.as_str(),
+        };
+        self.resumes.get_or_create(&labels).inc();
+    }
+
+    /// Sets how many tunnels are detached.
+    pub(crate) fn set_detached(&self, count: usize) {
+        self.detached.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn accept_error(&self) {
@@ -151,6 +217,12 @@ impl NodeMetrics {
         self.tunnels.remove(&GatewayLabels {
             gateway: gateway.to_owned(),
         });
+        for result in Resume::ALL {
+            self.resumes.remove(&ResumeLabels {
+                gateway: gateway.to_owned(),
+                result: result.as_str(),
+            });
+        }
         for decision in ["allow", "deny"] {
             self.decisions.remove(&DecisionLabels {
                 gateway: gateway.to_owned(),

@@ -292,7 +292,17 @@ impl Site {
     /// # Errors
     /// `sgctl` fails.
     pub async fn gateway(&mut self, name: &str) -> Result<Gateway> {
-        let made = self.sgctl.json(&["gateway", "create", name]).await?;
+        self.gateway_with(name, &[]).await
+    }
+
+    /// Makes a gateway with a token and these options of `sgctl gateway create`.
+    ///
+    /// # Errors
+    /// `sgctl` fails.
+    pub async fn gateway_with(&mut self, name: &str, options: &[&str]) -> Result<Gateway> {
+        let mut arguments = vec!["gateway", "create", name];
+        arguments.extend(options);
+        let made = self.sgctl.json(&arguments).await?;
         let token = text(&made, "securityToken")?;
         let gateway = Gateway {
             id: text(&made, "id")?,

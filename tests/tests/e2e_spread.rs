@@ -18,7 +18,8 @@ async fn three_clients() -> Result<(Site, Vec<Client>, Destination, Manual)> {
     prepare();
     let resource = Manual::start()?;
     let mut site = Site::start().await?;
-    let gateway = site.gateway("dev").await?;
+    // What a killed client carried ends with its connection, not later.
+    let gateway = site.gateway_with("dev", &["--resume-time", "0s"]).await?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(site.client(&gateway).await?);

@@ -28,9 +28,7 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     while node.opening.count() > 0 && Instant::now() < limit {
         sleep(LOOK).await;
     }
-    for session in node.registry.all() {
-        session.tunnel.goaway();
-    }
+    node.registry.drain();
     let idle = shutdown.run(async {
         node.connections.wait_idle(shutdown.remaining()).await;
         // A stream that has ended here may still have bytes on their way to its client.

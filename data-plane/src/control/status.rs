@@ -10,7 +10,7 @@ use crate::tunnels::Session;
 /// The status of this moment.
 pub(super) fn build(node: &Node, applied: &Applied) -> Status {
     let config = node.config();
-    let tunnels: Vec<_> = node.registry.all().iter().map(|s| tunnel(s)).collect();
+    let tunnels: Vec<_> = node.registry.present().iter().map(|s| tunnel(s)).collect();
     let acls = config.gateways().filter_map(|gateway| {
         let version = config.acl(&gateway.id)?.version;
         Some(AclState {
@@ -65,8 +65,8 @@ fn tunnel(session: &Session) -> ClientTunnel {
         client_name: session.client_name.clone(),
         boot_id: session.boot_id.clone(),
         version: session.software.clone(),
-        address: session.address.to_string(),
-        connect_time: Some(timestamp_to_wire(session.connected)),
+        address: session.address().to_string(),
+        connect_time: Some(timestamp_to_wire(session.connected())),
         rtt_ms: session
             .tunnel
             .rtt()

@@ -4,5 +4,6 @@
 mod control;
 mod policy;
 mod refusals;
+mod resume;
 pub(crate) mod rig;
 mod streams;

@@ -228,23 +228,12 @@ impl Rig {
     pub(crate) async fn connect(&self, offer: &Offer, answer: Answer) -> Result<Client, Refused> {
         let before = self.node.registry.all().len();
         let mut io = self.tls(&offer.credentials).await;
-        let body = offer.hello.encode_to_vec();
-        io.write_u32(u32::try_from(body.len()).unwrap())
-            .await
-            .unwrap();
-        io.write_all(&body).await.unwrap();
-        let length = io.read_u32().await.unwrap();
-        let mut body = vec![0; length as usize];
-        io.read_exact(&mut body).await.unwrap();
-        let accepted = match ServerHello::decode(body.as_slice())
-            .unwrap()
-            .answer
-            .unwrap()
-        {
-            server_hello::Answer::Accepted(accepted) => accepted,
-            server_hello::Answer::Refused(refused) => return Err(refused),
+        let accepted = say_hello(&mut io, &offer.hello).await?;
+        let config = Config {
+            resume_time: Duration::from_millis(accepted.resume_ms.into()),
+            ..Config::default()
         };
-        let (tunnel, mut incoming, driver) = start(io, Side::Client, Config::default());
+        let (tunnel, mut incoming, driver) = start(io, Side::Client, config);
         let asked = Arc::new(AtomicUsize::new(0));
         let (control, controls) = mpsc::channel(100);
         let mut tasks = JoinSet::new();
@@ -344,6 +333,26 @@ impl Client {
     }
 }
 
+/// Says hello and reads the answer.
+pub(crate) async fn say_hello(
+    io: &mut tls::ClientStream,
+    hello: &ClientHello,
+) -> Result<Accepted, Refused> {
+    let body = hello.encode_to_vec();
+    io.write_u32(u32::try_from(body.len()).unwrap())
+        .await
+        .unwrap();
+    io.write_all(&body).await.unwrap();
+    let length = io.read_u32().await.unwrap();
+    let mut body = vec![0; length as usize];
+    io.read_exact(&mut body).await.unwrap();
+    let answer = ServerHello::decode(body.as_slice()).unwrap().answer;
+    match answer.unwrap() {
+        server_hello::Answer::Accepted(accepted) => Ok(accepted),
+        server_hello::Answer::Refused(refused) => Err(refused),
+    }
+}
+
 async fn handle(stream: IncomingStream, answer: Answer) {
     let open = StreamOpen::decode(stream.metadata().clone()).unwrap();
     match answer {
@@ -358,7 +367,7 @@ async fn handle(stream: IncomingStream, answer: Answer) {
     }
 }
 
-/// A gateway with the tests' token.
+/// A gateway with the tests' token, whose tunnels end with their connection.
 pub(crate) fn open_gateway(enabled: bool) -> NodeObject {
     let NodeObject::Gateway(mut g) = gateway("g1", enabled) else {
         unreachable!("the helper makes a gateway")
@@ -367,6 +376,7 @@ pub(crate) fn open_gateway(enabled: bool) -> NodeObject {
         sha256: crypto::sha256(TOKEN.as_bytes()),
         expires: None,
     }];
+    g.resume_time = Duration::ZERO;
     NodeObject::Gateway(g)
 }
 
@@ -442,6 +452,16 @@ pub(crate) async fn exchange(user: &mut TcpStream, text: &[u8]) {
     };
     timeout(LIMIT, exchange).await.unwrap().unwrap();
     assert_eq!(back, text);
+}
+
+/// Reads this text.
+pub(crate) async fn expect(user: &mut TcpStream, text: &[u8]) {
+    let mut got = vec![0; text.len()];
+    timeout(LIMIT, user.read_exact(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(got, text);
 }
 
 /// Waits for the reset that this connection should get.

@@ -1,4 +1,5 @@
-//! Takes connections at the tunnel listener: TLS, hello, admission; then the tunnel's session.
+//! Takes connections at the tunnel listener: TLS, hello, admission; then the session of a new tunnel, or the hand-over to
+//! the tunnel that the client resumes.
 //!
 //! Whatever goes wrong before that is counted by reason, logged without a secret, and
 //! ends only the connection in question. Every step has a time limit.
@@ -9,12 +10,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use sg_model::AclVersion;
+use sg_model::{AclVersion, Gateway};
 use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
 use sg_relay::ByteCounters;
 use sg_runtime::crypto;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, ServerStream, ServerTls};
+use sg_tunnel_io::resume::Secret;
 use sg_tunnel_io::{Config, Side, socket, start};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,8 +28,10 @@ use super::admit::{Refusal, admit, printable};
 use super::half_open::{HalfOpen, Place};
 use super::hello::{self, HelloError};
 use super::refusals::Refusals;
-use super::session::{self, Live, Told, acl_of, endpoints_of};
+use super::resume::{self, Decision, Resumption, Ticket};
+use super::session::{self, Live, Presence, Told, acl_of, endpoints_of};
 use crate::listener::of_one_connection;
+use crate::metrics::Resume;
 use crate::node::{self, Node};
 
 /// The application protocol of tunnels.
@@ -88,12 +92,20 @@ async fn connection(
     place: Place,
 ) {
     match Box::pin(handshake(&node, &tls, tcp, address)).await {
-        Ok(live) => {
+        Ok(Outcome::New(live)) => {
             drop(place);
-            session::run(&node, live).await;
+            session::run(&node, *live).await;
         }
+        // The tunnel's own task goes on with it.
+        Ok(Outcome::Resumed) => {}
         Err(failure) => refusals.note(&node, failure.reason, address, failure.detail.as_deref()),
     }
+}
+
+/// What a connection became.
+enum Outcome {
+    New(Box<Live>),
+    Resumed,
 }
 
 /// Why a connection did not become a tunnel.
@@ -117,7 +129,7 @@ async fn handshake(
     tls: &ServerTls,
     tcp: TcpStream,
     address: SocketAddr,
-) -> Result<Live, Failure> {
+) -> Result<Outcome, Failure> {
     socket::tune(&tcp).map_err(|error| Failure::new("io", error))?;
     let (mut io, peer) = tls::accept(tls, tcp)
         .await
@@ -137,7 +149,6 @@ async fn handshake(
         }
         Ok(Ok(hello)) => hello,
     };
-    let served = node.served.subscribe();
     let config = node.config();
     let admitted = if node.shutdown.is_draining() {
         Err(Refusal::Draining)
@@ -146,55 +157,155 @@ async fn handshake(
     };
     let (gateway, token) = match admitted {
         Ok(admitted) => admitted,
-        Err(refusal) => {
-            answer_refusal(&mut io, refusal.answer()).await;
-            let gateway = named(&hello.gateway);
-            let detail = format!("gateway {gateway:?}, client {client_id}");
-            return Err(Failure::new(refusal.as_str(), detail));
-        }
+        Err(refusal) => return Err(refuse(&mut io, refusal, &hello, &client_id).await),
     };
     let acl = acl_of(&config, &gateway.id);
-    let told = Told {
-        acl: acl.version,
-        endpoints: endpoints_of(&config),
+    let presence = Presence {
+        address,
+        connected: node::now(),
+        token,
+        told: Told {
+            acl: acl.version,
+            endpoints: endpoints_of(&config),
+        },
     };
-    let answer = server_hello::Answer::Accepted(Accepted {
+    let answer = Accepted {
         node_id: node.id.to_string(),
         node_name: node.name.to_string(),
         gateway_id: gateway.id.to_string(),
         gateway_name: gateway.name.to_string(),
         acl: Some((&acl).into()),
-        endpoints: Some(told.endpoints.clone()),
+        endpoints: Some(presence.told.endpoints.clone()),
         ..Accepted::default()
+    };
+    let offer = hello.resume.as_ref();
+    let decision = offer.map_or(Decision::New, |offer| {
+        resume::decide(&node.registry, &gateway.id, &client_id, &hello, offer, &io)
     });
-    answer_within(&mut io, answer)
+    if offer.is_some() && !matches!(decision, Decision::Resume(..)) {
+        node.registry.count_resume(&gateway.id, Resume::Refused);
+    }
+    match decision {
+        Decision::WrongProof => {
+            Err(refuse(&mut io, Refusal::ResumeProof, &hello, &client_id).await)
+        }
+        Decision::Resume(session, ticket) => {
+            let enforced = enforced(&hello);
+            resume_on(node, io, answer, &session, &ticket, presence, enforced).await
+        }
+        Decision::New => {
+            let client_id = client_id.into();
+            let live = begin(node, io, answer, &hello, gateway, client_id, presence).await?;
+            Ok(Outcome::New(Box::new(live)))
+        }
+    }
+}
+
+/// Tells the client that it is refused, and why in as many words as are good for it.
+async fn refuse(
+    io: &mut ServerStream,
+    refusal: Refusal,
+    hello: &ClientHello,
+    client_id: &str,
+) -> Failure {
+    answer_refusal(io, refusal.answer()).await;
+    let gateway = named(&hello.gateway);
+    let detail = format!("gateway {gateway:?}, client {client_id}");
+    Failure::new(refusal.as_str(), detail)
+}
+
+/// Begins a tunnel on a connection.
+async fn begin(
+    node: &Node,
+    mut io: ServerStream,
+    answer: Accepted,
+    hello: &ClientHello,
+    gateway: &Gateway,
+    client_id: Arc<str>,
+    presence: Presence,
+) -> Result<Live, Failure> {
+    let (resumption, secret) = Resumption::new();
+    let resume_time = gateway.resume_time;
+    let answer = with_secret(answer, &resumption, &secret, resume_time);
+    answer_within(&mut io, server_hello::Answer::Accepted(answer))
         .await
         .map_err(|error| Failure::new("hello-closed", error))?;
-    let (tunnel, incoming, driver) = start(io, Side::Node, Config::default());
+    let config = Config {
+        resume_time,
+        ..Config::default()
+    };
+    let (tunnel, incoming, driver) = start(io, Side::Node, config);
     let session = Session {
         number: node.registry.next_number(),
         gateway: gateway.id.clone(),
         gateway_name: gateway.name.clone(),
-        client_id: client_id.into(),
+        client_id,
         client_name: printable(&hello.client_name),
         boot_id: crypto::hex(&hello.boot_id),
         connection: hello.connection,
         software: printable(&hello.software),
-        address,
-        connected: node::now(),
+        presence: Mutex::new(presence),
+        resumption,
+        resume_time,
         tunnel,
         bytes: Arc::new(ByteCounters::new()),
-        token,
-        acl_applied: Mutex::new(enforced(&hello)),
+        acl_applied: Mutex::new(enforced(hello)),
         active: AtomicU32::new(0),
     };
     Ok(Live {
         session: Arc::new(session),
         incoming,
         driver,
-        served,
-        told,
+        served: node.served.subscribe(),
     })
+}
+
+/// Goes on with a tunnel on a new connection.
+async fn resume_on(
+    node: &Node,
+    mut io: ServerStream,
+    answer: Accepted,
+    session: &Session,
+    ticket: &Ticket,
+    presence: Presence,
+    enforced: AclVersion,
+) -> Result<Outcome, Failure> {
+    let answer = Accepted {
+        resumed: true,
+        ..with_secret(
+            answer,
+            &session.resumption,
+            &ticket.secret,
+            session.resume_time,
+        )
+    };
+    answer_within(&mut io, server_hello::Answer::Accepted(answer))
+        .await
+        .map_err(|error| Failure::new("hello-closed", error))?;
+    session
+        .resume(ticket, presence, enforced, io)
+        .map_err(|error| Failure::new("resume-too-late", error))?;
+    node.registry
+        .count_resume(&session.gateway, Resume::Resumed);
+    if node.shutdown.is_draining() {
+        // Admitted just before the drain began, and handed over after all tunnels were told of it.
+        session.drain();
+    }
+    Ok(Outcome::Resumed)
+}
+
+fn with_secret(
+    answer: Accepted,
+    resumption: &Resumption,
+    secret: &Secret,
+    resume_time: Duration,
+) -> Accepted {
+    Accepted {
+        tunnel_id: resumption.id.as_bytes().to_vec(),
+        resume_secret: secret.expose().to_vec(),
+        resume_ms: u32::try_from(resume_time.as_millis()).unwrap_or(u32::MAX),
+        ..answer
+    }
 }
 
 /// The gateway that a refused client asked for, for the log. People put tokens into the wrong place.

@@ -31,6 +31,8 @@ pub(super) enum Refusal {
     Draining,
     /// The node has no configuration yet.
     NotReady,
+    /// An offer to resume the client's own tunnel, with a wrong proof.
+    ResumeProof,
 }
 
 impl Refusal {
@@ -51,6 +53,7 @@ impl Refusal {
             Self::GatewayDisabled => "gateway-disabled",
             Self::Draining => "draining",
             Self::NotReady => "limit",
+            Self::ResumeProof => "resume-proof",
         }
     }
 
@@ -64,13 +67,14 @@ impl Refusal {
             Self::GatewayDisabled => "the gateway is disabled",
             Self::Draining => "the node is shutting down",
             Self::NotReady => "the node has no configuration yet",
+            Self::ResumeProof => "the proof of the tunnel that is to be resumed is wrong",
         };
         Refused {
             reason: self.wire_word().to_owned(),
             message: message.to_owned(),
             retry: matches!(
                 self,
-                Self::GatewayDisabled | Self::Draining | Self::NotReady
+                Self::GatewayDisabled | Self::Draining | Self::NotReady | Self::ResumeProof
             ),
         }
     }

@@ -1,7 +1,7 @@
 //! Tunnels of clients: accepted, authenticated, kept in a registry, chosen for streams.
 //!
 //! [`acceptor`] takes connections and does the handshakes; [`admit`] decides who may stay, offline, by what the
-//! control plane pushed earlier; [`session`] lives as long as one tunnel; [`registry`] knows all of them and
+//! control plane pushed earlier; [`session`] lives as long as one tunnel, [`resume`] lets it outlive a connection; [`registry`] knows all of them and
 //! says which one carries the next stream; [`hold`] bounds the connections that wait for a client.
 
 pub(crate) mod acceptor;
@@ -11,6 +11,7 @@ mod hello;
 mod hold;
 mod refusals;
 mod registry;
+mod resume;
 mod session;
 
 pub(crate) use hold::Hold;

@@ -1,21 +1,24 @@
 //! All tunnels of this node by gateway, and the choice of the one that carries the next stream.
 //!
 //! Round robin is exact: the tunnels of a gateway stand in a ring in the order they came; each choice takes
-//! the next one after the last that is healthy. A tunnel that is closed, drains, or owes an answer to a ping
-//! for too long (suspect) is passed over.
+//! the next one after the last that is healthy. A tunnel that is closed, drains, is detached, or owes an answer to a
+//! ping for too long (suspect) is passed over. A detached tunnel is neither counted nor listed until it is resumed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sg_model::{GatewayId, Name, Policy};
 use sg_tunnel_io::code::close;
+use sg_tunnel_io::resume::TunnelId;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
 use super::Session;
-use crate::metrics::NodeMetrics;
+use crate::metrics::{NodeMetrics, Resume};
 
+/// Tunnels that may be detached at a time: each holds on to its streams, their sockets and what was not acknowledged.
+const MOST_DETACHED: usize = 10_000;
 /// How long a gateway without tunnels is remembered as one that had some.
 const LATELY: Duration = Duration::from_secs(30);
 /// How often whoever waits for a tunnel looks at the suspect ones again.
@@ -34,6 +37,9 @@ pub(crate) struct Registry {
 struct Inner {
     next: u64,
     gateways: HashMap<GatewayId, Ring>,
+    by_id: HashMap<TunnelId, Arc<Session>>,
+    /// Numbers of the tunnels that are detached.
+    detached: HashSet<u64>,
     /// Gateways that are configured, with their names; only these have series.
     names: HashMap<GatewayId, Name>,
 }
@@ -96,10 +102,19 @@ impl Registry {
             .collect();
         ring.tunnels.retain(|_, old| !session.replaces(old));
         ring.tunnels.insert(session.number, Arc::clone(&session));
+        let id = session.resumption.id;
+        inner.by_id.insert(id, Arc::clone(&session));
+        for old in &replaced {
+            inner.forget(old);
+        }
         self.count(&inner, &session.gateway);
         drop(inner);
         for old in replaced {
-            tracing::info!(client = %old.client_id, address = %old.address, "tunnel replaced by a newer one of the same client");
+            let detached = old.tunnel.is_detached();
+            tracing::info!(client = %old.client_id, address = %old.address(), detached, "tunnel replaced by a newer one of the same client");
+            if detached {
+                self.count_resume(&old.gateway, Resume::Replaced);
+            }
             old.tunnel
                 .close(close::REPLACED, "a newer connection takes over");
         }
@@ -169,7 +184,59 @@ impl Registry {
         }
     }
 
-    /// All tunnels, in the order they came.
+    /// The tunnel of a gateway that has this id.
+    pub(super) fn find(&self, gateway: &GatewayId, id: &TunnelId) -> Option<Arc<Session>> {
+        let found = self.lock().by_id.get(id).cloned();
+        found.filter(|session| session.gateway == *gateway)
+    }
+
+    /// A tunnel has lost its connection: it is neither counted nor listed from now on. Answers whether it may wait for its
+    /// client; if not, too many do already.
+    #[must_use]
+    pub(super) fn note_detached(&self, session: &Session) -> bool {
+        let mut inner = self.lock();
+        let room = inner.detached.len() < MOST_DETACHED;
+        // One that is registered no more has been replaced, and is about to end.
+        if inner.by_id.contains_key(&session.resumption.id) {
+            inner.detached.insert(session.number);
+            self.count(&inner, &session.gateway);
+        }
+        drop(inner);
+        self.changed();
+        room
+    }
+
+    /// A tunnel has a connection again.
+    pub(super) fn note_attached(&self, session: &Session) {
+        let mut inner = self.lock();
+        inner.detached.remove(&session.number);
+        self.count(&inner, &session.gateway);
+        drop(inner);
+        self.changed();
+    }
+
+    /// Counts what became of a detached tunnel, or of an offer to resume one.
+    pub(super) fn count_resume(&self, gateway: &GatewayId, result: Resume) {
+        if let Some(name) = self.lock().names.get(gateway) {
+            self.metrics.tunnel_resume(name.as_str(), result);
+        }
+    }
+
+    /// Starts the drain of all tunnels. One that is detached ends: its client could not come back.
+    pub(crate) fn drain(&self) {
+        for session in self.all() {
+            session.drain();
+        }
+    }
+
+    /// The tunnels that have a connection, in the order they came.
+    pub(crate) fn present(&self) -> Vec<Arc<Session>> {
+        let mut all = self.all();
+        all.retain(|session| !session.tunnel.is_detached());
+        all
+    }
+
+    /// All tunnels, detached ones included, in the order they came.
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
         let inner = self.lock();
         let tunnels = inner.gateways.values().flat_map(|r| r.tunnels.values());
@@ -220,6 +287,7 @@ impl Registry {
 
     fn unregister(&self, session: &Session) {
         let mut inner = self.lock();
+        inner.forget(session);
         if let Some(ring) = inner.gateways.get_mut(&session.gateway) {
             ring.tunnels.remove(&session.number);
             if ring.tunnels.is_empty() {
@@ -235,14 +303,25 @@ impl Registry {
     }
 
     fn count(&self, inner: &Inner, gateway: &GatewayId) {
+        self.metrics.set_detached(inner.detached.len());
         if let Some(name) = inner.names.get(gateway) {
-            let count = inner.gateways.get(gateway).map_or(0, |r| r.tunnels.len());
+            let count = inner.gateways.get(gateway).map_or(0, |ring| {
+                let numbers = ring.tunnels.keys();
+                numbers.filter(|n| !inner.detached.contains(n)).count()
+            });
             self.metrics.set_tunnels(name.as_str(), count);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn forget(&mut self, session: &Session) {
+        self.by_id.remove(&session.resumption.id);
+        self.detached.remove(&session.number);
     }
 }
 

@@ -1,9 +1,10 @@
 //! The life of one client's tunnel at this node: what is known of it, and the task that keeps its client up to
-//! date (access control list, the other nodes) and ends it when its right to be here does.
+//! date (access control list, the other nodes) and ends it when its right to be here does. The task outlives the
+//! tunnel's connection: when that is lost, it waits until [`super::acceptor`] hands over another one.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,14 +12,17 @@ use prost::Message as _;
 use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
 use sg_proto::tunnel::{Control, Endpoint, Endpoints, control};
 use sg_relay::ByteCounters;
+use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::{self, close};
-use sg_tunnel_io::{Closed, ControlError, Driver, Event, Incoming, Tunnel};
+use sg_tunnel_io::{CloseReason, Closed, ControlError, Driver, Event, Incoming, Tunnel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use super::admit;
 use super::registry::Health;
+use super::resume::{HandOverError, Resumption, Ticket};
+use crate::metrics::Resume;
 use crate::node::Node;
 
 /// How often the round-trip time is noted, and an update that found the queue full is tried again.
@@ -41,17 +45,78 @@ pub(crate) struct Session {
     pub(crate) connection: u32,
     /// Version of the client's software, by its own account.
     pub(crate) software: String,
-    pub(crate) address: SocketAddr,
-    pub(crate) connected: Timestamp,
+    /// What changes with each connection.
+    pub(super) presence: Mutex<Presence>,
+    pub(super) resumption: Resumption,
+    /// How long its streams outlive a lost connection.
+    pub(super) resume_time: Duration,
     pub(crate) tunnel: Tunnel,
     /// Bytes of all its streams; the node's TCP end is the user.
     pub(crate) bytes: Arc<ByteCounters>,
-    pub(super) token: Option<[u8; 32]>,
     pub(super) acl_applied: Mutex<AclVersion>,
     pub(super) active: AtomicU32,
 }
 
+/// What is known of the connection that a tunnel has now, or had last.
+#[derive(Debug, Clone)]
+pub(super) struct Presence {
+    pub(super) address: SocketAddr,
+    pub(super) connected: Timestamp,
+    /// Hash of the token that was shown.
+    pub(super) token: Option<[u8; 32]>,
+    /// What the client was told in the hello.
+    pub(super) told: Told,
+}
+
 impl Session {
+    /// Where the client's connection comes from.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.presence().address
+    }
+
+    /// When the present connection was accepted.
+    pub(crate) fn connected(&self) -> Timestamp {
+        self.presence().connected
+    }
+
+    pub(super) fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its client may come back to it.
+    pub(super) fn resumable(&self) -> bool {
+        !self.resume_time.is_zero() && !self.tunnel.is_closed() && !self.tunnel.is_draining()
+    }
+
+    /// Hands the tunnel over to a new connection of its client.
+    ///
+    /// # Errors
+    /// Why it was not; the connection is dropped.
+    pub(super) fn resume(
+        &self,
+        ticket: &Ticket,
+        presence: Presence,
+        enforced: AclVersion,
+        io: ServerStream,
+    ) -> Result<(), HandOverError> {
+        self.resumption.hand_over(ticket, || {
+            // Before the tunnel lives again: whoever hears of that finds what belongs to it.
+            *self.presence() = presence;
+            self.set_acl_applied(enforced);
+            self.tunnel.attach(io)?;
+            Ok(self.tunnel.stats().received_bytes)
+        })
+    }
+
+    /// Announces that the node goes. A detached tunnel ends, for its client would not be let in.
+    pub(super) fn drain(&self) {
+        // From here on a loss of the connection ends it, too.
+        self.tunnel.goaway();
+        if self.tunnel.is_detached() {
+            self.tunnel.abandon();
+        }
+    }
+
     /// Whether this one takes the place of `old`. A tunnel that drains is left to finish its streams, when it
     /// belongs to the same run of the client: making the new one before it ends is what a drain is for.
     pub(super) fn replaces(&self, old: &Self) -> bool {
@@ -64,6 +129,7 @@ impl Session {
     pub(super) fn usable(&self, health: Health) -> bool {
         !self.tunnel.is_closed()
             && !self.tunnel.is_draining()
+            && !self.tunnel.is_detached()
             && (health == Health::Any || !self.tunnel.is_suspect())
     }
 
@@ -98,7 +164,7 @@ impl Session {
 }
 
 /// What the client was told last: by the hello, then by updates.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Told {
     pub(super) acl: AclVersion,
     pub(super) endpoints: Endpoints,
@@ -127,8 +193,6 @@ pub(super) struct Live {
     pub(super) incoming: Incoming,
     pub(super) driver: Driver,
     pub(super) served: watch::Receiver<Arc<NodeConfig>>,
-    /// What was sent in the hello.
-    pub(super) told: Told,
 }
 
 /// Runs a tunnel from its registration to its end.
@@ -138,16 +202,15 @@ pub(super) async fn run(node: &Node, live: Live) {
         incoming,
         driver,
         served,
-        told,
     } = live;
     let registration = node.registry.register(Arc::clone(&session));
     if node.shutdown.is_draining() {
         // Admitted just before the drain began, and registered after all tunnels were told of it.
-        session.tunnel.goaway();
+        session.drain();
     }
     tracing::info!(
         gateway = %session.gateway_name, client = %session.client_id, name = session.client_name,
-        address = %session.address, connection = session.connection, version = session.software,
+        address = %session.address(), connection = session.connection, version = session.software,
         "tunnel open"
     );
     let mut drivers = JoinSet::new();
@@ -155,18 +218,26 @@ pub(super) async fn run(node: &Node, live: Live) {
     let mut keeper = Keeper {
         node,
         session: &session,
-        told,
+        told: session.presence().told.clone(),
         owes: false,
+        detached: None,
         label: session.gateway_name.clone(),
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
+    if closed
+        .as_ref()
+        .is_some_and(|c| matches!(c.reason, CloseReason::Expired))
+    {
+        node.registry
+            .count_resume(&session.gateway, Resume::Expired);
+    }
     drop(registration);
     let word = closed.as_ref().map_or("internal", Closed::word);
     node.metrics.tunnel_closed(word);
     node.metrics
         .forget_client(keeper.label.as_str(), &session.client_id);
     let reason = closed.map_or_else(|| "its task failed".to_owned(), |c| c.to_string());
-    tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address, reason, "tunnel closed");
+    tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(), reason, "tunnel closed");
 }
 
 struct Keeper<'a> {
@@ -175,6 +246,8 @@ struct Keeper<'a> {
     told: Told,
     /// An update found no room and is to be tried again.
     owes: bool,
+    /// Since when the tunnel has no connection.
+    detached: Option<Instant>,
     /// Name of the gateway in the series, which may change.
     label: Name,
 }
@@ -196,7 +269,7 @@ impl Keeper<'_> {
             tokio::select! {
                 ended = drivers.join_next() => return ended.and_then(Result::ok),
                 event = incoming.next(), if listening => match event {
-                    Some(event) => self.handle(event),
+                    Some(event) => self.handle(event, &served),
                     None => listening = false,
                 },
                 Ok(()) = served.changed() => {
@@ -228,16 +301,51 @@ impl Keeper<'_> {
         }
     }
 
-    fn handle(&self, event: Event) {
+    fn handle(&mut self, event: Event, served: &watch::Receiver<Arc<NodeConfig>>) {
         match event {
+            Event::Detached => self.lost(),
+            Event::Resumed => {
+                self.resumed();
+                // What has changed since the new connection's hello, or was not said for want of a connection.
+                let config = Arc::clone(&served.borrow());
+                self.follow(&config);
+            }
             Event::Open(stream) => stream.refuse(code::NO_DESTINATION),
             Event::Control(message) => self.control(message),
             Event::PeerDraining => {
                 tracing::info!(client = %self.session.client_id, "client drains its tunnel");
                 self.node.registry.changed();
             }
-            Event::Detached | Event::Resumed => self.node.registry.changed(),
         }
+    }
+
+    fn lost(&mut self) {
+        let session = self.session;
+        self.detached = Some(Instant::now());
+        tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(),
+            streams = session.tunnel.active_streams(), "tunnel detached: its connection is lost");
+        self.node
+            .metrics
+            .forget_client(self.label.as_str(), &session.client_id);
+        if !self.node.registry.note_detached(session) {
+            tracing::warn!(client = %session.client_id, "too many tunnels are detached: this one ends");
+            self.node
+                .registry
+                .count_resume(&session.gateway, Resume::Limit);
+            session.tunnel.abandon();
+        }
+    }
+
+    fn resumed(&mut self) {
+        let session = self.session;
+        let after_ms = self
+            .detached
+            .take()
+            .map_or(0, |at| at.elapsed().as_millis());
+        self.told = session.presence().told.clone();
+        tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(),
+            after_ms = u64::try_from(after_ms).unwrap_or(u64::MAX), "tunnel resumed");
+        self.node.registry.note_attached(session);
     }
 
     fn control(&self, message: Bytes) {
@@ -264,7 +372,7 @@ impl Keeper<'_> {
         let session = self.session;
         let stays = config
             .gateway(&session.gateway)
-            .is_some_and(|gateway| admit::may_stay(gateway, session.token.as_ref()));
+            .is_some_and(|gateway| admit::may_stay(gateway, session.presence().token.as_ref()));
         if !stays {
             session.tunnel.close(
                 close::AUTH_REVOKED,
@@ -273,6 +381,10 @@ impl Keeper<'_> {
             return;
         }
         self.owes = false;
+        if self.detached.is_some() {
+            // The next hello tells it.
+            return;
+        }
         let version = config.acl(&session.gateway).map(|acl| acl.version);
         let version = version.unwrap_or_default();
         if version != self.told.acl {
@@ -352,11 +464,16 @@ pub(super) mod testing {
             boot_id: format!("{boot:02x}"),
             connection,
             software: "0".to_owned(),
-            address: "127.0.0.1:1".parse().unwrap(),
-            connected: Timestamp(0),
+            presence: Mutex::new(Presence {
+                address: "127.0.0.1:1".parse().unwrap(),
+                connected: Timestamp(0),
+                token: None,
+                told: Told::default(),
+            }),
+            resumption: Resumption::new().0,
+            resume_time: Duration::ZERO,
             tunnel,
             bytes: Arc::default(),
-            token: None,
             acl_applied: Mutex::default(),
             active: AtomicU32::new(0),
         };

@@ -115,7 +115,6 @@ impl Share {
     }
 
     /// For logged bytes that are kept.
-    #[allow(dead_code)]
     pub(crate) fn log(budget: Arc<Budget>) -> Self {
         Self::new(budget, Kind::Log)
     }

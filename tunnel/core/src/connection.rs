@@ -7,7 +7,8 @@
 //! is sent by the next `poll_transmit`.
 //!
 //! * `commands`: what the owner of the tunnel and of its streams wants.
-//! * `input`: what the peer sends.
+//! * `records`: what comes in, down to single frames.
+//! * `input`: what the frames do.
 //! * `output`: what goes out, in which order.
 //! * `flows`: streams that carry datagrams.
 //! * `resuming`: how the tunnel outlives its transport.
@@ -21,9 +22,11 @@ mod commands;
 mod flows;
 mod input;
 mod output;
+mod records;
 mod reports;
 mod resuming;
 
+use records::Intake;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +41,7 @@ use crate::frame::Settings;
 use crate::keepalive::Keepalive;
 
 use crate::limits::{Guard, Limit, LimitCounts};
+use crate::log::Log;
 use crate::scheduler::{EPOCH_MS, Scheduler};
 use crate::stream::Key;
 use crate::table::Table;
@@ -127,6 +131,11 @@ pub struct Connection {
     returned: u32,
     /// Streams of the peer that wait for our answer.
     offered: u32,
+    intake: Intake,
+    /// What we sent and the peer may not have.
+    log: Log,
+    /// RESUME must be sent before anything else.
+    resume_due: bool,
     /// DATA frame in the middle of which the input stands.
     partial: Option<Partial>,
     /// Datagrams that wait for their turn, and for their readers.
@@ -191,6 +200,13 @@ impl Connection {
             announced: config.max_streams,
             returned: 0,
             offered: 0,
+            intake: Intake::default(),
+            log: Log::new(
+                !config.resume_time.is_zero(),
+                Arc::clone(&config.budget),
+                now,
+            ),
+            resume_due: false,
             partial: None,
             unsent: Shelf::new(Direction::Out),
             unread_datagrams: Shelf::new(Direction::In),
@@ -232,8 +248,13 @@ impl Connection {
             (Some(_), _) => None,
             (None, Some(until)) => Some(until),
             (None, None) => {
-                let next = self.keepalive.next_timeout(&self.config);
-                Some(self.settings_deadline().map_or(next, |due| due.min(next)))
+                let alive = self.keepalive.next_timeout(&self.config);
+                let others = [
+                    self.settings_deadline(),
+                    self.intake.ack_at(),
+                    self.log.stuck_at(),
+                ];
+                others.into_iter().flatten().chain([alive]).min()
             }
         }
     }
@@ -251,8 +272,11 @@ impl Connection {
             return;
         }
         self.keepalive.see_time(&self.config, now);
+        self.intake.see_time(now);
         if self.keepalive.dead_at(&self.config) <= now {
             self.time_out(now);
+        } else if self.log.stuck_at().is_some_and(|at| at <= now) {
+            self.end_timeout();
         } else {
             self.check_settings(now);
         }
@@ -299,10 +323,14 @@ impl Connection {
         let [tunnel, process] = self.pool.refused();
         limits.count(Limit::TunnelGrowth, tunnel);
         limits.count(Limit::ProcessGrowth, process);
+        let [tunnel, process] = self.log.refused();
+        limits.count(Limit::TunnelLog, tunnel);
+        limits.count(Limit::ProcessLog, process);
         Stats {
             limits,
             growth_used: self.pool.used(),
             unread_bytes: self.unread.1 as u64,
+            retained_bytes: self.log.retained(),
             ..self.stats
         }
     }

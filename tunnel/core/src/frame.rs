@@ -10,6 +10,8 @@
 //! DATA is written and read piecewise by `connection`, because its payload is never collected here;
 //! all other frames are a [`Frame`]. What a frame *means* is not decided here.
 
+use std::ops::DerefMut;
+
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::code::close;
@@ -128,7 +130,7 @@ impl Settings {
         max_metadata: 1024,
     };
 
-    fn put(self, out: &mut Vec<u8>) {
+    fn put(self, out: &mut impl BufMut) {
         for (id, value) in [
             (Self::MAX_STREAMS, self.max_streams),
             (Self::MAX_FRAME, self.max_frame),
@@ -243,9 +245,12 @@ pub enum Frame {
 
 impl Frame {
     /// Appends the frame, header included.
-    pub fn put(&self, out: &mut Vec<u8>) {
+    pub fn put<B>(&self, out: &mut B)
+    where
+        B: BufMut + DerefMut<Target = [u8]>,
+    {
         let start = out.len();
-        out.extend_from_slice(&[0; HEADER_LEN]);
+        out.put_slice(&[0; HEADER_LEN]);
         let mut flags = 0;
         let (kind, id) = match self {
             Self::Open {
@@ -256,12 +261,12 @@ impl Frame {
             } => {
                 flags = if *flow { FLOW } else { 0 };
                 out.put_u32(*credit);
-                out.extend_from_slice(metadata);
+                out.put_slice(metadata);
                 (kind::OPEN, *id)
             }
             Self::OpenOk { id, credit, answer } => {
                 out.put_u32(*credit);
-                out.extend_from_slice(answer);
+                out.put_slice(answer);
                 (kind::OPEN_OK, *id)
             }
             Self::Reset { id, code } => {
@@ -282,15 +287,15 @@ impl Frame {
             }
             Self::Goaway { code, message } => {
                 out.put_u32(*code);
-                out.extend_from_slice(message);
+                out.put_slice(message);
                 (kind::GOAWAY, 0)
             }
             Self::Datagram { id, payload } => {
-                out.extend_from_slice(payload);
+                out.put_slice(payload);
                 (kind::DATAGRAM, *id)
             }
             Self::Control(message) => {
-                out.extend_from_slice(message);
+                out.put_slice(message);
                 (kind::CONTROL, 0)
             }
             Self::Settings(settings) => {

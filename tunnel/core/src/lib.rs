@@ -38,6 +38,7 @@ mod error;
 mod event;
 mod keepalive;
 mod limits;
+mod log;
 mod queue;
 mod report;
 mod scheduler;
@@ -47,6 +48,7 @@ mod window;
 
 pub mod code;
 pub mod frame;
+pub mod record;
 
 pub use batch::Batch;
 pub use budget::Budget;

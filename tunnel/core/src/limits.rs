@@ -155,11 +155,15 @@ pub enum Limit {
     TunnelGrowth,
     /// Windows that did not grow because the [`crate::Budget`] of the process was used up.
     ProcessGrowth,
+    /// DATA that waited because the tunnel keeps as many unacknowledged bytes as it may at present.
+    TunnelLog,
+    /// The same, because the [`crate::Budget`] of the process was used up.
+    ProcessLog,
 }
 
 impl Limit {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::Streams,
         Self::Opens,
         Self::FailedOpens,
@@ -186,6 +190,8 @@ impl Limit {
         Self::DatagramsLate,
         Self::TunnelGrowth,
         Self::ProcessGrowth,
+        Self::TunnelLog,
+        Self::ProcessLog,
     ];
 
     /// The word for metrics.
@@ -218,6 +224,8 @@ impl Limit {
             Self::DatagramsLate => "datagrams-late",
             Self::TunnelGrowth => "tunnel-growth",
             Self::ProcessGrowth => "process-growth",
+            Self::TunnelLog => "tunnel-log",
+            Self::ProcessLog => "process-log",
         }
     }
 }

@@ -14,9 +14,12 @@
 //! the whole tunnel. It is about DATA only: a reserve keeps other frames going.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+
+use crate::budget::{Budget, Share};
 
 /// First limit, in bytes.
 const START: u64 = 1024 * 1024;
@@ -35,104 +38,173 @@ const STUCK: Duration = Duration::from_secs(60);
 /// Entries that an empty log may keep allocated.
 const KEEP_ENTRIES: usize = 64;
 
+/// The process budget is asked for so many bytes at a time.
+const STEP: u64 = 256 * 1024;
+/// It gets back what is more than this above what is wanted.
+const SPARE: u64 = 1024 * 1024;
+
 #[derive(Debug)]
 pub(crate) struct Log {
     entries: VecDeque<Bytes>,
     acked: u64,
     end: u64,
-    /// Where the replay stands: entry, and bytes of it that have been sent again.
-    replay: Option<(usize, usize)>,
+    replay: Option<Replay>,
     limit: u64,
-    /// DATA waited for room since the present turn began.
-    blocked: bool,
-    /// A turn ends when as much as the limit has been acknowledged.
-    turn_end: u64,
-    turn_start: Instant,
+    /// What the process lets this tunnel keep above [`MIN`].
+    share: Share,
+    /// How often the limit, and the process, made DATA wait.
+    refused: [u64; 2],
+    turn: Turn,
     /// Largest size in the present period.
     peak: u64,
     period_start: Instant,
     /// When the peer last acknowledged something, or the log was empty.
     progress: Instant,
-    /// Nothing is kept, only counted.
-    off: bool,
+    keep: Keep,
+}
+
+/// How far logged bytes have been sent again.
+#[derive(Clone, Copy, Debug)]
+struct Replay {
+    /// The next entry, and bytes of it that were sent.
+    entry: usize,
+    done: usize,
+    /// The same as an offset.
+    at: u64,
+}
+
+/// The time in which as many bytes as the limit are acknowledged.
+#[derive(Debug)]
+struct Turn {
+    start: Instant,
+    /// Offset at which it ends.
+    end: u64,
+    /// DATA waited for room in it.
+    blocked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    Yes,
+    /// Only what must be sent again.
+    UntilReplayed,
+    /// Bytes are only counted.
+    No,
 }
 
 impl Log {
     /// `keep`: the tunnel is resumable.
-    pub(crate) fn new(keep: bool, now: Instant) -> Self {
+    pub(crate) fn new(keep: bool, budget: Arc<Budget>, now: Instant) -> Self {
         Self {
             entries: VecDeque::new(),
             acked: 0,
             end: 0,
             replay: None,
             limit: START,
-            blocked: false,
-            turn_end: START,
-            turn_start: now,
+            share: Share::log(budget),
+            refused: [0; 2],
+            turn: Turn {
+                start: now,
+                end: START,
+                blocked: false,
+            },
             peak: 0,
             period_start: now,
             progress: now,
-            off: !keep,
+            keep: if keep { Keep::Yes } else { Keep::No },
         }
     }
 
-    /// Forgets what is kept, for good: the tunnel is no longer resumable. Offsets go on counting.
+    /// The tunnel is no longer resumable: what is kept is forgotten, except what must be sent again.
+    /// Offsets go on counting.
     pub(crate) fn stop(&mut self) {
-        if self.replay.is_none() {
-            self.off = true;
+        if self.replay.is_some() {
+            self.keep = Keep::UntilReplayed;
+        } else {
+            self.keep = Keep::No;
             self.entries = VecDeque::new();
+            self.share.give_back(self.share.used());
         }
-    }
-
-    /// Whether logged bytes are kept.
-    pub(crate) fn keeps(&self) -> bool {
-        !self.off
     }
 
     /// Bytes that are kept.
     pub(crate) fn retained(&self) -> u64 {
-        if self.off { 0 } else { self.end - self.acked }
+        match self.keep {
+            Keep::No => 0,
+            _ => self.end - self.acked,
+        }
+    }
+
+    /// How often the limit of the tunnel, and the budget of the process, made DATA wait.
+    pub(crate) fn refused(&self) -> [u64; 2] {
+        self.refused
+    }
+
+    /// Offset below which the peer has everything.
+    #[cfg(test)]
+    pub(crate) fn acked(&self) -> u64 {
+        self.acked
     }
 
     /// Bytes of DATA frames that may be sent now.
     pub(crate) fn room(&self) -> usize {
-        if self.off {
-            return usize::MAX;
+        match self.keep {
+            Keep::No => usize::MAX,
+            _ => to_usize(self.allowed().saturating_sub(self.retained())),
         }
-        usize::try_from(self.limit.saturating_sub(self.retained())).unwrap_or(usize::MAX)
     }
 
     /// Bytes of other frames that may be sent now.
     pub(crate) fn reserve(&self) -> usize {
-        self.room().saturating_add(RESERVE as usize)
+        match self.keep {
+            Keep::No => usize::MAX,
+            _ => to_usize((self.allowed() + RESERVE).saturating_sub(self.retained())),
+        }
+    }
+
+    /// Before a batch is built: asks the process for what it will need.
+    pub(crate) fn prepare(&mut self) {
+        if self.keep != Keep::Yes {
+            return;
+        }
+        let wanted = self.wanted().saturating_sub(self.share.used());
+        let steps = wanted.div_ceil(STEP);
+        if steps > 0 && !self.share.take(steps * STEP) {
+            // The last ones are shared out one by one.
+            let _ = self.share.take(STEP);
+        }
     }
 
     /// DATA waits for room in the log, not for the transport.
     pub(crate) fn block(&mut self) {
-        self.blocked = true;
+        self.turn.blocked = true;
+        let process = usize::from(self.allowed() < self.limit);
+        self.refused[process] += 1;
     }
 
-    /// Keeps sent bytes.
-    pub(crate) fn push(&mut self, bytes: Bytes, now: Instant) {
-        if self.end == self.acked {
-            self.progress = now;
-            self.turn_start = now;
-            self.turn_end = self.end + self.limit;
+    /// Counts sent bytes, and keeps them if the tunnel is resumable.
+    pub(crate) fn push(&mut self, bytes: impl FnOnce() -> Bytes, length: usize, now: Instant) {
+        if self.keep == Keep::Yes {
+            if self.end == self.acked {
+                self.progress = now;
+                self.begin_turn(now);
+            }
+            self.entries.push_back(bytes());
+            self.peak = self.peak.max(self.end + length as u64 - self.acked);
         }
-        self.end += bytes.len() as u64;
-        self.entries.push_back(bytes);
-        self.peak = self.peak.max(self.end - self.acked);
+        self.end += length as u64;
     }
 
-    /// Counts sent bytes that are not kept.
-    pub(crate) fn count(&mut self, bytes: usize) {
-        self.end += bytes as u64;
-    }
-
-    /// The peer has everything below `offset`. Returns whether that was news; `None` when it cannot be true
-    /// (protocol 209).
-    pub(crate) fn acknowledge(&mut self, offset: u64, rtt: Option<Duration>, now: Instant) -> Option<bool> {
-        if offset < self.acked || offset > self.sent() {
+    /// The peer has everything below `offset`. Returns whether that was news; `None` when it cannot be
+    /// true (protocol 209).
+    pub(crate) fn acknowledge(
+        &mut self,
+        offset: u64,
+        rtt: Option<Duration>,
+        now: Instant,
+    ) -> Option<bool> {
+        let sent = self.replay.map_or(self.end, |replay| replay.at);
+        if offset < self.acked || offset > sent {
             return None;
         }
         let news = offset > self.acked;
@@ -145,19 +217,30 @@ impl Log {
         Some(news)
     }
 
+    /// The connection is gone: until [`Self::resume`] nobody knows what must be sent again.
+    pub(crate) fn detach(&mut self) {
+        self.replay = None;
+    }
+
     /// A new connection: what the peer does not have yet will be sent again. False when `offset` cannot be
     /// true.
     pub(crate) fn resume(&mut self, offset: u64, now: Instant) -> bool {
-        self.replay = None;
         if self.acknowledge(offset, None, now).is_none() {
             return false;
         }
         self.progress = now;
-        self.turn_start = now;
-        self.turn_end = self.acked + self.limit;
-        self.blocked = false;
-        self.replay = (!self.entries.is_empty()).then_some((0, 0));
+        self.begin_turn(now);
+        self.replay = (!self.entries.is_empty()).then_some(Replay {
+            entry: 0,
+            done: 0,
+            at: offset,
+        });
         true
+    }
+
+    /// A new connection begins, and the peer has not said yet what it has: time counts from now.
+    pub(crate) fn attach(&mut self, now: Instant) {
+        self.progress = now;
     }
 
     pub(crate) fn is_replaying(&self) -> bool {
@@ -166,17 +249,21 @@ impl Log {
 
     /// The next bytes to send again, at most `max`.
     pub(crate) fn next_replay(&mut self, max: usize) -> Option<Bytes> {
-        let (index, done) = self.replay?;
-        let entry = self.entries.get(index)?;
-        let piece = entry.slice(done..entry.len().min(done + max));
-        let done = done + piece.len();
-        self.replay = if done < entry.len() {
-            Some((index, done))
-        } else if index + 1 < self.entries.len() {
-            Some((index + 1, 0))
-        } else {
-            None
-        };
+        let replay = self.replay.as_mut()?;
+        let entry = self.entries.get(replay.entry)?;
+        let piece = entry.slice(replay.done..entry.len().min(replay.done + max.max(1)));
+        replay.done += piece.len();
+        replay.at += piece.len() as u64;
+        if replay.done == entry.len() {
+            replay.entry += 1;
+            replay.done = 0;
+        }
+        if replay.entry == self.entries.len() {
+            self.replay = None;
+            if self.keep == Keep::UntilReplayed {
+                self.stop();
+            }
+        }
         Some(piece)
     }
 
@@ -185,47 +272,50 @@ impl Log {
         (self.retained() > 0).then(|| self.progress + STUCK)
     }
 
-    /// Offset up to which the present connection has carried bytes.
-    fn sent(&self) -> u64 {
-        let Some((index, done)) = self.replay else {
-            return self.end;
-        };
-        let waiting: usize = self.entries.iter().skip(index).map(Bytes::len).sum();
-        self.end - (waiting - done) as u64
+    fn allowed(&self) -> u64 {
+        self.limit.min(MIN + self.share.used())
     }
 
     fn drop_front(&mut self, mut count: u64) {
         while let Some(front) = self.entries.front_mut().filter(|_| count > 0) {
             let length = front.len() as u64;
-            let (index, done) = self.replay.unwrap_or_default();
             if length > count {
-                #[allow(clippy::cast_possible_truncation)]
-                let step = count as usize;
-                *front = front.split_off(step);
-                self.replay = self.replay.map(|_| {
-                    (index, if index == 0 { done - step } else { done })
-                });
+                let step = to_usize(count);
+                front.advance(step);
+                // An acknowledgement never goes beyond the replay.
+                if let Some(replay) = self.replay.as_mut().filter(|r| r.entry == 0) {
+                    replay.done -= step;
+                }
                 break;
             }
             count -= length;
             self.entries.pop_front();
-            self.replay = self.replay.map(|_| (index - 1, done));
+            if let Some(replay) = &mut self.replay {
+                replay.entry -= 1;
+            }
         }
         if self.entries.is_empty() && self.entries.capacity() > KEEP_ENTRIES {
             self.entries = VecDeque::new();
         }
     }
 
+    fn begin_turn(&mut self, now: Instant) {
+        self.turn = Turn {
+            start: now,
+            end: self.acked + self.limit,
+            blocked: false,
+        };
+    }
+
+    /// After an acknowledgement: what the limit should be, and what the process gets back.
     fn adapt(&mut self, rtt: Option<Duration>, now: Instant) {
-        if self.acked >= self.turn_end {
-            let taken = now.saturating_duration_since(self.turn_start);
+        if self.acked >= self.turn.end {
+            let taken = now.saturating_duration_since(self.turn.start);
             let fast = rtt.unwrap_or_default().max(RTT_FLOOR) * FAST;
-            if self.blocked && taken < fast {
+            if self.turn.blocked && taken < fast {
                 self.limit = (self.limit * 2).min(MAX);
             }
-            self.blocked = false;
-            self.turn_start = now;
-            self.turn_end = self.acked + self.limit;
+            self.begin_turn(now);
         }
         if now.saturating_duration_since(self.period_start) > PERIOD {
             if self.peak < self.limit / 4 {
@@ -234,5 +324,18 @@ impl Log {
             self.peak = self.end - self.acked;
             self.period_start = now;
         }
+        let spare = self.share.used().saturating_sub(self.wanted());
+        if spare > SPARE || (self.end == self.acked && spare > 0) {
+            self.share.give_back(spare / STEP * STEP);
+        }
     }
+
+    /// What the process should let this tunnel keep above [`MIN`]: room to grow beyond what is kept now.
+    fn wanted(&self) -> u64 {
+        self.limit.min(self.retained() * 4).saturating_sub(MIN)
+    }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -59,7 +59,7 @@ fn alive(solo: &Solo) {
 #[test]
 fn the_first_frame_must_be_settings_and_the_only_one() {
     let mut solo = Solo::silent(Config::default());
-    solo.frame(&Frame::Ping(1));
+    solo.frame(&Frame::Control(Bytes::new()));
     refused(&solo, close::SETTINGS);
     let goaway = solo.sent();
     assert!(goaway.ends_with(b"SETTINGS is not the first frame"));
@@ -355,8 +355,8 @@ fn opens_wait_for_settings_and_what_is_too_much_fails() {
         .map(|_| solo.end.open(Bytes::new()).unwrap())
         .collect();
     let first = solo.sent();
-    assert_eq!(first[0], 0x0a);
-    assert_eq!(first.len(), 32 + 16, "SETTINGS and PING, no OPEN");
+    assert_eq!((first[0], first[16]), (5, 0x0a));
+    assert_eq!(first.len(), 16 + 32, "PING and SETTINGS, no OPEN");
     solo.frame(&Frame::Settings(Settings {
         max_streams: 3,
         ..Settings::DEFAULT
@@ -378,8 +378,8 @@ fn an_open_carries_a_ping_and_an_unanswered_one_makes_the_tunnel_suspect() {
     solo.wait(Duration::from_secs(1));
     solo.end.open(Bytes::new()).unwrap();
     let sent = solo.sent();
-    assert_eq!(sent.len(), 12 + 16);
-    assert_eq!(sent[12], 5);
+    assert_eq!(sent.len(), 16 + 12);
+    assert_eq!((sent[0], sent[16]), (5, 1));
     solo.wait(Duration::from_millis(999));
     assert!(!solo.end.is_suspect(solo.now));
     solo.wait(Duration::from_millis(1));
@@ -582,7 +582,7 @@ fn an_interactive_stream_goes_before_bulk() {
     solo.end
         .write(keys[8], &mut Bytes::from_static(b"quick"))
         .unwrap();
-    let batch = support::transmit(&mut solo.end, solo.now, 65_536);
+    let batch = solo.sent_up_to(65_536);
     assert_eq!(batch[..8], [0, 0, 0, 5, 0, 0, 0, 17]);
     // And bulk takes turns.
     let ids: Vec<u8> = [13, 13 + 16_384, 13 + 2 * 16_384]

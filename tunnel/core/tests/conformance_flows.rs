@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use sg_tunnel::code::{self, close};
 use sg_tunnel::frame::{Frame, MAX_DATAGRAM};
+use sg_tunnel::record::kind;
 use sg_tunnel::{Config, Event, Incoming, Key, Limit, OpenState, Rate, StreamEnd};
-use support::{Pair, Random, Solo, transmit};
+use support::{Pair, Random, Solo, record};
 
 fn offer(pair: &mut Pair, side: usize) -> Key {
     match pair.ends[side].poll_incoming() {
@@ -142,9 +143,10 @@ fn a_datagram_may_be_cut_anywhere() {
     let mut bytes = Vec::new();
     datagram(2, b"first one").put(&mut bytes);
     datagram(2, b"second").put(&mut bytes);
+    let bytes = record(kind::UNLOGGED, &bytes);
     for cut in 0..bytes.len() {
-        solo.bytes(&bytes[..cut]);
-        solo.bytes(&bytes[cut..]);
+        solo.raw(&bytes[..cut]);
+        solo.raw(&bytes[cut..]);
         for expected in [&b"first one"[..], b"second"] {
             let got = solo.end.receive_datagram(key);
             assert_eq!(got, Ok(Some(Bytes::from_static(expected))));
@@ -165,7 +167,10 @@ fn datagrams_may_follow_the_open_and_are_kept_within_bounds_until_the_accept() {
     let there = offer(&mut pair, 1);
     // What the acceptor says before it has accepted waits for its OPEN_OK.
     send(&mut pair, 1, there, b"early answer");
-    assert_eq!(transmit(&mut pair.ends[1], pair.now, 1000), Bytes::new());
+    assert_eq!(
+        support::transmit(&mut pair.ends[1], pair.now, 1000),
+        Bytes::new()
+    );
     pair.ends[1].accept(there, Bytes::new());
     for i in 36..100 {
         let got = pair.ends[1].receive_datagram(there);
@@ -367,7 +372,7 @@ fn flows_and_streams_share_what_they_send() {
             let payload = Bytes::from(vec![2; size]);
             solo.end.send_datagram(solo.now, key, payload).unwrap();
         }
-        let batch = transmit(&mut solo.end, solo.now, 16 * 1024);
+        let batch = solo.sent_up_to(16 * 1024);
         let mut at = 0;
         while at < batch.len() {
             let length = usize::from(u16::from_be_bytes([batch[at + 2], batch[at + 3]]));
@@ -406,7 +411,7 @@ fn flows_take_turns() {
         say(keys[1], 1000);
         say(keys[2], 1000);
     }
-    let batch = transmit(&mut solo.end, solo.now, 1_000_000);
+    let batch = solo.sent_up_to(1_000_000);
     let (mut at, mut ids) = (0, Vec::new());
     while at < batch.len() {
         let length = usize::from(u16::from_be_bytes([batch[at + 2], batch[at + 3]]));
@@ -544,7 +549,7 @@ fn a_heavier_stream_sends_more_but_never_all() {
             let mut chunk = Bytes::from(vec![1; room]);
             solo.end.write(key, &mut chunk).unwrap();
         }
-        let batch = transmit(&mut solo.end, solo.now, 64 * 1024);
+        let batch = solo.sent_up_to(64 * 1024);
         let mut at = 0;
         while at < batch.len() {
             let length = usize::from(u16::from_be_bytes([batch[at + 2], batch[at + 3]]));

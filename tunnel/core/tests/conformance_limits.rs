@@ -92,6 +92,29 @@ fn grow(config: Config) -> Solo {
     solo
 }
 
+/// Sends to a peer that acknowledges nothing until it is not sent any more.
+fn unacknowledged(budget: Budget) -> Solo {
+    let mut solo = Solo::node(Config {
+        resume_time: Duration::from_secs(30),
+        budget: Arc::new(budget),
+        ..Config::default()
+    });
+    let key = solo.end.open(Bytes::new()).unwrap();
+    solo.sent();
+    solo.frame(&Frame::OpenOk {
+        id: 1,
+        credit: 1 << 30,
+        answer: Bytes::new(),
+    });
+    loop {
+        let room = solo.end.write_budget(key).unwrap();
+        solo.end.write(key, &mut vec![0; room].into()).unwrap();
+        if solo.sent().is_empty() {
+            return solo;
+        }
+    }
+}
+
 /// A tunnel that has met this limit, and how it ended if it did.
 #[allow(clippy::too_many_lines)]
 fn meet(limit: Limit) -> (Solo, Option<u32>) {
@@ -293,6 +316,16 @@ fn meet(limit: Limit) -> (Solo, Option<u32>) {
                 ..Config::default()
             });
             assert_eq!(solo.end.stats().limit(Limit::TunnelGrowth), 0);
+            (solo, None)
+        }
+        Limit::TunnelLog => {
+            let solo = unacknowledged(Budget::unlimited());
+            assert_eq!(solo.end.stats().limit(Limit::ProcessLog), 0);
+            (solo, None)
+        }
+        Limit::ProcessLog => {
+            let solo = unacknowledged(Budget::new(300_000));
+            assert_eq!(solo.end.stats().limit(Limit::TunnelLog), 0);
             (solo, None)
         }
     }

@@ -62,7 +62,13 @@ impl Connection {
             return;
         }
         self.closed = Some(Closed { reason });
-        self.goaway = goaway.filter(|_| !self.is_detached());
+        // On a resumed connection it cannot be said before the peer has told what it has.
+        let silent = self.is_detached() || self.intake.expects_resume();
+        self.goaway = goaway.filter(|_| !silent);
+        if self.goaway.is_none() {
+            self.log.detach();
+        }
+        self.log.stop();
         self.detached_until = None;
         self.scheduler = Scheduler::default();
         self.controls.clear();

@@ -8,7 +8,7 @@ use super::{Connection, Partial, Side};
 use crate::code::close;
 use crate::error::Violation;
 use crate::event::{Event, Incoming};
-use crate::frame::{FIN, Frame, HEADER_LEN, Header, kind};
+use crate::frame::{FIN, Frame, Header};
 use crate::limits::Limit;
 use crate::stream::{Fin, Key, Phase};
 
@@ -24,18 +24,15 @@ const MIN_GRANT: u64 = 1024;
 const CONTROL_BYTES: usize = 4 * 1024 * 1024;
 
 impl Connection {
-    /// Takes what came in. Payloads leave `input` as slices of it; an incomplete frame other than
-    /// DATA stays (at most 64 KiB).
+    /// Takes all of what came in. Payloads leave `input` as slices of it.
     pub fn handle_input(&mut self, now: Instant, input: &mut BytesMut) {
-        if self.closed.is_some() || self.is_detached() {
-            input.clear();
-            return;
+        if self.closed.is_none() && !self.is_detached() {
+            self.see_time(now);
+            if let Err(violation) = self.read_records(now, input) {
+                self.fail(violation);
+            }
         }
-        self.see_time(now);
-        if let Err(violation) = self.read_frames(now, input) {
-            input.clear();
-            self.fail(violation);
-        }
+        input.clear();
     }
 
     /// Counts bytes that came in, before [`Self::handle_input`]: any byte is a sign of life.
@@ -44,56 +41,8 @@ impl Connection {
         self.keepalive.on_received(now);
     }
 
-    fn read_frames(&mut self, now: Instant, input: &mut BytesMut) -> Result<(), Violation> {
-        while !input.is_empty() && self.closed.is_none() {
-            if let Some(partial) = self.partial {
-                self.read_payload(partial, input);
-                continue;
-            }
-            let Some(header) = Header::peek(input) else {
-                return Ok(());
-            };
-            if self.peer.is_none() && header.kind != kind::SETTINGS {
-                return Err(Violation::new(
-                    close::SETTINGS,
-                    "SETTINGS is not the first frame",
-                ));
-            }
-            if header.kind == kind::DATA {
-                input.advance(HEADER_LEN);
-                self.on_data(now, header)?;
-                continue;
-            }
-            let known = Frame::check_header(header, self.config.max_metadata)?;
-            if !known {
-                input.advance(HEADER_LEN);
-                self.useless(now, "too many unknown frames")?;
-                let left = usize::from(header.length);
-                self.partial = (left > 0).then_some(Partial {
-                    key: None,
-                    left,
-                    fin: false,
-                });
-                continue;
-            }
-            if input.len() < HEADER_LEN + usize::from(header.length) {
-                return Ok(());
-            }
-            input.advance(HEADER_LEN);
-            if header.kind == kind::DATAGRAM {
-                self.on_datagram(now, header, input)?;
-                continue;
-            }
-            // Copied: these live long, and must not hold on to the receive buffer.
-            let payload = Bytes::copy_from_slice(&input[..usize::from(header.length)]);
-            input.advance(payload.len());
-            self.on_frame(now, Frame::parse(header, payload)?)?;
-        }
-        Ok(())
-    }
-
     /// The header of a DATA frame: credit is charged for all of it at once.
-    fn on_data(&mut self, now: Instant, header: Header) -> Result<(), Violation> {
+    pub(super) fn on_data(&mut self, now: Instant, header: Header) -> Result<(), Violation> {
         let length = usize::from(header.length);
         let fin = header.flags & FIN != 0;
         if header.flags & !FIN != 0 {
@@ -142,8 +91,14 @@ impl Connection {
         Ok(())
     }
 
-    fn read_payload(&mut self, partial: Partial, input: &mut BytesMut) {
-        let take = partial.left.min(input.len());
+    /// Takes bytes of a DATA frame, at most `max`; returns how many.
+    pub(super) fn read_payload(
+        &mut self,
+        partial: Partial,
+        input: &mut BytesMut,
+        max: usize,
+    ) -> usize {
+        let take = partial.left.min(max);
         let stream = partial
             .key
             .and_then(|key| self.streams.get_mut(key))
@@ -170,6 +125,7 @@ impl Connection {
         if let Some(key) = partial.key.filter(|_| left == 0 && partial.fin) {
             self.on_fin(key);
         }
+        take
     }
 
     fn on_fin(&mut self, key: Key) {
@@ -184,7 +140,7 @@ impl Connection {
         self.remove_if_done(key);
     }
 
-    fn on_frame(&mut self, now: Instant, frame: Frame) -> Result<(), Violation> {
+    pub(super) fn on_frame(&mut self, now: Instant, frame: Frame) -> Result<(), Violation> {
         match frame {
             Frame::Open {
                 id,
@@ -362,6 +318,7 @@ impl Connection {
             return self.useless(now, "too many GOAWAY frames");
         } else {
             self.draining_there = true;
+            self.log.stop();
             self.fail_unsent_opens(0, crate::code::REFUSED_RETRY);
             self.push_incoming(Incoming::Draining);
         }

@@ -6,11 +6,14 @@ use super::Connection;
 use crate::batch::Batch;
 use crate::event::Event;
 use crate::frame::{FIN, Frame, Header, Settings, kind};
+use crate::record::kind as record;
 use crate::scheduler::{MAX_BURST, Scheduler};
 use crate::stream::{Fin, Key};
 
 /// A DATA frame is not started for less than this much room in a batch.
 const MIN_ROOM: usize = 512;
+/// A batch is never larger, whatever the driver asks for.
+const MAX_BATCH: usize = 1024 * 1024;
 /// A waiting writer is woken when it can queue at least this much, or everything is sent.
 const WAKE_ROOM: usize = 32 * 1024;
 
@@ -23,23 +26,73 @@ impl Connection {
             return false;
         }
         let before = batch.len();
-        let limit = before + limit;
-        let more = if self.closed.is_some() {
+        let limit = before + limit.min(MAX_BATCH);
+        self.put_offset(batch);
+        if self.closed.is_none() {
+            self.put_signs_of_life(now, batch);
+        }
+        let more = if self.intake.expects_resume() {
+            false
+        } else if self.log.is_replaying() {
+            self.put_replay(batch, limit)
+        } else if self.closed.is_some() {
+            batch.begin_logged();
             self.put_settings(batch);
             self.put_goaway(batch);
             false
         } else {
-            self.put_tunnel_frames(now, batch, limit);
-            self.put_opens(now, batch, limit);
-            self.put_stream_frames(now, batch, limit);
-            self.put_ping(now, batch);
-            self.put_datagrams(now, batch, limit);
-            self.put_data(batch, limit);
-            self.put_streams_credit(batch);
-            self.has_more()
+            self.put_frames(now, batch, limit)
         };
+        batch.finish(&mut self.log, now);
         self.stats.sent_bytes += (batch.len() - before) as u64;
         more
+    }
+
+    /// RESUME goes ahead of everything, ACK with anything or when it is due (protocol 207, 805).
+    fn put_offset(&mut self, batch: &mut Batch) {
+        if std::mem::take(&mut self.resume_due) {
+            batch.push_offset(record::RESUME, self.intake.tell());
+        } else if self.intake.has_news() && (self.intake.ack_is_due() || self.wants_frames()) {
+            batch.push_offset(record::ACK, self.intake.tell());
+        }
+    }
+
+    /// Sends logged bytes again, before there are new ones (protocol 806).
+    fn put_replay(&mut self, batch: &mut Batch, limit: usize) -> bool {
+        batch.begin_replay();
+        while batch.len() < limit {
+            let Some(piece) = self.log.next_replay(limit - batch.len()) else {
+                break;
+            };
+            batch.push(piece);
+        }
+        true
+    }
+
+    fn put_frames(&mut self, now: Instant, batch: &mut Batch, limit: usize) -> bool {
+        self.log.prepare();
+        let start = batch.len();
+        batch.begin_logged();
+        // The log has a reserve for everything that is not DATA (protocol 210).
+        let most = limit.min(start.saturating_add(self.log.reserve()));
+        self.put_tunnel_frames(batch, most);
+        self.put_opens(now, batch, most);
+        self.put_stream_frames(now, batch, most);
+        let logged = batch.len() - start;
+        if !self.scheduler.flows.is_empty() {
+            // Behind OPEN and OPEN_OK: a flow must be known before its datagrams.
+            batch.begin_unlogged();
+            self.put_datagrams(now, batch, limit);
+            batch.begin_logged();
+        }
+        let room = self.log.room().saturating_sub(logged);
+        let most = limit.min(batch.len().saturating_add(room));
+        self.put_data(batch, most);
+        if most < limit && self.scheduler.streams_wait() {
+            self.log.block();
+        }
+        self.put_streams_credit(batch);
+        self.has_more()
     }
 
     /// Whether `poll_transmit` would give bytes. May be true in vain.
@@ -51,33 +104,53 @@ impl Connection {
         if self.is_detached() {
             return false;
         }
-        !self.settings_sent
-            || self.pong.is_some()
-            || self.keepalive.is_due()
-            || self.goaway.is_some()
-            || self.streams_credit().is_some()
-            || self.has_more()
+        self.resume_due || self.intake.ack_is_due() || self.wants_frames()
+    }
+
+    /// The same without RESUME and ACK.
+    fn wants_frames(&self) -> bool {
+        if self.closed.is_some() {
+            return self.goaway.is_some();
+        }
+        if self.pong.is_some() || self.keepalive.is_due() {
+            return true;
+        }
+        !self.intake.expects_resume()
+            && (self.log.is_replaying()
+                || !self.settings_sent
+                || self.goaway.is_some()
+                || self.streams_credit().is_some()
+                || self.has_more())
     }
 
     /// How many streams wait to send something. May count some that were reset meanwhile.
     #[must_use]
     pub fn waiting_frames(&self) -> usize {
         let list = &self.scheduler;
+        if self.intake.expects_resume() || self.log.is_replaying() {
+            return 0;
+        }
         let opens = if self.peer.is_some() {
             list.opens.len()
         } else {
             0
         };
-        opens + list.control.len() + list.flows.len() + list.interactive.len() + list.bulk.len()
+        let streams = if self.log.room() < MIN_ROOM {
+            0
+        } else {
+            list.interactive.len() + list.bulk.len()
+        };
+        opens + list.control.len() + list.flows.len() + streams
     }
 
     fn has_more(&self) -> bool {
         let list = &self.scheduler;
-        !(list.control.is_empty()
-            && !list.streams_wait()
-            && list.flows.is_empty()
-            && self.controls.is_empty()
-            && (list.opens.is_empty() || self.peer.is_none()))
+        let frames = !list.control.is_empty()
+            || !self.controls.is_empty()
+            || (!list.opens.is_empty() && self.peer.is_some());
+        !list.flows.is_empty()
+            || (list.streams_wait() && self.log.room() >= MIN_ROOM)
+            || (frames && self.log.reserve() > 0)
     }
 
     fn put_settings(&mut self, batch: &mut Batch) {
@@ -93,16 +166,26 @@ impl Connection {
     fn put_goaway(&mut self, batch: &mut Batch) {
         if let Some((code, message)) = self.goaway.take() {
             self.goaway_sent = true;
+            self.log.stop();
             batch.push_frame(&Frame::Goaway { code, message });
         }
     }
 
-    fn put_tunnel_frames(&mut self, now: Instant, batch: &mut Batch, limit: usize) {
-        self.put_settings(batch);
+    fn put_signs_of_life(&mut self, now: Instant, batch: &mut Batch) {
+        batch.begin_unlogged();
         if let Some(value) = self.pong.take() {
             batch.push_frame(&Frame::Pong(value));
         }
-        self.put_ping(now, batch);
+        if self.peer.is_some() && !self.scheduler.opens.is_empty() {
+            self.keepalive.want_ping();
+        }
+        if let Some(value) = self.keepalive.take_ping(&self.config, now) {
+            batch.push_frame(&Frame::Ping(value));
+        }
+    }
+
+    fn put_tunnel_frames(&mut self, batch: &mut Batch, limit: usize) {
+        self.put_settings(batch);
         if self.ids_run_out() {
             self.goaway();
         }
@@ -112,12 +195,6 @@ impl Connection {
                 break;
             };
             batch.push_frame(&Frame::Control(message));
-        }
-    }
-
-    fn put_ping(&mut self, now: Instant, batch: &mut Batch) {
-        if let Some(value) = self.keepalive.take_ping(&self.config, now) {
-            batch.push_frame(&Frame::Ping(value));
         }
     }
 
@@ -144,7 +221,6 @@ impl Connection {
             self.next_id += 2;
             self.opened += 1;
             self.stats.streams_opened += 1;
-            self.keepalive.want_ping();
             batch.push_frame(&Frame::Open {
                 id,
                 credit,

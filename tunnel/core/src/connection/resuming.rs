@@ -98,6 +98,9 @@ impl Connection {
             self.detach(now);
         }
         self.detached_until = None;
+        self.resume_due = true;
+        self.intake.attach();
+        self.log.attach(now);
         self.stats.resumes += 1;
         self.settings_due = now + self.config.settings_time;
         self.renew_opens();
@@ -111,6 +114,9 @@ impl Connection {
         self.detached_until = Some(now + self.config.resume_time);
         self.pong = None;
         self.drop_unsent_datagrams();
+        self.resume_due = false;
+        self.intake.detach();
+        self.log.detach();
         // Nothing was done for these yet: another tunnel can take them at once.
         self.fail_unsent_opens(0, code::REFUSED_RETRY);
         self.events.push_back(Event::Detached);

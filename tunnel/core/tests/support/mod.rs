@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use sg_tunnel::frame::{Frame, Settings};
+use sg_tunnel::record::{RecordHeader, is_unlogged, kind};
 use sg_tunnel::{Batch, Config, Connection, Side};
 
 /// SplitMix64: good enough to choose, small enough to read.
@@ -135,6 +136,26 @@ pub fn transmit(end: &mut Connection, now: Instant, limit: usize) -> Bytes {
     bytes.freeze()
 }
 
+/// A record with its header.
+pub fn record(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len();
+    let mut bytes = RecordHeader { kind, length }.to_bytes().to_vec();
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+/// Cuts what was sent into records; they are whole.
+pub fn records(mut bytes: Bytes) -> Vec<(u8, Bytes)> {
+    let mut records = Vec::new();
+    while !bytes.is_empty() {
+        let header = bytes.split_to(4);
+        let header = RecordHeader::parse([header[0], header[1], header[2], header[3]]);
+        let RecordHeader { kind, length } = header.expect("a record of ours");
+        records.push((kind, bytes.split_to(length)));
+    }
+    records
+}
+
 /// One end with a scripted peer.
 pub struct Solo {
     pub end: Connection,
@@ -168,10 +189,23 @@ impl Solo {
     pub fn frame(&mut self, frame: &Frame) {
         let mut bytes = Vec::new();
         frame.put(&mut bytes);
-        self.bytes(&bytes);
+        let unlogged = is_unlogged(bytes[0]);
+        self.record(u8::from(unlogged), &bytes);
     }
 
+    /// A piece of the logged stream, in a record of its own.
     pub fn bytes(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.record(kind::LOGGED, bytes);
+        }
+    }
+
+    pub fn record(&mut self, kind: u8, content: &[u8]) {
+        self.raw(&record(kind, content));
+    }
+
+    /// Bytes as they come from the transport.
+    pub fn raw(&mut self, bytes: &[u8]) {
         self.end.handle_received(self.now, bytes.len());
         self.input.extend_from_slice(bytes);
         self.end.handle_input(self.now, &mut self.input);
@@ -186,9 +220,23 @@ impl Solo {
         self.bytes(&bytes);
     }
 
-    /// What the end wants to send now.
+    /// The frames that the end wants to send now.
     pub fn sent(&mut self) -> Bytes {
-        transmit(&mut self.end, self.now, 256 * 1024)
+        self.sent_up_to(256 * 1024)
+    }
+
+    pub fn sent_up_to(&mut self, limit: usize) -> Bytes {
+        records(transmit(&mut self.end, self.now, limit))
+            .into_iter()
+            .filter(|(kind, _)| matches!(*kind, kind::LOGGED | kind::UNLOGGED))
+            .flat_map(|(_, content)| content)
+            .collect::<Vec<u8>>()
+            .into()
+    }
+
+    /// The records that the end wants to send now.
+    pub fn sent_records(&mut self) -> Vec<(u8, Bytes)> {
+        records(transmit(&mut self.end, self.now, 256 * 1024))
     }
 
     pub fn wait(&mut self, time: Duration) {
