@@ -135,6 +135,14 @@ impl Log {
         }
     }
 
+    /// Bytes that may be kept at present.
+    pub(crate) fn limit(&self) -> u64 {
+        match self.keep {
+            Keep::No => 0,
+            _ => self.allowed(),
+        }
+    }
+
     /// How often the limit of the tunnel, and the budget of the process, made DATA wait.
     pub(crate) fn refused(&self) -> [u64; 2] {
         self.refused

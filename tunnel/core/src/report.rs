@@ -19,6 +19,10 @@ pub struct Report {
     pub min_rtt: Option<Duration>,
     /// Counters since the start, and what is held now: retained, growth, unread.
     pub stats: Stats,
+    /// Bytes that may be kept for a resumption at present; 0 when the tunnel is not resumable.
+    pub retained_limit: u64,
+    /// Sent bytes are being sent again on a new connection.
+    pub replaying: bool,
     /// Bytes of credit that all streams together may hold above their base window.
     pub growth_budget: u64,
     /// Streams in the table.

@@ -19,6 +19,7 @@ fn offer(pair: &mut Pair, side: usize) -> Key {
     }
 }
 
+/// protocol 405
 #[test]
 fn the_acceptor_answers_the_opener() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -34,6 +35,7 @@ fn the_acceptor_answers_the_opener() {
     assert_eq!(pair.ends[1].answer(there), Bytes::new());
 }
 
+/// protocol 306, 405
 #[test]
 fn an_answer_that_is_too_long_is_the_acceptors_fault() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -98,6 +100,7 @@ fn offered(config: Config) -> (Solo, Key) {
     (solo, key)
 }
 
+/// protocol 410, 414
 #[test]
 fn datagrams_arrive_whole_and_in_order_whatever_the_limit_of_data() {
     let config = Config {
@@ -137,6 +140,7 @@ fn datagrams_arrive_whole_and_in_order_whatever_the_limit_of_data() {
     assert_eq!(pair.ends[1].stats().datagrams_received, 54);
 }
 
+/// protocol 204, 410
 #[test]
 fn a_datagram_may_be_cut_anywhere() {
     let (mut solo, key) = offered(Config::default());
@@ -155,6 +159,7 @@ fn a_datagram_may_be_cut_anywhere() {
     }
 }
 
+/// protocol 412
 #[test]
 fn datagrams_may_follow_the_open_and_are_kept_within_bounds_until_the_accept() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -182,6 +187,7 @@ fn datagrams_may_follow_the_open_and_are_kept_within_bounds_until_the_accept() {
     assert_eq!(got, Ok(Some(Bytes::from_static(b"early answer"))));
 }
 
+/// protocol 410
 #[test]
 fn a_flow_needs_no_credit() {
     let mut solo = Solo::node(Config::default());
@@ -199,6 +205,7 @@ fn a_flow_needs_no_credit() {
     assert_eq!(solo.end.write_budget(key), Err(StreamEnd::Finished));
 }
 
+/// protocol 410, 411
 #[test]
 fn what_is_for_streams_is_not_for_flows_and_the_reverse() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -218,6 +225,7 @@ fn what_is_for_streams_is_not_for_flows_and_the_reverse() {
     assert_eq!(pair.ends[0].closed(), None);
 }
 
+/// protocol 411, 412
 #[test]
 fn frames_of_the_other_kind_end_the_tunnel() {
     // DATA and WINDOW on a flow.
@@ -248,6 +256,7 @@ fn frames_of_the_other_kind_end_the_tunnel() {
     assert_eq!(solo.violation(), Some(close::PROTOCOL_ERROR));
 }
 
+/// protocol 304, 306, 307, 413
 #[test]
 fn a_datagram_is_checked_by_its_header_alone() {
     let cases: [(&[u8], u32); 5] = [
@@ -267,6 +276,7 @@ fn a_datagram_is_checked_by_its_header_alone() {
     assert_eq!(solo.violation(), Some(close::STREAM_ID));
 }
 
+/// protocol 413
 #[test]
 fn datagrams_for_a_flow_that_is_gone_are_dropped_and_counted() {
     let (mut solo, key) = offered(Config::default());
@@ -287,6 +297,7 @@ fn datagrams_for_a_flow_that_is_gone_are_dropped_and_counted() {
     assert_eq!(solo.end.stats().datagrams_received, 0);
 }
 
+/// protocol 407, 410
 #[test]
 fn a_reset_discards_what_waits_and_tells_its_code() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -310,6 +321,7 @@ fn a_reset_discards_what_waits_and_tells_its_code() {
     }
 }
 
+/// protocol 414
 #[test]
 fn datagrams_beyond_the_rate_are_dropped_and_counted() {
     let mut config = Config::default();
@@ -331,6 +343,7 @@ fn datagrams_beyond_the_rate_are_dropped_and_counted() {
     assert_eq!(solo.violation(), None);
 }
 
+/// protocol 605
 #[test]
 fn what_does_not_leave_in_time_is_dropped() {
     let mut pair = Pair::new(Config::default(), Config::default());
@@ -350,6 +363,7 @@ fn what_does_not_leave_in_time_is_dropped() {
     assert_eq!(stats.limit(Limit::DatagramAge), 63);
 }
 
+/// protocol 414, 605
 #[test]
 fn flows_and_streams_share_what_they_send() {
     let mut solo = Solo::node(Config::default());
@@ -394,6 +408,7 @@ fn flows_and_streams_share_what_they_send() {
     assert!(!solo.end.wants_transmit());
 }
 
+/// protocol 605
 #[test]
 fn flows_take_turns() {
     let mut solo = Solo::node(Config::default());
@@ -421,7 +436,7 @@ fn flows_take_turns() {
     assert_eq!(ids, [1, 3, 3, 3, 3, 5, 5, 5, 5, 1, 1]);
 }
 
-/// Random flows and datagrams both ways: what comes out is what went in, whole, in order and at most
+/// protocol 414: random flows and datagrams both ways: what comes out is what went in, whole, in order and at most
 /// once, and everything that does not come out is counted.
 #[test]
 fn every_datagram_is_delivered_once_or_counted() {
@@ -562,4 +577,45 @@ fn a_heavier_stream_sends_more_but_never_all() {
     let ratio = |id: usize| bytes[id] * 10 / bytes[1];
     assert!((38..=42).contains(&ratio(3)), "{bytes:?}");
     assert!((150..=165).contains(&ratio(5)), "{bytes:?}");
+}
+
+/// protocol 206, 414, 802, 806
+#[test]
+fn a_datagram_is_never_sent_again_and_never_ahead_of_a_replay() {
+    let (mut solo, key) = offered(Config {
+        resume_time: Duration::from_secs(30),
+        ..Config::default()
+    });
+    solo.end.accept(key, Bytes::new());
+    let say = |solo: &mut Solo, text: &'static [u8]| {
+        let payload = Bytes::from_static(text);
+        solo.end.send_datagram(solo.now, key, payload).unwrap();
+    };
+    solo.end.send_control(Bytes::from(vec![7; 1000])).unwrap();
+    say(&mut solo, b"sent, and lost");
+    assert!(solo.sent().ends_with(b"sent, and lost"));
+    say(&mut solo, b"queued");
+    let reset = std::io::ErrorKind::ConnectionReset;
+    solo.end.transport_lost(solo.now, reset, "cut");
+    say(&mut solo, b"detached");
+    solo.end.attach(solo.now).unwrap();
+    say(&mut solo, b"attached");
+    let datagrams = |bytes: &[u8]| bytes.windows(2).filter(|w| w == b"ed").count();
+    assert_eq!(datagrams(&solo.sent()), 0, "no RESUME yet");
+    // The peer has nothing of what was sent: all of it comes again, then the datagram.
+    solo.record(kind::RESUME, &[0; 8]);
+    let mut again = Vec::new();
+    while again.len() < 1000 {
+        let piece = solo.sent_up_to(100);
+        assert_eq!(datagrams(&piece), 0);
+        again.extend_from_slice(&piece);
+    }
+    let mut rest = Vec::new();
+    while solo.end.wants_transmit() {
+        rest.extend_from_slice(&solo.sent_up_to(100));
+    }
+    assert_eq!(datagrams(&rest), 1);
+    assert!(rest.windows(8).any(|w| w == b"attached"));
+    assert_eq!(solo.end.stats().limit(Limit::DatagramsDetached), 2);
+    assert_eq!(solo.violation(), None);
 }

@@ -331,7 +331,7 @@ fn meet(limit: Limit) -> (Solo, Option<u32>) {
     }
 }
 
-/// protocol 1003
+/// protocol 306, 414, 504, 1003
 #[test]
 fn every_limit_holds_and_counts() {
     for limit in Limit::ALL {

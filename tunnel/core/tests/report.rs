@@ -133,6 +133,7 @@ fn a_tunnel_is_told_by_one_word() {
     let state = |pair: &Pair| pair.ends[0].report(pair.now, 0).state;
     let report = pair.ends[0].report(pair.now, 0);
     assert_eq!(report.state, "attached");
+    assert!(report.retained_limit >= 256 * 1024 && !report.replaying);
     assert!(report.rtt.is_some() && report.min_rtt <= report.rtt);
     pair.ends[0].transport_lost(pair.now, std::io::ErrorKind::ConnectionReset, "cut");
     assert_eq!(state(&pair), "detached");
@@ -143,4 +144,5 @@ fn a_tunnel_is_told_by_one_word() {
     pair.ends[1].goaway();
     pair.settle();
     assert_eq!(state(&pair), "draining");
+    assert_eq!(pair.ends[0].report(pair.now, 0).retained_limit, 0);
 }

@@ -179,10 +179,6 @@ impl Connection {
     /// Sends datagrams. While streams have bytes to send they get at most half of what is left of the
     /// batch; one that is larger than its share is paid for by the batches that follow.
     pub(super) fn put_datagrams(&mut self, now: Instant, batch: &mut Batch, limit: usize) {
-        if self.scheduler.flows.is_empty() {
-            self.datagram_share = 0;
-            return;
-        }
         let room = limit.saturating_sub(batch.len());
         let share = if self.scheduler.streams_wait() {
             self.datagram_share = self.datagram_share.min(0);

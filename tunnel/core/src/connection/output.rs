@@ -1,4 +1,4 @@
-//! What goes out, in which order: control first, then interactive streams, then bulk.
+//! What goes out, in which order: control first, then datagrams, interactive streams, bulk.
 
 use std::time::Instant;
 
@@ -84,6 +84,9 @@ impl Connection {
             batch.begin_unlogged();
             self.put_datagrams(now, batch, limit);
             batch.begin_logged();
+        } else {
+            // What was sent in advance is forgiven.
+            self.datagram_share = 0;
         }
         let room = self.log.room().saturating_sub(logged);
         let most = limit.min(batch.len().saturating_add(room));

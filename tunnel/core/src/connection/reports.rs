@@ -30,6 +30,8 @@ impl Connection {
             rtt: self.rtt(),
             min_rtt: self.keepalive.min_rtt(),
             stats: self.stats(),
+            retained_limit: self.log.limit(),
+            replaying: self.log.is_replaying(),
             growth_budget: self.config.growth_budget,
             streams: self.streams.len(),
             offered: self.offered as usize,
