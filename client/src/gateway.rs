@@ -213,7 +213,7 @@ impl Gateway {
             Report::Endpoints(endpoints) => Event::Endpoints { session, endpoints },
             // For the supervisor the tunnel is there: only if it is not resumed, something has to be done.
             Report::Detached => {
-                tracing::warn!(%gateway, %address, node = handle.node, connection,
+                tracing::info!(%gateway, %address, node = handle.node, connection,
                     "tunnel detached: its connection is lost, its streams wait");
                 handle.detached = true;
                 return self.publish();

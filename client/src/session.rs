@@ -4,6 +4,7 @@
 //! by the [`crate::supervisor`]. It ends by itself only when its tunnel does. A connection that is lost under the tunnel
 //! is the session's own affair (`resume`), as long as the tunnel may be resumed.
 
+pub mod carried;
 pub mod establish;
 mod resume;
 mod serving;

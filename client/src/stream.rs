@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acl::{self, Policy};
 use crate::gateway::GatewayContext;
+use crate::session::carried::Carried;
 
 /// Dials at a time; each holds a descriptor and, for a name, a place at the resolver.
 const MOST_DIALS: usize = 512;
@@ -86,6 +87,8 @@ pub struct TunnelContext {
     pub node: Arc<str>,
     /// Bytes of all streams of the tunnel.
     pub bytes: Arc<ByteCounters>,
+    /// Its open streams.
+    pub carried: Carried,
     /// Ends all streams of the tunnel.
     pub end: CancellationToken,
 }
@@ -276,6 +279,7 @@ async fn relay(
 ) -> &'static str {
     let end = StreamEnd::new();
     let address = socket.address();
+    let _entered = tunnel.carried.enter(resource.clone(), address, end.clone());
     let options = JoinOptions {
         idle_timeout: None,
         counters: account.counters(),

@@ -315,7 +315,7 @@ impl Connection<'_> {
                 }
                 _ = check.tick() => {
                     let registry = &self.node.registry;
-                    if session.tunnel.is_suspect()
+                    if (session.tunnel.is_suspect() || session.tunnel.is_detached())
                         && registry.has_other(&self.gateway.id, session.number, tried)
                     {
                         return Err(OpenError::Reset { code: code::REFUSED_RETRY });

@@ -200,7 +200,7 @@ fn lost(error: io::Error) -> ConnectError {
 }
 
 fn refusal(refused: &Refused) -> ConnectError {
-    const WORDS: [&str; 8] = [
+    const WORDS: [&str; 9] = [
         "unauthenticated",
         "token-expired",
         "gateway-disabled",
@@ -208,6 +208,7 @@ fn refusal(refused: &Refused) -> ConnectError {
         "version",
         "draining",
         "limit",
+        "resume-proof",
         "bad-request",
     ];
     let reason = WORDS

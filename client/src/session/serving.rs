@@ -18,6 +18,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::carried::Carried;
 use super::establish::{ConnectError, NodeStream};
 use super::resume::{Answer, Return, Ticket};
 use super::{Order, Report, Session, SessionEnd, ordered, read_endpoints};
@@ -99,6 +100,7 @@ impl<'a> Serving<'a> {
             gateway_name: name,
             node: node.as_str().into(),
             bytes: Arc::new(ByteCounters::new()),
+            carried: Carried::default(),
             end: CancellationToken::new(),
         });
         let serving = Self {
@@ -206,10 +208,12 @@ impl<'a> Serving<'a> {
             self.ended(&mut running.drivers).await;
             return Some(Served::Anew(stream, accepted));
         }
-        // The list first: no stream that it forbids may carry another byte.
+        // The list first: no stream that it forbids may carry another byte (protocol 218).
         if let Some(acl) = &accepted.acl {
             self.session.offer(acl);
         }
+        let policy = Arc::clone(&self.session.gateway.acl.subscribe().borrow());
+        self.streams.carried.redecide(&policy);
         match Ticket::take(&mut accepted) {
             Ok((Some(new), _)) if self.ticket.as_ref().is_some_and(|t| t.same_tunnel(&new)) => {
                 self.ticket = Some(new);

@@ -242,9 +242,12 @@ impl Arrival {
     }
 
     pub(crate) async fn accept(mut self, accepted: Accepted) -> Peer {
+        let config = Config {
+            resume_time: Duration::from_millis(accepted.resume_ms.into()),
+            ..Config::default()
+        };
         self.answer(server_hello::Answer::Accepted(accepted)).await;
-        let (tunnel, incoming, driver) =
-            sg_tunnel_io::start(self.stream, Side::Node, Config::default());
+        let (tunnel, incoming, driver) = sg_tunnel_io::start(self.stream, Side::Node, config);
         Peer {
             tunnel,
             incoming,

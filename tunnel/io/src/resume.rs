@@ -1,4 +1,4 @@
-//! What proves that a new connection may go on with a tunnel (protocol, section 2): the tunnel's id, its secret, and
+//! What proves that a new connection may go on with a tunnel (protocol 213 to 217): the tunnel's id, its secret, and
 //! a proof bound to the TLS connection that it travels on.
 //!
 //! It is not the resumption itself: which tunnel may be resumed is the owners' decision, and
@@ -100,7 +100,7 @@ impl fmt::Debug for Secret {
 }
 
 /// The secrets under which the accepting side takes a proof: the one that it handed out last and, because that answer may
-/// have been lost on its way, the one before it, until the other side has shown that it arrived (protocol 12).
+/// have been lost on its way, the one before it, until the other side has shown that it arrived (protocol 217).
 #[derive(Debug)]
 pub struct Secrets {
     current: Secret,
