@@ -96,10 +96,11 @@ async fn tls_that_ends_with_or_without_close_notify_is_a_loss() {
         let (tunnel, _incoming, driver) = start(b, Side::Client, Config::default());
         let driver = tokio::spawn(driver);
         // SETTINGS with room for a stream, so that the open waits for its answer.
-        let hello = [0x0a, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0, 0, 8];
+        let hello = pair::logged(&[0x0a, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0, 4, 0, 0, 0, 8]);
         a.write_all(&hello).await.unwrap();
         let open = tokio::spawn(async move { tunnel.open(Bytes::new()).await.map(drop) });
-        let mut sent = [0; 32 + 16 + 12];
+        // PING, SETTINGS and OPEN.
+        let mut sent = [0; 4 + 16 + 4 + 32 + 12];
         a.read_exact(&mut sent).await.unwrap();
         if notify {
             a.shutdown().await.unwrap();

@@ -57,6 +57,8 @@ impl Link {
             Poll::Ready(Err(error)) => {
                 self.write_waits = true;
                 self.broken = Some(error);
+                // What came meanwhile may say why.
+                self.read_waits = false;
             }
         }
     }

@@ -6,11 +6,15 @@
     clippy::unwrap_used
 )]
 
+pub mod cut;
+
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sg_tunnel_io::{Closed, Config, Event, Incoming, Side, Tunnel, TunnelStream, start};
+use sg_tunnel_io::{
+    Closed, Config, Event, Incoming, Side, Transport, Tunnel, TunnelStream, start, start_with,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -31,6 +35,26 @@ impl Ends {
     {
         let (node, node_incoming, node_driver) = start(node_io, Side::Node, node);
         let (client, client_incoming, client_driver) = start(client_io, Side::Client, client);
+        Self {
+            node,
+            node_incoming,
+            node_driver: tokio::spawn(node_driver),
+            client,
+            client_incoming,
+            client_driver: tokio::spawn(client_driver),
+        }
+    }
+
+    /// Like [`Self::new`], over any transports.
+    pub fn over(
+        node_io: impl Transport + 'static,
+        client_io: impl Transport + 'static,
+        config: Config,
+    ) -> Self {
+        let (node, node_incoming, node_driver) =
+            start_with(Box::new(node_io), Side::Node, config.clone());
+        let (client, client_incoming, client_driver) =
+            start_with(Box::new(client_io), Side::Client, config);
         Self {
             node,
             node_incoming,
@@ -96,6 +120,21 @@ async fn echo_one(mut stream: TunnelStream) {
         }
     }
     drop(stream.finish());
+}
+
+/// The record that carries these frames of the logged stream.
+pub fn logged(frames: &[u8]) -> Vec<u8> {
+    record(0, frames)
+}
+
+/// The record that carries these PINGs, PONGs and datagrams.
+pub fn unlogged(frames: &[u8]) -> Vec<u8> {
+    record(1, frames)
+}
+
+fn record(kind: u32, content: &[u8]) -> Vec<u8> {
+    let header = kind << 24 | u32::try_from(content.len()).unwrap();
+    [&header.to_be_bytes(), content].concat()
 }
 
 /// Bytes that differ from stream to stream and from place to place.
