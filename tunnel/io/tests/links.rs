@@ -196,7 +196,7 @@ async fn opens_cancels_and_resets_from_many_threads_leave_nothing_behind() {
         mut client_incoming,
         node_incoming,
         ..
-    } = Ends::new(a, b, Config::default(), Config::default());
+    } = Ends::new(a, b, pair::may_give_up(), pair::may_give_up());
     let served = tokio::spawn(async move {
         let mut tasks = JoinSet::new();
         let mut count = 0_u32;

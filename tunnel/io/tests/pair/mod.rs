@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sg_tunnel_io::{
-    Closed, Config, Event, Incoming, Side, Transport, Tunnel, TunnelStream, start, start_with,
+    Closed, Config, Event, Incoming, Rate, Rates, Side, Transport, Tunnel, TunnelStream, start,
+    start_with,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -75,6 +76,22 @@ impl Ends {
         };
         let (opened, accepted) = tokio::join!(self.node.open(Bytes::new()), accept);
         (opened.unwrap(), accepted)
+    }
+}
+
+/// For tests that give up more opens at once than an opener lets pass before their answers
+/// (protocol 1005).
+pub fn may_give_up() -> Config {
+    let many = Rate::new(1_000_000, 1_000_000);
+    Config {
+        rates: Rates {
+            early_resets: many,
+            own_early_resets: many,
+            failed_opens: many,
+            own_failed_opens: many,
+            ..Config::default().rates
+        },
+        ..Config::default()
     }
 }
 
