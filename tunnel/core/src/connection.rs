@@ -26,13 +26,13 @@ mod records;
 mod reports;
 mod resuming;
 
-use records::Intake;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use self::records::Intake;
 use crate::closed::{CloseReason, Closed};
 use crate::config::Config;
 use crate::datagram::{Direction, Shelf};
