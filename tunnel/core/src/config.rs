@@ -13,6 +13,8 @@ pub struct Config {
     pub max_streams: u32,
     /// Streams of the peer that may wait for an answer; an OPEN beyond it is reset with LIMIT.
     pub pending_opens: u32,
+    /// Largest stream id that this side would use; at three quarters of it, it drains.
+    pub max_id: u32,
     /// Credit that every stream is sure of, in bytes.
     pub base_window: u32,
     /// Credit that a stream starts with while less than half of the growth budget is in use, in bytes.
@@ -139,6 +141,7 @@ impl Default for Config {
         Self {
             max_streams: 10_000,
             pending_opens: 4096,
+            max_id: crate::frame::MAX_ID,
             base_window: 16 * 1024,
             initial_window: 64 * 1024,
             max_window: 4 * 1024 * 1024,

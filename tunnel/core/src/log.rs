@@ -175,11 +175,13 @@ impl Log {
         if self.keep != Keep::Yes {
             return;
         }
-        let wanted = self.wanted().saturating_sub(self.share.used());
-        let steps = wanted.div_ceil(STEP);
-        if steps > 0 && !self.share.take(steps * STEP) {
-            // The last ones are shared out one by one.
-            let _ = self.share.take(STEP);
+        let missing = self.wanted().saturating_sub(self.share.used());
+        let all = missing.next_multiple_of(STEP);
+        // When little is left it is shared out step by step.
+        for bytes in [all, STEP] {
+            if missing == 0 || self.share.take(bytes) {
+                break;
+            }
         }
     }
 

@@ -6,7 +6,8 @@
 //!
 //! Promised credit cannot be taken back, so a stream that falls idle keeps what it has grown to. That is
 //! why the last part of the pool is for windows of a modest size: a few large idle ones must not leave
-//! the streams that come later with the base window.
+//! the streams that come later with the base window; and why large windows that are still used get
+//! smaller when the pool is nearly used up.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,8 +20,10 @@ use crate::config::Config;
 const RTT_FLOOR: Duration = Duration::from_millis(2);
 /// A window may grow so far while the pool lasts, and farther only while a quarter of the pool is free.
 const MODEST: u32 = 256 * 1024;
-/// A window that lasts longer than this without a new grant is halved.
-const SLOW: Duration = Duration::from_secs(10);
+/// A window of which half lasts longer than this is halved: less than a quarter of it was used in 10 s.
+const SLOW: Duration = Duration::from_secs(20);
+/// While less than one of so many parts of the pool is left, windows that are not modest are halved.
+const PRESSURE: u64 = 5;
 
 /// Credit above the base windows.
 #[derive(Debug)]
@@ -143,9 +146,10 @@ impl Window {
         if let Some(since) = self.granted_at {
             let taken = now.saturating_duration_since(since);
             let fast = min_rtt.unwrap_or_default().max(RTT_FLOOR) * 2;
-            if taken < fast {
+            let pressed = self.size > MODEST && pool.is_scarcer_than(PRESSURE);
+            if taken < fast && !pressed {
                 self.grow(config, pool);
-            } else if taken > SLOW {
+            } else if taken > SLOW || pressed {
                 self.shrink(config, pool);
             }
         }
@@ -268,6 +272,39 @@ mod tests {
         assert!(pools[2].refused()[1] > 0 && pools[2].refused()[0] == 0);
         drop(pools);
         assert_eq!(budget.growth_used(), 0);
+    }
+
+    #[test]
+    fn large_windows_get_smaller_when_the_pool_is_nearly_used_up() {
+        let config = Config::default();
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
+        let now = Instant::now();
+        let mut large = Window::default();
+        large.start(&config, &mut pool, now);
+        use_fast(&mut large, &config, &mut pool, now);
+        assert_eq!(large.size, config.max_window);
+        // Others take what is left, in modest windows: 80 % and more.
+        let rest = config.growth_budget - pool.used();
+        assert!(pool.take(rest - 1000));
+        let mut promised = Vec::new();
+        for _ in 0..8 {
+            let rest = large.limit - large.received;
+            assert!(large.receive(rest));
+            assert!(large.consume(rest as usize));
+            large.grant(&config, &mut pool, None, now);
+            promised.push(large.limit - large.consumed);
+        }
+        let steps = [2_u64 << 20, 1 << 20, 512 << 10, 256 << 10];
+        assert_eq!(promised[..4], steps);
+        assert_eq!(large.size, MODEST, "fast as it is, it does not grow again");
+        assert_eq!(
+            u64::from(large.charged),
+            u64::from(MODEST - config.base_window)
+        );
+        // The pool has room again.
+        pool.give_back(rest - 1000);
+        use_fast(&mut large, &config, &mut pool, now);
+        assert_eq!(large.size, config.max_window);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Measures the tunnel alone, both ends in one process over loopback TCP without TLS:
 //! bulk with 1 and 16 streams, 64-byte round trips on 1, 64 and 512 streams, opens, idle memory.
 //!
-//! `cargo run --release -p sg-tunnel-io --example tunnel_bench -- [current] [NAME...]`
+//! `cargo run --release -p sg-tunnel-io --example tunnel_bench -- [current] [resumable] [NAME...]`
 //! CPU is that of the whole process: both drivers and both applications.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -19,7 +19,10 @@ fn main() {
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
-    let names: Vec<&String> = args.iter().filter(|a| *a != "current").collect();
+    let names: Vec<&String> = args
+        .iter()
+        .filter(|a| *a != "current" && *a != "resumable")
+        .collect();
     let runtime = builder.enable_all().build().unwrap();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| *n == name);
     for streams in [1, 16] {
@@ -191,6 +194,11 @@ async fn tunnel(serve: Serve) -> (Tunnel, JoinSet<()>) {
         rates: sg_tunnel_io::Rates {
             opens: sg_tunnel_io::Rate::new(1_000_000, 1_000_000),
             ..Config::default().rates
+        },
+        resume_time: if std::env::args().any(|a| a == "resumable") {
+            Duration::from_secs(30)
+        } else {
+            Duration::ZERO
         },
         ..Config::default()
     };

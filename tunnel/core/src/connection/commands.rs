@@ -7,7 +7,7 @@ use crate::closed::{CloseReason, Closed};
 use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
 use crate::event::{OpenState, Read};
-use crate::frame::{MAX_ANSWER, MAX_CONTROL, MAX_ID, Settings};
+use crate::frame::{MAX_ANSWER, MAX_CONTROL, Settings};
 use crate::limits::Limit;
 use crate::scheduler::MAX_WEIGHT;
 use crate::stream::{Fin, Key, Phase};
@@ -287,6 +287,8 @@ impl Connection {
         if !self.draining_here && self.closed.is_none() {
             self.draining_here = true;
             self.goaway = Some((close::DRAIN, Bytes::new()));
+            // Behind a GOAWAY there is no OPEN (protocol 901).
+            self.fail_unsent_opens(0, crate::code::REFUSED_RETRY);
         }
     }
 
@@ -302,6 +304,6 @@ impl Connection {
 
     /// Whether our ids are running out, so that the peer should come again on a new tunnel.
     pub(super) fn ids_run_out(&self) -> bool {
-        self.next_id > MAX_ID / 4 * 3
+        self.next_id > self.config.max_id / 4 * 3
     }
 }

@@ -215,18 +215,18 @@ impl Connection {
                 left -= self.read_payload(partial, input, left);
                 continue;
             }
-            if self.intake.logged.is_empty() {
-                if let Some(header) = Header::peek(input).filter(|h| here(*h) <= left) {
-                    input.advance(HEADER_LEN);
-                    left -= here(header);
-                    if let Some(length) = self.on_logged_header(now, header)? {
-                        // Copied: these live long, and must not hold on to the receive buffer.
-                        let payload = Bytes::copy_from_slice(&input[..length]);
-                        input.advance(length);
-                        self.on_frame(now, Frame::parse(header, payload)?)?;
-                    }
-                    continue;
+            if self.intake.logged.is_empty()
+                && let Some(header) = Header::peek(input).filter(|h| here(*h) <= left)
+            {
+                input.advance(HEADER_LEN);
+                left -= here(header);
+                if let Some(length) = self.on_logged_header(now, header)? {
+                    // Copied: these live long, and must not hold on to the receive buffer.
+                    let payload = Bytes::copy_from_slice(&input[..length]);
+                    input.advance(length);
+                    self.on_frame(now, Frame::parse(header, payload)?)?;
                 }
+                continue;
             }
             left -= self.collect_logged(now, input, left)?;
         }
@@ -301,15 +301,15 @@ impl Connection {
         mut left: usize,
     ) -> Result<(), Violation> {
         while left > 0 && self.closed.is_none() {
-            if self.intake.unlogged.is_empty() {
-                let whole = |h: Header| HEADER_LEN + usize::from(h.length);
-                if let Some(header) = Header::peek(input).filter(|h| whole(*h) <= left) {
-                    self.check_unlogged(now, header)?;
-                    input.advance(HEADER_LEN);
-                    left -= whole(header);
-                    self.on_unlogged(now, header, input)?;
-                    continue;
-                }
+            let whole = |h: Header| HEADER_LEN + usize::from(h.length);
+            if self.intake.unlogged.is_empty()
+                && let Some(header) = Header::peek(input).filter(|h| whole(*h) <= left)
+            {
+                self.check_unlogged(now, header)?;
+                input.advance(HEADER_LEN);
+                left -= whole(header);
+                self.on_unlogged(now, header, input)?;
+                continue;
             }
             let had_header = self.intake.unlogged.len() >= HEADER_LEN;
             let (taken, complete) = collect(&mut self.intake.unlogged, input, left);
