@@ -101,7 +101,8 @@ pub struct Rates {
     /// Opens of this side that the peer refused or that were given up here; beyond it `open` fails. Must
     /// be lower than the peer's `excess_opens`.
     pub own_failed_opens: Rate,
-    /// RESETs of this side soon after the OPEN and before the peer's answer; beyond it they wait for that.
+    /// RESETs of this side soon after the OPEN and before the peer's answer; beyond it they wait for that, or
+    /// until it is their turn at this rate.
     /// Must be lower than the peer's `early_resets`.
     pub own_early_resets: Rate,
     /// PING frames; beyond it the tunnel ends.
@@ -168,7 +169,7 @@ impl Default for Config {
                 excess_opens: Rate::new(5000, 20_000),
                 early_resets: Rate::new(200, 1000),
                 own_failed_opens: Rate::new(2500, 10_000),
-                own_early_resets: Rate::new(100, 500),
+                own_early_resets: Rate::new(150, 750),
                 pings: Rate::new(100, 200),
                 controls: Rate::new(500, 2000),
                 empty_data: Rate::new(100, 1000),

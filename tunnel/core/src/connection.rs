@@ -251,6 +251,7 @@ impl Connection {
                 let alive = self.keepalive.next_timeout(&self.config);
                 let others = [
                     self.settings_deadline(),
+                    self.next_held_reset(),
                     self.intake.ack_at(),
                     self.log.stuck_at(),
                 ];
@@ -273,6 +274,7 @@ impl Connection {
         }
         self.keepalive.see_time(&self.config, now);
         self.intake.see_time(now);
+        self.release_held_resets(now);
         if self.keepalive.dead_at(&self.config) <= now {
             self.time_out(now);
         } else if self.log.stuck_at().is_some_and(|at| at <= now) {

@@ -1,7 +1,7 @@
 //! Token buckets: what a peer may do at a time and in the long run; and the names of all limits, with
 //! counters of what each has refused.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::{Rate, Rates};
 
@@ -44,6 +44,17 @@ impl Bucket {
             self.fill(now);
         }
         self.micro < ONE
+    }
+
+    /// When there will be a token; `None` if never.
+    pub(crate) fn next_at(&self) -> Option<Instant> {
+        let missing = ONE.saturating_sub(self.micro);
+        if missing > 0 && self.rate.burst == 0 {
+            return None;
+        }
+        let wait = missing.checked_div(self.rate.per_second.into());
+        // Rounded up.
+        wait.map(|micros| self.filled + Duration::from_micros(micros + 1))
     }
 
     /// Gives tokens back, up to the burst.
@@ -246,9 +257,8 @@ impl LimitCounts {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::disallowed_methods)]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn every_limit_stands_at_its_place_and_has_a_word_of_its_own() {
@@ -273,6 +283,9 @@ mod tests {
             taken += u32::from(bucket.take(start + Duration::from_millis(ms)));
         }
         assert_eq!(taken, 11);
+        let next = bucket.next_at().unwrap();
+        assert!(!bucket.take(next - Duration::from_micros(2)) && bucket.take(next));
+        assert_eq!(Bucket::new(Rate::new(5, 0), start).next_at(), None);
         let late = start + Duration::from_secs(1_000_000);
         assert_eq!((0..20).filter(|_| bucket.take(late)).count(), 5);
     }

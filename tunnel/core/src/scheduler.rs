@@ -35,6 +35,8 @@ pub(crate) struct Scheduler {
     /// Streams whose OPEN has not been sent, in the order of opening.
     pub(crate) opens: VecDeque<Key>,
     pub(crate) control: VecDeque<Key>,
+    /// Streams whose RESET waits for the peer's answer or for time.
+    pub(crate) held_resets: VecDeque<Key>,
     /// Flows that have datagrams to send.
     pub(crate) flows: VecDeque<Key>,
     pub(crate) interactive: VecDeque<Key>,

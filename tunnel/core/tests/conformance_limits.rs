@@ -187,7 +187,7 @@ fn meet(limit: Limit) -> (Solo, Option<u32>) {
                 solo.sent();
             }
             assert_eq!(solo.end.open(Bytes::new()), Err(OpenRefusal::Limit));
-            assert_eq!(solo.end.stats().limit(Limit::HeldResets), 9500);
+            assert_eq!(solo.end.stats().limit(Limit::HeldResets), 9250);
             (solo, None)
         }
         Limit::Pings => {
@@ -523,4 +523,33 @@ fn settings_that_come_in_time_end_the_wait() {
     solo.frame(&Frame::Settings(Settings::DEFAULT));
     solo.wait(Duration::from_secs(20));
     assert_eq!(solo.violation(), None);
+}
+
+/// protocol 1005
+#[test]
+fn resets_that_were_held_back_leave_with_time() {
+    let mut solo = Solo::node(Config::default());
+    solo.frame(&Frame::Streams { total: 1000 });
+    let keys: Vec<Key> = (0..1000)
+        .map(|_| solo.end.open(Bytes::new()).unwrap())
+        .collect();
+    while !solo.sent().is_empty() {}
+    for key in keys {
+        solo.end.release(key, code::CANCEL);
+    }
+    let mut sent = solo.sent().len() / 12;
+    assert_eq!(sent, 750);
+    let start = solo.now;
+    // The peer never answers; it is alive, though.
+    while sent < 1000 {
+        let next = solo.end.poll_timeout().unwrap();
+        assert!(next > solo.now, "a timer that rings for nothing");
+        solo.now = next;
+        solo.end.handle_timeout(next);
+        sent += solo.sent().iter().filter(|byte| **byte == 3).count().min(1);
+        solo.frame(&Frame::Ping(3));
+    }
+    let seconds = (solo.now - start).as_secs_f64();
+    assert!((1.5..1.8).contains(&seconds), "{seconds}");
+    assert!(!solo.end.wants_transmit() || solo.end.waiting_frames() == 0);
 }

@@ -81,8 +81,8 @@ impl Connection {
         Ok(())
     }
 
-    /// An open of ours has failed.
-    fn count_own_failure(&mut self, now: Instant) {
+    /// An open of ours has failed, or was given up.
+    pub(super) fn count_own_failure(&mut self, now: Instant) {
         // An empty bucket refuses the next open.
         self.guard.own_failed_opens.take(now);
     }
@@ -97,8 +97,8 @@ impl Connection {
         failed
     }
 
-    /// Whether the RESET of a stream that is being opened must wait for the peer's answer, because the
-    /// peer counts RESETs that come before it. The caller keeps it pending.
+    /// Whether the RESET of a stream that is being opened must wait, because the peer counts RESETs that
+    /// come before its answer: until there is a token, or the answer. The caller keeps it pending.
     pub(super) fn holds_reset_back(&mut self, now: Instant, key: Key) -> bool {
         let young = |stream: &&Stream| self.epoch.wrapping_sub(stream.born) < OWN_EARLY;
         let waiting = |stream: &&Stream| stream.phase == Phase::Opening && !stream.reset_in;
@@ -106,12 +106,34 @@ impl Connection {
         if early.is_none() {
             return false;
         }
-        self.count_own_failure(now);
         let hold = !self.guard.own_early_resets.take(now);
         if hold {
             self.stats.limits.count(Limit::HeldResets, 1);
+            self.scheduler.held_resets.push_back(key);
         }
         hold
+    }
+
+    /// When a RESET that waits may be sent.
+    pub(super) fn next_held_reset(&self) -> Option<Instant> {
+        self.scheduler.held_resets.front()?;
+        self.guard.own_early_resets.next_at()
+    }
+
+    /// Lets RESETs go that have waited long enough.
+    pub(super) fn release_held_resets(&mut self, now: Instant) {
+        while let Some(key) = self.scheduler.held_resets.front() {
+            let waits = |s: &&mut Stream| s.pending.reset.is_some() && !s.in_control;
+            if let Some(stream) = self.streams.get_mut(*key).filter(waits) {
+                if !self.guard.own_early_resets.take(now) {
+                    return;
+                }
+                // It has its token.
+                stream.born = self.epoch.wrapping_sub(OWN_EARLY);
+                self.scheduler.mark_control(stream);
+            }
+            self.scheduler.held_resets.pop_front();
+        }
     }
 
     /// On a new connection OPENs arrive that were lost with the old one: they are young again.
@@ -148,7 +170,7 @@ impl Connection {
     }
 
     /// The time to about 64 ms, for commands: they bring no time of their own.
-    fn coarse_now(&self) -> Instant {
+    pub(super) fn coarse_now(&self) -> Instant {
         #[allow(clippy::cast_possible_truncation)]
         let epoch = EPOCH_MS as u64;
         self.start + Duration::from_millis(u64::from(self.epoch) * epoch)

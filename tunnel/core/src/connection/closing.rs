@@ -112,8 +112,11 @@ impl Connection {
         if stream.held {
             self.events.push_back(Event::Ended(key));
         }
-        if stream.phase == Phase::Offered {
+        let (phase, sent) = (stream.phase, stream.id != 0);
+        if phase == Phase::Offered {
             self.count_failed_open();
+        } else if phase == Phase::Opening && sent {
+            self.count_own_failure(self.coarse_now());
         }
         self.drop_inbox(key);
     }
