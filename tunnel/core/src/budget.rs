@@ -199,7 +199,7 @@ mod tests {
                         0 => Share::growth(Arc::clone(budget)),
                         _ => Share::log(Arc::clone(budget)),
                     };
-                    for i in 0..20_000_u64 {
+                    for i in 0..5000_u64 {
                         let bytes = (i * 7919 + thread * 104_729) % 4000;
                         if share.take(bytes) {
                             assert!(budget.used.load(Ordering::Relaxed) <= 10_000);
