@@ -22,7 +22,8 @@ impl Connection {
     /// whether more waits.
     pub fn poll_transmit(&mut self, now: Instant, batch: &mut Batch, limit: usize) -> bool {
         self.see_time(now);
-        if self.is_detached() {
+        let silent = self.closed.is_some() && self.goaway.is_none();
+        if silent || self.is_detached() {
             return false;
         }
         let before = batch.len();

@@ -6,6 +6,9 @@
     clippy::disallowed_methods
 )]
 
+pub mod link;
+pub mod wire;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -118,21 +121,26 @@ impl Pair {
     }
 }
 
-/// One batch as plain bytes.
-pub fn transmit(end: &mut Connection, now: Instant, limit: usize) -> Bytes {
+/// Appends one batch to `out`.
+pub fn transmit_into(end: &mut Connection, now: Instant, limit: usize, out: &mut BytesMut) {
     let mut batch = Batch::default();
     end.poll_transmit(now, &mut batch, limit);
-    let mut bytes = BytesMut::new();
     while !batch.is_empty() {
         let mut slices = [IoSlice::new(&[]); 16];
         let count = batch.slices(&mut slices);
         let mut step = 0;
         for slice in &slices[..count] {
-            bytes.extend_from_slice(slice);
+            out.extend_from_slice(slice);
             step += slice.len();
         }
         batch.advance(step);
     }
+}
+
+/// One batch as plain bytes.
+pub fn transmit(end: &mut Connection, now: Instant, limit: usize) -> Bytes {
+    let mut bytes = BytesMut::new();
+    transmit_into(end, now, limit, &mut bytes);
     bytes.freeze()
 }
 
