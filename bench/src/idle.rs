@@ -1,13 +1,14 @@
 //! Memory of connections that are open and silent. A direct connection costs no process of the
-//! product anything, so there is no ratio here; the figure is KiB per connection.
+//! product anything, so it is not measured; the figure is KiB per connection.
 
 use anyhow::{Result, ensure};
 
 use crate::Plan;
 use crate::account::{Process, memory_kib};
-use crate::installation::{Installation, Path};
+use crate::compare::{Case, Goal, Measured, Unit, compare};
+use crate::lineup::{Contender, Kind, Lineup};
 use crate::load;
-use crate::report::{Report, Row};
+use crate::report::{Report, Wanted};
 
 const USUAL: usize = 2000;
 
@@ -17,7 +18,12 @@ const BATCH: usize = 100;
 /// Descriptors of a process that are not for connections.
 const OTHER_FILES: usize = 500;
 
-pub(crate) async fn measure(plan: Plan) -> Result<Report> {
+const GOALS: [Goal; 1] = [Goal {
+    figure: "kib_per_connection",
+    wanted: Wanted::AtMost(0.5),
+}];
+
+pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     let count = plan.streams.unwrap_or(USUAL);
     // This process holds both ends of each, and node and client two sockets.
     let limit = usize::try_from(sg_runtime::net::raise_nofile_limit()?).unwrap_or(usize::MAX);
@@ -26,36 +32,52 @@ pub(crate) async fn measure(plan: Plan) -> Result<Report> {
         count <= most,
         "at most {most} connections with {limit} open files (ulimit -n)"
     );
+    let mut lineup = Lineup::start(plan).await?;
+    lineup
+        .contenders
+        .retain(|contender| contender.kind != Kind::Direct);
+    let case = Case {
+        what: format!("{count} idle connections"),
+        unit: Unit::None,
+        goals: &GOALS,
+    };
+    // Memory that a process has taken once is not given back at once: one measurement.
+    let once = Plan {
+        repeat: 1,
+        syscalls: false,
+        ..plan.clone()
+    };
+    let run = async |contender: &Contender| run(contender, count).await;
+    let mut report = Report::new("idle");
+    report.push(compare(&lineup, &once, case, run).await?);
+    lineup.finish()?;
+    Ok(report)
+}
 
-    let mut installation = Installation::start(plan).await?;
-    let address = installation.address(Path::Product);
-    let processes = installation.processes();
+async fn run(contender: &Contender, count: usize) -> Result<Measured> {
+    let address = contender.address;
     // What the first connections cost is not what each costs.
     let mut held = open(address, BATCH).await?;
-    let before = memory(&processes)?;
+    let before = memory(&contender.processes)?;
     while held.len() < BATCH + count {
         let batch = BATCH.min(BATCH + count - held.len());
         held.extend(open(address, batch).await?);
     }
-    let after = memory(&processes)?;
+    let after = memory(&contender.processes)?;
     for stream in &mut held {
         load::still_answers(stream).await?;
     }
-    let mut row = Row::new(format!("{count} idle connections"));
+    let mut measured = Measured::new(count as f64);
     let mut all = 0.0;
-    for (process, (before, after)) in processes.iter().zip(before.into_iter().zip(after)) {
+    for (process, (before, after)) in contender.processes.iter().zip(before.iter().zip(after)) {
         let each = (after - before) / count as f64;
         all += each;
-        row.figure(format!("{}_kib_before", process.name), before);
-        row.figure(format!("{}_kib_with_them", process.name), after);
-        row.figure(format!("{}_kib_per_connection", process.name), each);
+        measured = measured
+            .figure(format!("{}_kib_before", process.name), *before)
+            .figure(format!("{}_kib_with_them", process.name), after)
+            .figure(format!("{}_kib_per_connection", process.name), each);
     }
-    row.figure("product_kib_per_connection", all);
-    let mut report = Report::new("idle");
-    report.push(row);
-    drop(held);
-    installation.finish()?;
-    Ok(report)
+    Ok(measured.figure("kib_per_connection", all))
 }
 
 async fn open(address: std::net::SocketAddr, count: usize) -> Result<Vec<tokio::net::TcpStream>> {
@@ -73,6 +95,6 @@ async fn open(address: std::net::SocketAddr, count: usize) -> Result<Vec<tokio::
 fn memory(processes: &[Process]) -> Result<Vec<f64>> {
     processes
         .iter()
-        .map(|process| memory_kib(process.id))
+        .map(|process| memory_kib(*process))
         .collect()
 }

@@ -5,51 +5,66 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use sg_tests::{Client, Gateway, Site, SiteSetup};
+use serde_json::Value;
+use sg_tests::link::{Link, LinkSetup, Shape};
+use sg_tests::{Client, ClientSetup, Gateway, Site, SiteSetup};
 
 use crate::Plan;
 use crate::account::Process;
-use crate::resource::Resource;
-
-/// Where a load is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Path {
-    /// Straight to the resource: the baseline.
-    Direct,
-    /// To the destination port, through node and client.
-    Product,
-}
-
-impl Path {
-    pub(crate) const BOTH: [Self; 2] = [Self::Direct, Self::Product];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Product => "product",
-        }
-    }
-}
+use crate::resource::{Resource, UdpResource};
 
 /// A running product between this process and its own resource.
 pub(crate) struct Installation {
     pub(crate) site: Site,
     pub(crate) gateway: Gateway,
     client: Client,
+    link: Option<Link>,
     resource: Resource,
+    udp_resource: UdpResource,
     destination: SocketAddr,
+    udp_destination: Option<SocketAddr>,
 }
 
 impl Installation {
-    pub(crate) async fn start(plan: Plan) -> Result<Self> {
+    pub(crate) async fn start(plan: &Plan) -> Result<Self> {
+        Self::with(plan, None).await
+    }
+
+    /// With a destination for datagrams too.
+    pub(crate) async fn start_udp(plan: &Plan) -> Result<Self> {
+        let mut installation = Self::with(plan, None).await?;
+        let made = installation.make_udp().await;
+        installation.udp_destination = Some(made.context("a destination for datagrams")?);
+        Ok(installation)
+    }
+
+    /// With an emulated link between client and node.
+    pub(crate) async fn start_linked(plan: &Plan, shape: Shape) -> Result<Self> {
+        Self::with(plan, Some(shape)).await
+    }
+
+    async fn with(plan: &Plan, shape: Option<Shape>) -> Result<Self> {
         let resource = Resource::start()?;
+        let udp_resource = UdpResource::start().await?;
         let mut site = Site::with(SiteSetup {
             etcd: plan.etcd,
             ..SiteSetup::default()
         })
         .await?;
         let gateway = site.gateway("bench").await?;
-        let client = site.client(&gateway).await?;
+        let link = match shape {
+            None => None,
+            Some(shape) => {
+                let setup = LinkSetup::to(site.tunnel_address(0)).shaped(shape);
+                Some(Link::with(setup).await?)
+            }
+        };
+        let setup = ClientSetup {
+            nodes: link.iter().map(Link::address).collect(),
+            ..ClientSetup::default()
+        };
+        let mut client = site.prepare_client(&gateway, setup)?;
+        client.connect().await?;
         let address = resource.address().to_string();
         let destination = site
             .destination(&gateway, "load", &address, &[])
@@ -59,16 +74,65 @@ impl Installation {
             site,
             gateway,
             client,
+            link,
             resource,
+            udp_resource,
             destination,
+            udp_destination: None,
         })
     }
 
-    pub(crate) fn address(&self, path: Path) -> SocketAddr {
-        match path {
-            Path::Direct => self.resource.address(),
-            Path::Product => self.destination,
-        }
+    async fn make_udp(&self) -> Result<SocketAddr> {
+        let resource = self.udp_resource.address().to_string();
+        let gateway = self.gateway.name.as_str();
+        let sgctl = &self.site.sgctl;
+        sgctl
+            .run(&["acl", "allow", gateway, &resource, "--wait", "10s"])
+            .await?;
+        let path = format!("{gateway}/datagrams");
+        let made = sgctl
+            .json(&[
+                "destination",
+                "create",
+                &path,
+                "--protocol",
+                "udp",
+                "--resource",
+                &resource,
+                "--wait",
+            ])
+            .await?;
+        let port = made.get("cloudPort").and_then(Value::as_u64);
+        let port = u16::try_from(port.context("cloudPort")?).context("cloudPort")?;
+        Ok(SocketAddr::new(Site::node_host(0), port))
+    }
+
+    /// Where users reach the resource itself.
+    pub(crate) fn resource(&self) -> SocketAddr {
+        self.resource.address()
+    }
+
+    /// Where users reach it through the product.
+    pub(crate) fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
+    /// Where users send datagrams to the resource itself.
+    pub(crate) fn udp_resource(&self) -> SocketAddr {
+        self.udp_resource.address()
+    }
+
+    /// Where users send datagrams through the product, if it was asked for.
+    pub(crate) fn udp_destination(&self) -> Option<SocketAddr> {
+        self.udp_destination
+    }
+
+    /// The link between client and node.
+    ///
+    /// # Errors
+    /// It was made without one.
+    pub(crate) fn link(&self) -> Result<&Link> {
+        self.link.as_ref().context("there is no link")
     }
 
     /// The processes that user bytes go through.

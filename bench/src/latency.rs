@@ -5,44 +5,50 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Plan;
-use crate::account::Meter;
-use crate::installation::{Installation, Path};
+use crate::compare::{Case, Goal, Measured, Unit, compare};
+use crate::lineup::{Contender, Lineup};
 use crate::load;
-use crate::report::{Report, Row, median, quantile};
+use crate::report::{Report, Wanted, quantile};
 
-/// One measurement.
-struct Run {
-    p50: f64,
-    p99: f64,
-    rate: f64,
-    /// CPU microseconds per request of each process.
-    cpu: Vec<(&'static str, f64)>,
-}
-
-pub(crate) async fn measure(plan: Plan) -> Result<Report> {
-    let mut installation = Installation::start(plan).await?;
+pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
+    let lineup = Lineup::start(plan).await?;
     let mut report = Report::new("latency");
     for streams in plan.series(&[1, 64, 512]) {
-        let mut runs = [Vec::new(), Vec::new()];
-        for _ in 0..plan.repeat {
-            for (path, runs) in Path::BOTH.into_iter().zip(&mut runs) {
-                runs.push(run(&mut installation, path, streams, plan).await?);
-            }
-        }
-        report.push(row(&format!("64-byte requests, {streams} streams"), &runs));
+        let case = Case {
+            what: format!("64-byte requests, {streams} streams"),
+            unit: Unit::Each("request"),
+            goals: goals(streams),
+        };
+        let run = async |contender: &Contender| run(contender, streams, plan).await;
+        report.push(compare(&lineup, plan, case, run).await?);
     }
-    installation.finish()?;
+    lineup.finish()?;
     Ok(report)
 }
 
-async fn run(
-    installation: &mut Installation,
-    path: Path,
-    streams: usize,
-    plan: Plan,
-) -> Result<Run> {
-    let address = installation.address(path);
-    let meter = Meter::start(&installation.processes())?;
+const CPU: Goal = Goal {
+    figure: "cpu_us_per_request",
+    wanted: Wanted::AtMost(0.75),
+};
+const RATE: Goal = Goal {
+    figure: "requests_per_s",
+    wanted: Wanted::AtLeast(1.4),
+};
+const P99: Goal = Goal {
+    figure: "p99_us",
+    wanted: Wanted::AtMost(0.8),
+};
+
+fn goals(streams: usize) -> &'static [Goal] {
+    match streams {
+        64 => &[CPU, RATE, P99],
+        count if count > 1 => &[CPU, RATE],
+        _ => &[],
+    }
+}
+
+async fn run(contender: &Contender, streams: usize, plan: &Plan) -> Result<Measured> {
+    let address = contender.address;
     let start = Instant::now();
     let end = start + plan.time;
     let mut users = JoinSet::new();
@@ -55,49 +61,9 @@ async fn run(
     }
     let requests = times.len() as f64;
     let rate = requests / start.elapsed().as_secs_f64();
-    let spent = meter.spent()?;
-    let cpu = spent
-        .into_iter()
-        .map(|(name, spent)| (name, spent * 1e6 / requests))
-        .collect();
-    Ok(Run {
-        p50: quantile(&times, 0.5),
-        p99: quantile(&times, 0.99),
-        rate,
-        cpu,
-    })
-}
-
-fn row(what: &str, runs: &[Vec<Run>; 2]) -> Row {
-    let [direct, product] = runs;
-    let of = |runs: &[Run], figure: fn(&Run) -> f64| {
-        median(&runs.iter().map(figure).collect::<Vec<_>>())
-    };
-    let mut row = Row::new(what);
-    for (path, runs) in Path::BOTH.into_iter().zip([direct, product]) {
-        let path = path.as_str();
-        row.figure(format!("{path}_p50_us"), of(runs, |run| run.p50));
-        row.figure(format!("{path}_p99_us"), of(runs, |run| run.p99));
-        row.figure(format!("{path}_requests_per_s"), of(runs, |run| run.rate));
-    }
-    row.figure(
-        "p99_ratio",
-        of(product, |run| run.p99) / of(direct, |run| run.p99),
-    );
-    row.figure(
-        "rate_ratio",
-        of(product, |run| run.rate) / of(direct, |run| run.rate),
-    );
-    for index in 0..product.first().map_or(0, |run| run.cpu.len()) {
-        let name = product
-            .first()
-            .and_then(|run| run.cpu.get(index))
-            .map_or("", |(name, _)| name);
-        let values: Vec<f64> = product
-            .iter()
-            .filter_map(|run| run.cpu.get(index).map(|(_, cpu)| *cpu))
-            .collect();
-        row.figure(format!("{name}_cpu_us_per_request"), median(&values));
-    }
-    row
+    Ok(Measured::new(requests)
+        .figure("requests_per_s", rate)
+        .figure("p50_us", quantile(&times, 0.5))
+        .figure("p99_us", quantile(&times, 0.99))
+        .figure("p999_us", quantile(&times, 0.999)))
 }

@@ -17,7 +17,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(20);
 pub(crate) const REQUEST: usize = 64;
 
 /// A connection in a mode of the resource.
-async fn connect(address: SocketAddr, mode: u8) -> Result<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr, mode: u8) -> Result<TcpStream> {
     let mut stream = timeout(GRACE, TcpStream::connect(address))
         .await
         .context("connecting")?
@@ -65,7 +65,8 @@ async fn receive(stream: &mut TcpStream, end: Instant, block: &[u8]) -> Result<u
     let mut last = Vec::new();
     loop {
         if !ended && Instant::now() >= end {
-            stream.shutdown().await.context("ending")?;
+            // Not a FIN: not every peer goes on sending after one.
+            stream.write_all(b"x").await.context("ending")?;
             ended = true;
         }
         let count = stream.read(&mut buffer).await.context("receiving")?;
@@ -104,7 +105,9 @@ pub(crate) async fn ping_pong(address: SocketAddr, end: Instant) -> Result<Vec<u
     let mut times = Vec::new();
     let (mut request, mut answer) = ([0_u8; REQUEST], [0_u8; REQUEST]);
     // The first is not counted: it waits for the connection to the resource.
-    exchange(&mut stream, &request, &mut answer).await?;
+    timeout_at(end + GRACE, exchange(&mut stream, &request, &mut answer))
+        .await
+        .context("the first request was not answered")??;
     let mut number = 0_u64;
     while Instant::now() < end {
         number += 1;

@@ -1,56 +1,85 @@
 //! Figures of the product: each benchmark starts the real release programs on loopback, measures
 //! through them and against a direct connection in the same run, by turns, and prints the ratio
-//! and what each process spent. Nothing is kept between runs.
+//! and what each process spent; with `--peers` other programs of the kind are measured beside them.
+//! Nothing is kept between runs.
 //!
-//! `installation` is what is measured, `load` makes the load and `resource` answers it, `account`
-//! reads what the processes spent, `report` prints. One file for each benchmark: `throughput`,
-//! `latency`, `open_rate`, `idle`, `push`.
+//! `lineup` is who is measured: the product (`installation`), the direct way, and `peers`. `load`
+//! makes the load and `resource` answers it; `compare` measures a case for all of them by turns,
+//! `account` and `trace` read what processes spent, `report` prints. One file for each benchmark:
+//! `throughput`, `latency`, `open_rate`, `idle`, `udp`, `fairness`, `tunnel_core`, `resumption`,
+//! `push`. `link_tool` is no benchmark but the emulated link for use by hand.
 
 mod account;
+mod compare;
+mod fairness;
 mod idle;
 mod installation;
 mod latency;
+mod lineup;
+mod link_tool;
 mod load;
 mod open_rate;
+mod peers;
 mod push;
 mod report;
 mod resource;
+mod resumption;
 mod throughput;
+mod trace;
+mod tunnel_core;
+mod udp;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use link_tool::LinkArguments;
+use peers::Peer;
+use report::Report;
+
+/// The system's allocator, with counters for `tunnel_core`.
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 /// Measures the product on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "sg-bench", version)]
 struct Arguments {
-    /// What to measure
+    #[command(subcommand)]
     name: Name,
 
     /// How to print it
-    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
 
     /// Length of one measurement
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
 
     /// Streams at a time, instead of the usual series
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8000))]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..=8000))]
     streams: Option<u32>,
 
     /// Measurements of each kind; the median is printed
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
 
+    /// Other programs to measure beside the product: names with commas between them, or all that
+    /// are installed (throughput, latency, open-rate, idle, udp)
+    #[arg(long, global = true, value_delimiter = ',', value_name = "NAMES")]
+    peers: Vec<String>,
+
+    /// Count system calls with strace, in one more run of each kind
+    #[arg(long, global = true)]
+    syscalls: bool,
+
     /// Use etcd as the store instead of the embedded one
-    #[arg(long)]
+    #[arg(long, global = true)]
     etcd: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Subcommand)]
 enum Name {
     /// Bytes per second and CPU per GiB: 1 and 16 streams, up and down
     Throughput,
@@ -60,8 +89,18 @@ enum Name {
     OpenRate,
     /// Memory of idle connections: 2,000, or as many as --streams says
     Idle,
+    /// Datagrams of 512 bytes, 20,000 a second over 4 flows: loss, times, CPU
+    Udp,
+    /// Streams beside others whose readers stop, and small requests beside bulk on a slow link
+    Fairness,
+    /// The tunnel protocol alone, in memory: CPU and allocations, with and without resumption
+    TunnelCore,
+    /// 1 GiB echoed while the tunnel's connection is killed again and again
+    Resumption,
     /// From the call that makes a destination to its open port: 50 times --repeat
     Push,
+    /// Runs an emulated link by hand: rate, delay, queue, cuts
+    Link(LinkArguments),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -71,15 +110,29 @@ enum Format {
 }
 
 /// How much to measure.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Plan {
     time: Duration,
     streams: Option<usize>,
     repeat: usize,
+    peers: Vec<Peer>,
+    syscalls: bool,
     etcd: bool,
 }
 
 impl Plan {
+    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let number = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        Ok(Self {
+            time: Duration::from_secs(arguments.seconds),
+            streams: arguments.streams.map(number),
+            repeat: number(arguments.repeat),
+            peers: Peer::parse(&arguments.peers)?,
+            syscalls: arguments.syscalls,
+            etcd: arguments.etcd,
+        })
+    }
+
     /// The number asked for, or each of the usual ones.
     fn series(&self, usual: &[usize]) -> Vec<usize> {
         self.streams
@@ -90,18 +143,12 @@ impl Plan {
 fn main() -> ExitCode {
     sg_runtime::crypto::install();
     let arguments = Arguments::parse();
-    let number = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-    let plan = Plan {
-        time: Duration::from_secs(arguments.seconds),
-        streams: arguments.streams.map(number),
-        repeat: number(arguments.repeat),
-        etcd: arguments.etcd,
-    };
-    match run(arguments.name, plan) {
-        Ok(report) => {
+    match run(&arguments) {
+        Ok(Some(report)) => {
             report.print(matches!(arguments.output, Format::Json));
             ExitCode::SUCCESS
         }
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             report::complain(&error);
             ExitCode::FAILURE
@@ -109,19 +156,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(name: Name, plan: Plan) -> anyhow::Result<report::Report> {
+fn run(arguments: &Arguments) -> anyhow::Result<Option<Report>> {
     sg_runtime::net::raise_nofile_limit()?;
-    installation::build()?;
+    let plan = Plan::new(arguments)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        match name {
-            Name::Throughput => throughput::measure(plan).await,
-            Name::Latency => latency::measure(plan).await,
-            Name::OpenRate => open_rate::measure(plan).await,
-            Name::Idle => idle::measure(plan).await,
-            Name::Push => push::measure(plan).await,
+    match &arguments.name {
+        Name::Link(link) => return runtime.block_on(link_tool::run(link)).map(|()| None),
+        Name::TunnelCore => return tunnel_core::measure(&plan).map(Some),
+        _ => {}
+    }
+    installation::build()?;
+    let report = runtime.block_on(async {
+        match arguments.name {
+            Name::Throughput => throughput::measure(&plan).await,
+            Name::Latency => latency::measure(&plan).await,
+            Name::OpenRate => open_rate::measure(&plan).await,
+            Name::Idle => idle::measure(&plan).await,
+            Name::Udp => udp::measure(&plan).await,
+            Name::Fairness => fairness::measure(&plan).await,
+            Name::Resumption => resumption::measure(&plan).await,
+            Name::Push => push::measure(&plan).await,
+            Name::TunnelCore | Name::Link(_) => anyhow::bail!("not reached"),
         }
-    })
+    });
+    report.map(Some)
 }

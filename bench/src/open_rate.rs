@@ -5,81 +5,63 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::Plan;
-use crate::account::Meter;
-use crate::installation::{Installation, Path};
+use crate::compare::{Case, Goal, Measured, Unit, compare};
+use crate::lineup::{Contender, Lineup};
 use crate::load::{self, GRACE};
-use crate::report::{Report, Row, median};
+use crate::report::{Report, Wanted, quantile};
 
-/// One measurement.
-struct Run {
-    rate: f64,
-    /// CPU microseconds per connection of each process.
-    cpu: Vec<(&'static str, f64)>,
-}
+const GOALS: [Goal; 2] = [
+    Goal {
+        figure: "connections_per_s",
+        wanted: Wanted::AtLeast(2.5),
+    },
+    Goal {
+        figure: "cpu_us_per_connection",
+        wanted: Wanted::AtMost(0.7),
+    },
+];
 
-pub(crate) async fn measure(plan: Plan) -> Result<Report> {
-    let mut installation = Installation::start(plan).await?;
+pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
+    let lineup = Lineup::start(plan).await?;
     let mut report = Report::new("open-rate");
     for users in plan.series(&[64]) {
-        let mut runs = [Vec::new(), Vec::new()];
-        for _ in 0..plan.repeat {
-            for (path, runs) in Path::BOTH.into_iter().zip(&mut runs) {
-                runs.push(run(&mut installation, path, users, plan).await?);
-            }
-        }
-        report.push(row(&format!("{users} users at a time"), &runs));
+        let case = Case {
+            what: format!("{users} users at a time"),
+            unit: Unit::Each("connection"),
+            goals: &GOALS,
+        };
+        let run = async |contender: &Contender| run(contender, users, plan).await;
+        report.push(compare(&lineup, plan, case, run).await?);
     }
-    installation.finish()?;
+    lineup.finish()?;
     Ok(report)
 }
 
-async fn run(installation: &mut Installation, path: Path, users: usize, plan: Plan) -> Result<Run> {
-    let address = installation.address(path);
-    let meter = Meter::start(&installation.processes())?;
+async fn run(contender: &Contender, users: usize, plan: &Plan) -> Result<Measured> {
+    let address = contender.address;
     let start = Instant::now();
     let end = start + plan.time;
     let mut tasks = JoinSet::new();
     for _ in 0..users {
         tasks.spawn(async move {
-            let mut opened = 0_u32;
+            let mut times = Vec::new();
             while Instant::now() < end {
+                let start = Instant::now();
                 let one = timeout_at(end + GRACE, load::open_and_close(address));
                 one.await.context("a connection stalled")??;
-                opened += 1;
+                times.push(start.elapsed().as_secs_f64() * 1e6);
             }
-            anyhow::Ok(opened)
+            anyhow::Ok(times)
         });
     }
-    let mut opened = 0.0;
+    let mut times = Vec::new();
     while let Some(result) = tasks.join_next().await {
-        opened += f64::from(result??);
+        times.extend(result??);
     }
+    let opened = times.len() as f64;
     let rate = opened / start.elapsed().as_secs_f64();
-    let spent = meter.spent()?;
-    let cpu = spent
-        .into_iter()
-        .map(|(name, spent)| (name, spent * 1e6 / opened))
-        .collect();
-    Ok(Run { rate, cpu })
-}
-
-fn row(what: &str, runs: &[Vec<Run>; 2]) -> Row {
-    let [direct, product] = runs;
-    let rate = |runs: &[Run]| median(&runs.iter().map(|run| run.rate).collect::<Vec<_>>());
-    let mut row = Row::new(what);
-    row.figure("direct_connections_per_s", rate(direct));
-    row.figure("product_connections_per_s", rate(product));
-    row.figure("ratio", rate(product) / rate(direct));
-    for index in 0..product.first().map_or(0, |run| run.cpu.len()) {
-        let name = product
-            .first()
-            .and_then(|run| run.cpu.get(index))
-            .map_or("", |(name, _)| name);
-        let values: Vec<f64> = product
-            .iter()
-            .filter_map(|run| run.cpu.get(index).map(|(_, cpu)| *cpu))
-            .collect();
-        row.figure(format!("{name}_cpu_us_per_connection"), median(&values));
-    }
-    row
+    Ok(Measured::new(opened)
+        .figure("connections_per_s", rate)
+        .figure("p50_us", quantile(&times, 0.5))
+        .figure("p99_us", quantile(&times, 0.99)))
 }

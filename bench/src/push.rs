@@ -29,7 +29,7 @@ const ROUNDS: usize = 50;
 /// Between two tries of the port: much less than what is measured.
 const TRY_AGAIN: Duration = Duration::from_micros(300);
 
-pub(crate) async fn measure(plan: Plan) -> Result<Report> {
+pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     let mut installation = Installation::start(plan).await?;
     let (_, port) = installation.site.ports().destinations();
     let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -4,19 +4,28 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
 /// Sends back what comes.
 pub(crate) const ECHO: u8 = b'e';
 /// Counts what comes until its end, and answers the count.
 pub(crate) const COUNT: u8 = b'u';
-/// Sends the pattern until the other side ends its own, then how many bytes it was.
+/// Sends the pattern until the other side says a byte, then how many bytes it was.
 pub(crate) const SEND: u8 = b'd';
+
+/// Sends back what comes, in bulk.
+pub(crate) const ECHO_BULK: u8 = b'b';
+/// Reads nothing, ever.
+pub(crate) const STALL: u8 = b's';
 
 /// Bytes written and read at a time in bulk.
 pub(crate) const BLOCK: usize = 64 * 1024;
+
+/// Receive buffer of the sockets for datagrams in this process, in bytes; the system may give less.
+pub(crate) const UDP_BUFFER: usize = 4 * 1024 * 1024;
 
 /// The bulk data: blocks all alike, with each word different within one.
 pub(crate) fn pattern() -> Vec<u8> {
@@ -64,16 +73,18 @@ async fn accept(listener: TcpListener) {
 async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     match stream.read_u8().await? {
-        ECHO => echo(stream).await,
+        // Small, since thousands may be idle at once.
+        ECHO => echo(stream, 256).await,
+        ECHO_BULK => echo(stream, BLOCK).await,
+        STALL => std::future::pending().await,
         COUNT => count(stream).await,
         SEND => send(stream).await,
         _ => Ok(()),
     }
 }
 
-async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
-    // Small, since thousands may be idle at once.
-    let mut buffer = [0; 256];
+async fn echo(mut stream: TcpStream, size: usize) -> std::io::Result<()> {
+    let mut buffer = vec![0; size];
     loop {
         let count = stream.read(&mut buffer).await?;
         if count == 0 {
@@ -103,12 +114,13 @@ async fn send(stream: TcpStream) -> std::io::Result<()> {
     let (mut from, mut to) = stream.into_split();
     let mut total = 0_u64;
     let mut byte = [0];
+    // Its end counts too.
     let stop = from.read(&mut byte);
     tokio::pin!(stop);
     loop {
         tokio::select! {
             biased;
-            // Only its end is awaited here; nothing is lost when a write is done first.
+            // Nothing is lost when a write is done first.
             ended = &mut stop => {
                 ended?;
                 break;
@@ -121,4 +133,38 @@ async fn send(stream: TcpStream) -> std::io::Result<()> {
     }
     to.write_u64(total).await?;
     to.shutdown().await
+}
+
+/// Sends datagrams back, until dropped.
+pub(crate) struct UdpResource {
+    address: SocketAddr,
+    _server: JoinSet<()>,
+}
+
+impl UdpResource {
+    pub(crate) async fn start() -> Result<Self> {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.context("bind")?;
+        // What the load tool cannot take is no loss of whoever is measured.
+        SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER)?;
+        let address = socket.local_addr().context("address")?;
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let mut buffer = vec![0; 65_536];
+            loop {
+                // An error is about a datagram sent before, whose sender is gone.
+                if let Ok((count, from)) = socket.recv_from(&mut buffer).await {
+                    let answer = buffer.get(..count).unwrap_or_default();
+                    drop(socket.send_to(answer, from).await);
+                }
+            }
+        });
+        Ok(Self {
+            address,
+            _server: server,
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
 }
