@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use prost::Message as _;
 use sg_model::{AclVersion, HostPort, Protocol};
-use sg_proto::tunnel::StreamOpen;
+use sg_proto::tunnel::{StreamAnswer, StreamOpen};
+use sg_relay::compress::Grant;
 use sg_relay::udp::{dial_udp, join_flow};
 use sg_relay::{ByteCounters, DialError, Ended, JoinOptions, Parties, StreamAccount, StreamEnd};
 use sg_tunnel_io::{IncomingStream, code};
@@ -133,6 +134,8 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         // Boxed, so that an open stream does not keep the room that its dial needed.
         connected = Box::pin(connect(&tunnel, &open, &resource, is_flow, &mut policy)) => connected,
     };
+    // Accepted if it is understood, and there is room for one more.
+    let compression = Grant::take(open.compression.parse().unwrap_or_default());
     drop(open);
     let socket = match connected {
         Ok(socket) => socket,
@@ -142,7 +145,15 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         }
     };
     account.opened(Arc::clone(&tunnel.gateway.shared.client_id), &tunnel.bytes);
-    let reason = relay(&tunnel, &account, policy, &resource, socket, incoming).await;
+    let reason = relay(
+        &tunnel,
+        &account,
+        policy,
+        &resource,
+        socket,
+        (incoming, compression),
+    )
+    .await;
     account.set_reason(reason);
 }
 
@@ -275,7 +286,7 @@ async fn relay(
     mut policy: watch::Receiver<Arc<Policy>>,
     resource: &HostPort,
     socket: Socket,
-    incoming: IncomingStream,
+    (incoming, compression): (IncomingStream, Option<Grant>),
 ) -> &'static str {
     let end = StreamEnd::new();
     let address = socket.address();
@@ -284,11 +295,23 @@ async fn relay(
         idle_timeout: None,
         counters: account.counters(),
         end: end.clone(),
+        compression: None,
     };
     let revoked = revoked(tunnel, &mut policy, resource, address);
     let ended = match socket {
         Socket::Tcp(tcp) => {
-            let join = sg_relay::join(tcp, incoming.accept(), options);
+            let answer = StreamAnswer {
+                compression: compression
+                    .as_ref()
+                    .map(|grant| grant.compression().to_string())
+                    .unwrap_or_default(),
+            };
+            let stream = incoming.accept_with(answer.encode_to_vec().into());
+            let options = JoinOptions {
+                compression,
+                ..options
+            };
+            let join = sg_relay::join(tcp, stream, options);
             unless_revoked(join, revoked, &end).await
         }
         Socket::Udp(udp) => {

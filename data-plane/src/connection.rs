@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use sg_model::{AclVersion, Destination, DestinationId, Gateway, HostPort, NodeConfig, Protocol};
-use sg_proto::tunnel::StreamOpen;
+use sg_model::{
+    AclVersion, Compression, Destination, DestinationId, Gateway, HostPort, NodeConfig, Protocol,
+};
+use sg_proto::tunnel::{StreamAnswer, StreamOpen};
+use sg_relay::compress::Grant;
 use sg_relay::{
     EndReason, JoinOptions, Parties, ResetOnDrop, StreamAccount, TcpEnd, join, socket_error, tune,
 };
@@ -54,6 +57,7 @@ pub(crate) async fn serve(
         idle_timeout: opened.idle_timeout,
         counters: account.counters(),
         end: registered.end().clone(),
+        compression: agreed(opened.compression, &opened.stream),
     };
     let ended = join(tcp.into_inner(), opened.stream, options).await;
     account.set_reason(ended.reason.as_str());
@@ -82,6 +86,8 @@ struct Opened {
     account: StreamAccount,
     choice: Choice,
     idle_timeout: Option<Duration>,
+    /// The compression that was offered.
+    compression: Option<Grant>,
     _occupied: Occupied,
 }
 
@@ -115,12 +121,19 @@ async fn open(
         registered,
         user,
     };
-    match connection.open(tcp, &mut account).await {
+    // Offered only if there is room for one more.
+    let compression = Grant::take(destination.compression);
+    let offer = compression.as_ref().map(Grant::compression);
+    match connection
+        .open(tcp, offer.unwrap_or_default(), &mut account)
+        .await
+    {
         Ok((stream, choice)) => Some(Opened {
             stream,
             account,
             choice,
             idle_timeout: destination.idle_timeout,
+            compression,
             _occupied: occupied,
         }),
         Err(reason) => {
@@ -181,7 +194,12 @@ pub(crate) fn permit(
 }
 
 /// What the client is told of a stream or flow.
-pub(crate) fn metadata(destination: &Destination, user: SocketAddr, acl: AclVersion) -> Bytes {
+pub(crate) fn metadata(
+    destination: &Destination,
+    user: SocketAddr,
+    acl: AclVersion,
+    offer: Compression,
+) -> Bytes {
     let timeout = destination.connect_timeout.as_millis();
     let open = StreamOpen {
         destination_id: destination.id.to_string(),
@@ -193,9 +211,18 @@ pub(crate) fn metadata(destination: &Destination, user: SocketAddr, acl: AclVers
         acl_epoch: acl.epoch,
         acl_generation: acl.generation,
         user_address: user.to_string(),
-        compression: String::new(),
+        compression: match offer {
+            Compression::None => String::new(),
+            offer => offer.to_string(),
+        },
     };
     open.encode_to_vec().into()
+}
+
+/// The compression that was offered, if the client has agreed to it.
+fn agreed(offered: Option<Grant>, stream: &TunnelStream) -> Option<Grant> {
+    let answer = StreamAnswer::decode(stream.answer().clone()).ok()?;
+    offered.filter(|grant| answer.compression == grant.compression().as_str())
 }
 
 /// How waiting for a tunnel went.
@@ -221,6 +248,7 @@ impl Connection<'_> {
     async fn open(
         &self,
         tcp: &ResetOnDrop,
+        offer: Compression,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
         if tune(tcp.tcp()).is_err() {
@@ -238,7 +266,7 @@ impl Connection<'_> {
             biased;
             code = self.registered.end().ended() => Err(code::word(code)),
             _ = socket_error(tcp.tcp()) => Err("tcp-reset"),
-            opened = self.open_somewhere(acl, account) => opened,
+            opened = self.open_somewhere(acl, offer, account) => opened,
         }
     }
 
@@ -246,9 +274,10 @@ impl Connection<'_> {
     async fn open_somewhere(
         &self,
         acl: AclVersion,
+        offer: Compression,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let metadata = metadata(self.destination, self.user, acl);
+        let metadata = metadata(self.destination, self.user, acl, offer);
         let mut tried = Vec::new();
         let mut held = false;
         let mut last: Option<Refusal> = None;

@@ -27,6 +27,8 @@ use std::time::Duration;
 use sg_tunnel_io::{StreamError, TunnelStream, code};
 use tokio::net::TcpStream;
 
+use crate::carrier::Carrier;
+use crate::compress::{Compressed, Grant};
 use crate::socket::{ResetOnDrop, socket_error};
 use crate::{ByteCounters, StreamEnd};
 use from_tcp::FromTcp;
@@ -42,6 +44,8 @@ pub struct JoinOptions {
     pub counters: Arc<ByteCounters>,
     /// Lets somebody else end the stream.
     pub end: StreamEnd,
+    /// Compresses the stream's bytes, as both ends have agreed.
+    pub compression: Option<Grant>,
 }
 
 /// What passed and how it ended.
@@ -68,7 +72,7 @@ pub enum EndReason {
     TunnelLost,
     /// No byte passed for the idle time.
     IdleTimeout,
-    /// Ended from outside with this code.
+    /// Ended on this side with this code: from outside, or because it cannot go on.
     Ended(u32),
 }
 
@@ -102,10 +106,18 @@ pub fn join(
     stream: TunnelStream,
     options: JoinOptions,
 ) -> impl Future<Output = Ended> + Send {
-    run(ResetOnDrop::new(tcp), stream, options)
+    let tcp = ResetOnDrop::new(tcp);
+    async {
+        let mut options = options;
+        match options.compression.take() {
+            None => run(tcp, stream, options).await,
+            // Boxed, so that a stream that is not compressed keeps no room for it.
+            Some(grant) => Box::pin(run(tcp, Compressed::new(stream, grant), options)).await,
+        }
+    }
 }
 
-async fn run(mut tcp: ResetOnDrop, mut stream: TunnelStream, options: JoinOptions) -> Ended {
+async fn run(mut tcp: ResetOnDrop, mut stream: impl Carrier, options: JoinOptions) -> Ended {
     let reason = relay(tcp.tcp_mut(), &mut stream, &options).await;
     match reason {
         EndReason::Finished => {
@@ -134,7 +146,7 @@ async fn run(mut tcp: ResetOnDrop, mut stream: TunnelStream, options: JoinOption
     }
 }
 
-async fn relay(tcp: &mut TcpStream, stream: &mut TunnelStream, options: &JoinOptions) -> EndReason {
+async fn relay(tcp: &mut TcpStream, stream: &mut impl Carrier, options: &JoinOptions) -> EndReason {
     let (mut reader, writer) = tcp.split();
     let tcp: &TcpStream = writer.as_ref();
     let counters = &*options.counters;

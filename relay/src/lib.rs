@@ -10,6 +10,8 @@
 //! side towards a resource; [`StreamAccount`] keeps the books, whatever happens.
 
 mod account;
+mod carrier;
+pub mod compress;
 mod counters;
 mod dial;
 mod end;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sg_model::{DestinationId, Protocol};
+use sg_model::{Compression, DestinationId, Protocol};
 use sg_relay::udp::{Direction, Fate, IDLE_TIMEOUT, Peer, UserFlow, UserSocket};
 use sg_relay::{DestinationMeter, EndReason, StreamAccount, TcpEnd};
 use sg_tunnel_io::{Flow, code};
@@ -215,7 +215,7 @@ impl Users {
                 return Err(refused);
             }
         };
-        let metadata = connection::metadata(destination, peer.user, acl);
+        let metadata = connection::metadata(destination, peer.user, acl, Compression::None);
         let mut tried = Vec::new();
         let (flow, choice) = loop {
             let choose = |health| {

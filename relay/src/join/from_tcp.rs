@@ -6,13 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use sg_tunnel_io::TunnelStream;
-use tokio::io::AsyncWrite as _;
 use tokio::net::tcp::ReadHalf;
 use tokio_util::io::poll_read_buf;
 
 use super::EndReason;
 use crate::ByteCounters;
+use crate::carrier::Carrier;
 
 /// Size of the buffer that all streams of a thread read into.
 const BUFFER: usize = 64 * 1024;
@@ -47,7 +46,7 @@ impl FromTcp {
         &mut self,
         cx: &mut Context<'_>,
         tcp: &mut ReadHalf<'_>,
-        stream: &mut TunnelStream,
+        stream: &mut impl Carrier,
         counters: &ByteCounters,
     ) -> Poll<Result<(), EndReason>> {
         loop {
@@ -71,11 +70,7 @@ impl FromTcp {
                     }
                 }
                 State::Finishing => {
-                    ready!(Pin::new(&mut *stream).poll_shutdown(cx)).map_err(|error| {
-                        sg_tunnel_io::StreamError::from_io(&error)
-                            .cloned()
-                            .map_or(EndReason::TunnelLost, EndReason::from)
-                    })?;
+                    ready!(stream.poll_finish(cx))?;
                     self.state = State::Finished;
                 }
                 State::Finished => return Poll::Ready(Ok(())),

@@ -5,13 +5,13 @@ use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use sg_tunnel_io::TunnelStream;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::EndReason;
 use crate::ByteCounters;
+use crate::carrier::Carrier;
 
 /// Bytes that are taken from the stream for one write.
 const BATCH: usize = 128 * 1024;
@@ -45,7 +45,7 @@ impl ToTcp {
         &mut self,
         cx: &mut Context<'_>,
         tcp: &TcpStream,
-        stream: &mut TunnelStream,
+        stream: &mut impl Carrier,
         counters: &ByteCounters,
     ) -> Poll<Result<(), EndReason>> {
         loop {
@@ -76,12 +76,12 @@ impl ToTcp {
     fn fill(
         &mut self,
         cx: &mut Context<'_>,
-        stream: &mut TunnelStream,
+        stream: &mut impl Carrier,
     ) -> Poll<Result<(), EndReason>> {
         match stream.poll_read_chunks(cx, &mut self.batch, BATCH) {
             Poll::Ready(Ok(0)) => self.state = State::Flushing,
             Poll::Ready(Ok(length)) => self.length = length,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
             Poll::Pending => {
                 self.batch.shrink_to(KEPT);
                 return Poll::Pending;

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sg_model::Compression;
+use sg_relay::compress::Grant;
 use sg_relay::{ByteCounters, Ended, JoinOptions, StreamEnd, dial, join};
-use sg_tunnel_io::{Config, Event, Side, Tunnel, start};
+use sg_tunnel_io::{Config, Event, Side, Tunnel, TunnelStream, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -26,6 +28,7 @@ pub struct Rig {
     /// How the client's side of each stream ended.
     pub client_ends: mpsc::Receiver<Ended>,
     pub idle_timeout: Option<Duration>,
+    compression: Compression,
     tasks: JoinSet<()>,
 }
 
@@ -38,6 +41,11 @@ pub struct Pair {
 
 impl Rig {
     pub async fn new() -> Self {
+        Self::compressing(Compression::None).await
+    }
+
+    /// Both ends have agreed on this compression.
+    pub async fn compressing(compression: Compression) -> Self {
         let listen = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (users, resources, tunnels) = (listen().await, listen().await, listen().await);
         let (near, far) = connection(&tunnels).await;
@@ -61,7 +69,11 @@ impl Rig {
                     let resource = resource.to_string().parse().unwrap();
                     match dial(&resource, LIMIT, |_| true).await {
                         Ok(tcp) => {
-                            let options = JoinOptions::default();
+                            let compression = Grant::take(compression);
+                            let options = JoinOptions {
+                                compression,
+                                ..JoinOptions::default()
+                            };
                             let how = join(tcp, incoming.accept(), options).await;
                             ended.send(how).await.unwrap();
                         }
@@ -79,6 +91,7 @@ impl Rig {
             node_ends,
             client_ends,
             idle_timeout: None,
+            compression,
             tasks,
         }
     }
@@ -97,6 +110,7 @@ impl Rig {
             idle_timeout: self.idle_timeout,
             counters: Arc::new(ByteCounters::new()),
             end: end.clone(),
+            compression: Grant::take(self.compression),
         };
         let ended = self.node_ended.clone();
         self.tasks.spawn(async move {
@@ -108,6 +122,13 @@ impl Rig {
             resource,
             end,
         }
+    }
+
+    /// A stream whose end at the node is the caller's, and the resource at its other end.
+    pub async fn open_raw(&mut self) -> (TunnelStream, TcpStream) {
+        let resource = self.resources.accept();
+        let (stream, resource) = tokio::join!(self.node.open(Bytes::new()), resource);
+        (stream.unwrap(), resource.unwrap().0)
     }
 
     pub async fn node_end(&mut self) -> Ended {

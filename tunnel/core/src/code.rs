@@ -29,6 +29,8 @@ pub const IDLE_TIMEOUT: u32 = 0x10a;
 pub const TLS_FAILED: u32 = 0x10b;
 /// The tunnel was drained and the deadline of the drain has passed.
 pub const DRAINED: u32 = 0x10c;
+/// What was received on a compressed stream cannot be decompressed.
+pub const DECOMPRESS: u32 = 0x10d;
 /// Nothing was done for this OPEN; it is safe to try another tunnel.
 pub const REFUSED_RETRY: u32 = 0x10f;
 /// The tunnel that carried the stream is gone. Never on the wire.
@@ -105,6 +107,7 @@ pub fn word(code: u32) -> &'static str {
         IDLE_TIMEOUT => "idle-timeout",
         TLS_FAILED => "tls-failed",
         DRAINED => "drained",
+        DECOMPRESS => "decompress",
         REFUSED_RETRY => "refused-retry",
         TUNNEL_LOST => "tunnel-lost",
         POLICY_CHANGED => "policy-changed",

@@ -1,0 +1,80 @@
+//! What carries the bytes of a connection: the stream of a tunnel as it is, or with a compression around it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use sg_tunnel_io::{StreamError, TunnelStream};
+use tokio::io::AsyncWrite as _;
+
+use crate::EndReason;
+
+/// One stream as [`crate::join`] uses it. The two directions are independent of each other.
+pub(crate) trait Carrier: Send {
+    /// Ready with the number of bytes that should be read for one write, at least 1.
+    fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, EndReason>>;
+
+    /// Takes bytes from the front of `chunk`, at least 1 unless it is empty. While it is pending, it is to be
+    /// called again with the same chunk.
+    fn poll_write_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<usize, EndReason>>;
+
+    /// Ends the sending direction after what was written.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndReason>>;
+
+    /// Appends received pieces to `out`, of about `max` bytes in all; answers how many, 0 after the end.
+    fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, EndReason>>;
+
+    /// Completes when the far side has reset the stream or the tunnel has ended.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
+
+    /// Resets both directions.
+    fn reset(self, code: u32);
+}
+
+impl Carrier for TunnelStream {
+    fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, EndReason>> {
+        self.poll_write_ready(cx).map_err(EndReason::from)
+    }
+
+    fn poll_write_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<usize, EndReason>> {
+        self.poll_write_chunk(cx, chunk).map_err(EndReason::from)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndReason>> {
+        Poll::Ready(ready!(Pin::new(self).poll_shutdown(cx)).map_err(|error| {
+            StreamError::from_io(&error)
+                .cloned()
+                .map_or(EndReason::TunnelLost, EndReason::from)
+        }))
+    }
+
+    fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, EndReason>> {
+        self.poll_read_chunks(cx, out, max).map_err(EndReason::from)
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.poll_reset(cx)
+    }
+
+    fn reset(self, code: u32) {
+        self.reset(code);
+    }
+}
