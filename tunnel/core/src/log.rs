@@ -349,3 +349,85 @@ impl Log {
 fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+
+    fn send(log: &mut Log, bytes: usize, now: Instant) {
+        log.prepare();
+        log.push(|| Bytes::from(vec![0; bytes]), bytes, now);
+    }
+
+    #[test]
+    fn the_process_lends_what_is_kept_above_the_least_and_gets_it_back() {
+        let now = Instant::now();
+        let budget = Arc::new(Budget::new(1_300_000));
+        let mut log = Log::new(true, Arc::clone(&budget), now);
+        send(&mut log, 60_000, now);
+        assert_eq!(
+            budget.log_used(),
+            0,
+            "a tunnel with little to keep asks for nothing"
+        );
+        send(&mut log, 160_000, now);
+        log.prepare();
+        assert_eq!(budget.log_used(), 3 * STEP);
+        assert!(log.room() > 700_000);
+        // Another tunnel finds less, and is still sure of its least.
+        let mut other = Log::new(true, Arc::clone(&budget), now);
+        for _ in 0..10 {
+            let room = other.room().min(200_000);
+            send(&mut other, room, now);
+        }
+        assert_eq!(budget.log_used(), 4 * STEP);
+        assert_eq!(other.retained(), MIN + STEP);
+        assert_eq!(other.room(), 0);
+        assert_eq!(other.reserve(), 64 * 1024);
+        assert_eq!(log.acknowledge(220_000, None, now), Some(true));
+        assert_eq!(budget.log_used(), STEP);
+        other.stop();
+        assert_eq!((budget.log_used(), other.retained()), (0, 0));
+        assert_eq!(other.room(), usize::MAX);
+    }
+
+    #[test]
+    fn a_replay_gives_every_byte_again_whatever_is_acknowledged_meanwhile() {
+        let now = Instant::now();
+        let mut log = Log::new(true, Arc::new(Budget::unlimited()), now);
+        let all: Vec<u8> = (0..5000_u32).map(|i| i.to_le_bytes()[0]).collect();
+        for piece in all.chunks(37) {
+            let piece = Bytes::copy_from_slice(piece);
+            log.push(|| piece.clone(), piece.len(), now);
+        }
+        for first in [0_u64, 1, 36, 37, 38, 1000] {
+            assert!(log.resume(first, now));
+            let mut at = first;
+            while let Some(piece) = log.next_replay(101) {
+                let start = usize::try_from(at).unwrap();
+                assert_eq!(piece, all[start..start + piece.len()]);
+                at += piece.len() as u64;
+                if log.is_replaying() {
+                    assert_eq!(log.acknowledge(at + 1, None, now), None);
+                }
+                if at > 3000 {
+                    break; // the connection is lost again
+                }
+            }
+            log.detach();
+        }
+        assert!(log.resume(2000, now));
+        let mut at = 2000;
+        while let Some(piece) = log.next_replay(101) {
+            let start = usize::try_from(at).unwrap();
+            assert_eq!(piece, all[start..start + piece.len()]);
+            at += piece.len() as u64;
+            let acked = (at - 50).max(2000);
+            assert!(log.acknowledge(acked, None, now).is_some());
+        }
+        assert_eq!((at, log.retained()), (5000, 50));
+        assert_eq!(log.acknowledge(5000, None, now), Some(true));
+        assert!(log.stuck_at().is_none());
+    }
+}

@@ -386,8 +386,9 @@ fn what_is_new_waits_until_the_replay_has_left() {
         credit: 1 << 20,
         answer: Bytes::new(),
     });
-    let old = Bytes::from(vec![1; 60_000]);
-    solo.end.write(stream, &mut old.clone()).unwrap();
+    solo.end
+        .write(stream, &mut Bytes::from(vec![1; 60_000]))
+        .unwrap();
     let before = solo.sent().len();
     solo.end.attach(solo.now).unwrap();
     solo.sent();
@@ -630,7 +631,7 @@ fn session(cut: usize, again: Option<usize>) -> bool {
             script.serve(&mut wire);
             if was_cut {
                 cuts += 1;
-                wire.reconnect(cut % 2 == 0);
+                wire.reconnect(cut.is_multiple_of(2));
                 if let Some(again) = again.filter(|_| cuts == 1) {
                     wire.left = again;
                 }
@@ -664,7 +665,7 @@ fn a_replay_that_is_cut_at_any_byte_begins_again() {
     }
 }
 
-/// protocol 803, 801: the log is bounded while nobody acknowledges, and empty at the end.
+/// protocol 303, 810: the settings were sent once, and are sent again like all that was lost.
 #[test]
 fn settings_are_replayed_to_a_peer_that_never_got_them() {
     let now = Instant::now();

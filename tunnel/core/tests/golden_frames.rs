@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use sg_tunnel::frame::{Frame, HEADER_LEN, Header, Settings};
+use sg_tunnel::record::{RecordHeader, kind, offset_record};
 
 fn check(frame: &Frame, bytes: &[u8]) {
     let mut out = Vec::new();
@@ -104,6 +105,24 @@ fn every_frame_has_exactly_these_bytes() {
         &Frame::Streams { total: 20_000 },
         &[0x0b, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0x4e, 0x20],
     );
+}
+
+/// protocol 204
+#[test]
+fn every_record_has_exactly_these_bytes() {
+    for (kind, length, bytes) in [
+        (kind::LOGGED, 0x01_0203, [0, 1, 2, 3]),
+        (kind::UNLOGGED, 16, [1, 0, 0, 16]),
+    ] {
+        let header = RecordHeader { kind, length };
+        assert_eq!(header.to_bytes(), bytes);
+        assert_eq!(RecordHeader::parse(bytes), Ok(header));
+    }
+    let offset = 0x0102_0304_0506_0708;
+    let ack = [2, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+    assert_eq!(offset_record(kind::ACK, offset), ack);
+    let resume = [3, 0, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
+    assert_eq!(offset_record(kind::RESUME, offset), resume);
 }
 
 #[test]
