@@ -46,9 +46,10 @@ impl Incoming {
         Self { shared }
     }
 
-    /// The next event; what concerns the tunnel's connection comes before what the peer asks for, and
-    /// only the present state of it is told. `None` when the tunnel has ended. Cancel safe: nothing is taken before it is
-    /// returned. Whoever owns this must keep calling: messages that nobody takes end the tunnel.
+    /// The next event; `None` when the tunnel has ended. What concerns the tunnel's connection comes
+    /// before what the peer asks for, and only its present state is told. Cancel safe: nothing is taken
+    /// before it is returned. Whoever owns this must keep calling: messages that nobody takes end the
+    /// tunnel.
     pub async fn next(&mut self) -> Option<Event> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
