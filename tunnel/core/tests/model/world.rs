@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use sg_tunnel::{Budget, CloseReason, Config, Connection, Event, Key, Side, code};
+use sg_tunnel::{Budget, CloseReason, Config, Connection, DatagramLimits, Event, Key, Side, code};
 
 use crate::streams::Stream;
 use crate::support::link::{Link, Shape};
@@ -84,6 +84,11 @@ impl World {
             max_frame: [1024, 16_376, 65_528][random.below(3)],
             send_queue: 1024 + [0, random.below(100_000)][random.below(2)],
             resume_time: resume,
+            datagrams: DatagramLimits {
+                flow_count: [4, 64][random.below(2)],
+                tunnel_bytes: [70_000, 1024 * 1024][random.below(2)],
+                ..DatagramLimits::default()
+            },
             budget: budget.clone(),
             ..Config::default()
         });
@@ -212,6 +217,9 @@ impl World {
         self.pass_time();
         self.break_something();
         self.after();
+        if self.random.chance(3) {
+            self.check_queues();
+        }
     }
 
     /// What follows from whatever happened.
@@ -559,6 +567,20 @@ impl World {
             if let Some(closed) = end.conn.closed() {
                 self.check_reason(side, &closed.reason);
             }
+        }
+    }
+
+    /// What a report tells besides, now and then because it costs more.
+    fn check_queues(&self) {
+        for (end, config) in self.ends.iter().zip(&self.configs) {
+            let report = end.conn.report(self.now, 0);
+            let limits = &config.datagrams;
+            let flows = self.streams.iter().filter(|stream| stream.flow).count();
+            for queue in [report.datagrams_unsent, report.datagrams_unread] {
+                assert!(queue.bytes <= limits.tunnel_bytes, "{queue:?}");
+                assert!(queue.count <= flows * limits.flow_count, "{queue:?}");
+            }
+            assert!(report.waiting.messages <= config.control_queue);
         }
     }
 
