@@ -56,6 +56,7 @@ fn alive(solo: &Solo) {
     assert_eq!(solo.end.closed(), None);
 }
 
+/// protocol 303
 #[test]
 fn the_first_frame_must_be_settings_and_the_only_one() {
     let mut solo = Solo::silent(Config::default());
@@ -68,6 +69,7 @@ fn the_first_frame_must_be_settings_and_the_only_one() {
     refused(&solo, close::SETTINGS);
 }
 
+/// protocol 302
 #[test]
 fn a_header_may_be_split_anywhere() {
     let mut bytes = Vec::new();
@@ -90,6 +92,7 @@ fn a_header_may_be_split_anywhere() {
     }
 }
 
+/// protocol 301, 401
 #[test]
 fn stream_ids_have_parity_order_and_no_gaps() {
     for wrong in [1, 4, 0x8000_0002] {
@@ -103,6 +106,7 @@ fn stream_ids_have_parity_order_and_no_gaps() {
     refused(&solo, close::STREAM_ID);
 }
 
+/// protocol 409
 #[test]
 fn frames_for_streams_that_never_were_end_the_tunnel() {
     for id in [1, 2, 77] {
@@ -125,6 +129,7 @@ fn frames_for_streams_that_never_were_end_the_tunnel() {
     }
 }
 
+/// protocol 405, 406, 408, 501
 #[test]
 fn data_before_the_answer_after_the_fin_and_after_the_reset_ends_the_tunnel() {
     let mut solo = Solo::node(Config::default());
@@ -152,6 +157,7 @@ fn data_before_the_answer_after_the_fin_and_after_the_reset_ends_the_tunnel() {
     refused(&solo, close::STREAM_ID);
 }
 
+/// protocol 501
 #[test]
 fn one_byte_beyond_the_credit_ends_the_tunnel() {
     let (mut solo, key) = accepted();
@@ -167,6 +173,7 @@ fn one_byte_beyond_the_credit_ends_the_tunnel() {
     assert_eq!(more.end.read(key, 100), Err(StreamEnd::Lost));
 }
 
+/// protocol 504, 505
 #[test]
 fn credit_comes_back_when_half_is_consumed_and_grows_when_used_fast() {
     let (mut solo, key) = accepted();
@@ -183,6 +190,7 @@ fn credit_comes_back_when_half_is_consumed_and_grows_when_used_fast() {
     assert_eq!(limit, 3 * 16_376 + 128 * 1024);
 }
 
+/// protocol 502
 #[test]
 fn a_lower_or_equal_window_is_ignored_and_the_largest_does_not_overflow() {
     let (mut solo, key) = opened();
@@ -205,6 +213,7 @@ fn a_lower_or_equal_window_is_ignored_and_the_largest_does_not_overflow() {
     alive(&solo);
 }
 
+/// protocol 304, 305, 306, 307
 #[test]
 fn lengths_flags_and_types_are_checked_by_the_header_alone() {
     let cases: [(&[u8], u32); 9] = [
@@ -225,6 +234,7 @@ fn lengths_flags_and_types_are_checked_by_the_header_alone() {
     }
 }
 
+/// protocol 305
 #[test]
 fn unknown_types_from_0x40_on_are_skipped() {
     let mut solo = Solo::node(Config::default());
@@ -240,6 +250,7 @@ fn unknown_types_from_0x40_on_are_skipped() {
     );
 }
 
+/// protocol 407, 408
 #[test]
 fn a_reset_is_answered_once_and_the_stream_is_gone_when_released() {
     let (mut solo, key) = accepted();
@@ -264,6 +275,7 @@ fn a_reset_is_answered_once_and_the_stream_is_gone_when_released() {
     assert!(solo.sent().is_empty());
 }
 
+/// protocol 408, 409
 #[test]
 fn late_data_after_our_reset_is_dropped_within_the_promise_only() {
     let (mut solo, key) = accepted();
@@ -285,6 +297,7 @@ fn late_data_after_our_reset_is_dropped_within_the_promise_only() {
     refused(&solo, close::STREAM_ID);
 }
 
+/// protocol 407
 #[test]
 fn a_reset_goes_ahead_of_queued_data_and_drops_it() {
     let (mut solo, key) = opened();
@@ -299,6 +312,7 @@ fn a_reset_goes_ahead_of_queued_data_and_drops_it() {
     assert_eq!(solo.sent(), reset);
 }
 
+/// protocol 408, 409
 #[test]
 fn reset_and_fin_may_cross_in_either_order() {
     // Our FIN is out, the peer's RESET needs no answer.
@@ -318,6 +332,7 @@ fn reset_and_fin_may_cross_in_either_order() {
     alive(&solo);
 }
 
+/// protocol 402, 403
 #[test]
 fn opens_beyond_the_stream_credit_end_the_tunnel_and_slots_return_in_steps() {
     let config = Config {
@@ -348,6 +363,7 @@ fn opens_beyond_the_stream_credit_end_the_tunnel_and_slots_return_in_steps() {
     refused(&solo, close::PROTOCOL_ERROR);
 }
 
+/// protocol 309
 #[test]
 fn opens_wait_for_settings_and_what_is_too_much_fails() {
     let mut solo = Solo::silent(Config::default());
@@ -370,6 +386,7 @@ fn opens_wait_for_settings_and_what_is_too_much_fails() {
     assert!(solo.end.open(Bytes::new()).is_err());
 }
 
+/// protocol 703
 #[test]
 fn an_open_carries_a_ping_and_an_unanswered_one_makes_the_tunnel_suspect() {
     let mut solo = Solo::node(Config::default());
@@ -390,6 +407,7 @@ fn an_open_carries_a_ping_and_an_unanswered_one_makes_the_tunnel_suspect() {
     assert_eq!(solo.end.closed().unwrap().word(), "timeout");
 }
 
+/// protocol 704
 #[test]
 fn any_received_byte_keeps_the_tunnel_alive() {
     let (mut solo, _) = accepted();
@@ -400,6 +418,7 @@ fn any_received_byte_keeps_the_tunnel_alive() {
     alive(&solo);
 }
 
+/// protocol 901
 #[test]
 fn an_open_after_our_goaway_is_refused_for_retry() {
     let mut solo = Solo::node(Config::default());
@@ -416,6 +435,7 @@ fn an_open_after_our_goaway_is_refused_for_retry() {
     assert_eq!(solo.end.poll_incoming(), None);
 }
 
+/// protocol 902, 906
 #[test]
 fn an_orderly_close_does_not_cut_streams_that_have_finished_both_ways() {
     type Close = fn(&mut Solo);
@@ -459,6 +479,7 @@ fn an_orderly_close_does_not_cut_streams_that_have_finished_both_ways() {
     assert_eq!(solo.end.ended(key), Some(StreamEnd::Lost));
 }
 
+/// protocol 1001
 #[test]
 fn floods_of_useless_work_end_the_tunnel_and_honest_rates_do_not() {
     let limit = std::cell::Cell::new(1000);
@@ -519,6 +540,7 @@ fn opens_beyond_the_rate_are_refused_without_asking_anybody() {
     assert_eq!(solo.sent(), resets);
 }
 
+/// protocol 1002
 #[test]
 fn unread_control_messages_are_bounded() {
     let config = Config {
@@ -534,6 +556,7 @@ fn unread_control_messages_are_bounded() {
     refused(&solo, close::TOO_MUCH);
 }
 
+/// protocol 506
 #[test]
 fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
     // 5,000 one-byte frames for a reader that never reads: copied together, not 5,000 references.
@@ -551,6 +574,7 @@ fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
     assert!(pieces < 600, "{pieces}");
 }
 
+/// protocol 601, 602
 #[test]
 fn an_interactive_stream_goes_before_bulk() {
     let mut solo = Solo::node(Config::default());

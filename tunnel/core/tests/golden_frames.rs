@@ -139,6 +139,7 @@ fn data_has_exactly_these_bytes() {
     assert_eq!(Header::peek(&bytes[..7]), None);
 }
 
+/// protocol 308
 #[test]
 fn settings_skip_what_they_do_not_know() {
     let payload = [0, 1, 0, 4, 0, 0, 0, 9, 0x12, 0x34, 0, 3, 1, 2, 3];
