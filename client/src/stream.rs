@@ -226,11 +226,15 @@ async fn connect(
     is_flow: bool,
     policy: &mut watch::Receiver<Arc<Policy>>,
 ) -> Result<Socket, Refusal> {
-    let protocol = match (open.protocol.parse(), is_flow) {
-        (Ok(protocol @ Protocol::Tcp), false) | (Ok(protocol @ Protocol::Udp), true) => protocol,
-        // A newer node; another client of the gateway may know the protocol.
-        _ => return Err(code::REFUSED_RETRY.into()),
+    let protocol = if is_flow {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
     };
+    if open.protocol != protocol.as_str() {
+        // A newer node; another client of the gateway may know the protocol.
+        return Err(code::REFUSED_RETRY.into());
+    }
     let shared = &tunnel.gateway.shared;
     let asked = AclVersion {
         epoch: open.acl_epoch,

@@ -252,7 +252,7 @@ async fn an_idle_flow_ends_and_the_next_datagram_opens_another() -> Result<()> {
     user.ask(b"one").await?;
     let line = access_line(s.site.node(), "idle-timeout").await?;
     ensure!(line.number("bytes_to_resource") == 3 && line.number("bytes_to_user") == 3);
-    ensure!(line.field("client") != "", "{line:?}");
+    ensure!(!line.field("client").is_empty(), "{line:?}");
     let client_line = access_line(&s.client.daemon, "idle-timeout").await?;
     ensure!(client_line.number("bytes_to_resource") == 3);
     user.ask(b"two").await?;

@@ -113,7 +113,7 @@ impl Carrier for Compressed {
         max: usize,
     ) -> Poll<Result<usize, EndReason>> {
         // One block is the most that is opened beyond what was asked for.
-        let max = max.min(LONGEST).max(1);
+        let max = max.clamp(1, LONGEST);
         loop {
             let count = self.open_blocks(out, max)?;
             if count > 0 {
