@@ -71,9 +71,7 @@ impl AppError {
 /// Runs the client until a signal ends it; answers the exit code.
 #[must_use]
 pub fn main(settings: Settings) -> u8 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = settings.threads.runtime();
     let result = runtime.map_err(AppError::System).and_then(|runtime| {
         let result = runtime.block_on(async {
             let shutdown = Shutdown::listen(settings.drain_timeout).map_err(AppError::System)?;

@@ -18,6 +18,7 @@ use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::Invalid;
 use sg_runtime::secret::Secret;
 use sg_runtime::telemetry::{LogFilter, LogFormat};
+use sg_runtime::threads::Threads;
 use sg_runtime::tls::Trust;
 
 pub use self::args::Args;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub ready_file: Option<PathBuf>,
     /// Time for streams to end after the first signal.
     pub drain_timeout: Duration,
+    /// How many threads do the work.
+    pub threads: Threads,
     /// Form of the log.
     pub log_format: Option<LogFormat>,
     /// What to log.
@@ -134,6 +137,7 @@ impl Args {
             ready_file: self.common.ready_file,
             drain_timeout: self.common.drain_timeout.get(),
             log_format: self.common.log_format,
+            threads: self.threads,
             notices,
         })
     }

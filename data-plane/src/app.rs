@@ -191,7 +191,8 @@ impl Parts {
         if settings.control_planes.is_empty() && control::known(&known_file).is_empty() {
             return Err(AppError::NoControlPlane);
         }
-        let stored = tokio::task::block_in_place(|| state.load()).unwrap_or_default();
+        // Nothing else runs yet that could be held up by the disk.
+        let stored = state.load().unwrap_or_default();
         if stored.revision() > 0 {
             tracing::info!(
                 revision = stored.revision(),

@@ -7,6 +7,7 @@ use clap::Parser;
 use sg_model::{Host, HostPort, Name, PortRange};
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::{CommonArgs, Invalid};
+use sg_runtime::threads::Threads;
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
 /// Control planes that may be named.
@@ -19,6 +20,9 @@ pub struct Args {
     /// Everything that all daemons have.
     #[command(flatten)]
     pub common: CommonArgs,
+    /// How many threads do the work.
+    #[command(flatten)]
+    pub threads: Threads,
     /// Control planes to get configuration from; not needed once known
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub control_plane: Vec<HostPort>,

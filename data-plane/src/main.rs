@@ -9,14 +9,12 @@ fn main() -> ExitCode {
     crypto::install();
     let args: Args = config::load();
     args.common.init_telemetry("sg-data-plane");
+    let threads = args.threads;
     let settings = match args.check() {
         Ok(settings) => settings,
         Err(error) => config::exit_usage(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match threads.runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "cannot start");

@@ -11,6 +11,7 @@
 //! | open or accept a TLS connection | [`tls`] |
 //! | wait between attempts | [`backoff`] |
 //! | start tasks that somebody owns | [`tasks`] |
+//! | start the runtime with as many threads as asked for | [`threads`] |
 //! | end: signal, drain, deadline, force | [`shutdown`] |
 //! | say what is still missing before the process is ready | [`readiness`] |
 //! | log | [`telemetry`] |
@@ -61,4 +62,5 @@ pub mod secret;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use sg_runtime::config::CommonArgs;
 use sg_runtime::secret::Secret;
+use sg_runtime::threads::Threads;
 use sg_runtime::tls::Trust;
 
 /// Connects the gateways of an on-premises network to the nodes of Secure Gateway
@@ -107,6 +108,10 @@ pub struct Args {
     /// Accepted: there is no licence prompt
     #[arg(long, alias = "no_license")]
     pub no_license: bool,
+
+    /// How many threads do the work.
+    #[command(flatten)]
+    pub threads: Threads,
 
     /// The flags of every daemon
     #[command(flatten)]
