@@ -7,7 +7,7 @@
 //! another client. Work that nobody waits for any more stops: a dial ends when its opener gives up.
 
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
 use sg_relay::udp::{dial_udp, join_flow};
 use sg_relay::{ByteCounters, DialError, Ended, JoinOptions, Parties, StreamAccount, StreamEnd};
+use sg_runtime::gate::{First, race};
 use sg_tunnel_io::{IncomingStream, code};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -301,7 +302,8 @@ async fn relay(
         end: end.clone(),
         compression: None,
     };
-    let revoked = revoked(tunnel, &mut policy, resource, address);
+    // Pinned here: futures that are handed on by value keep room for themselves twice.
+    let revoked = pin!(revoked(tunnel, &mut policy, resource, address));
     let ended = match socket {
         Socket::Tcp(tcp) => {
             let answer = StreamAnswer {
@@ -315,11 +317,16 @@ async fn relay(
                 compression,
                 ..options
             };
-            let join = sg_relay::join(tcp, stream, options);
+            let join = pin!(sg_relay::join(tcp, stream, options));
             unless_revoked(join, revoked, &end).await
         }
         Socket::Udp(udp) => {
-            let join = join_flow(udp, incoming.accept_flow(), account.meter(), options);
+            let join = pin!(join_flow(
+                udp,
+                incoming.accept_flow(),
+                account.meter(),
+                options
+            ));
             unless_revoked(join, revoked, &end).await
         }
     };
@@ -327,15 +334,13 @@ async fn relay(
 }
 
 async fn unless_revoked(
-    join: impl Future<Output = Ended>,
-    revoked: impl Future<Output = u32>,
+    mut join: Pin<&mut impl Future<Output = Ended>>,
+    revoked: Pin<&mut impl Future<Output = u32>>,
     end: &StreamEnd,
 ) -> Ended {
-    let mut join = pin!(join);
-    tokio::select! {
-        biased;
-        ended = &mut join => ended,
-        code = revoked => {
+    match race(join.as_mut(), revoked).await {
+        First::Main(ended) => ended,
+        First::Seldom(code) => {
             end.end(code);
             join.await
         }

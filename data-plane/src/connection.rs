@@ -44,7 +44,16 @@ pub(crate) async fn serve(
 ) {
     let Accepted { tcp, user, opening } = accepted;
     let registered = node.streams.register(destination.clone());
-    let opened = open(&node, &tcp, user, &destination, &registered, &occupancy).await;
+    // Boxed, so that an open stream does not keep the room that its opening needed.
+    let opened = Box::pin(open(
+        &node,
+        &tcp,
+        user,
+        &destination,
+        &registered,
+        &occupancy,
+    ))
+    .await;
     drop(opening);
     let Some(mut opened) = opened else {
         return;

@@ -21,9 +21,10 @@ mod to_tcp;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use sg_runtime::gate::Gate;
 use sg_tunnel_io::{StreamError, TunnelStream, code};
 use tokio::net::TcpStream;
 
@@ -153,28 +154,47 @@ async fn relay(tcp: &mut TcpStream, stream: &mut impl Carrier, options: &JoinOpt
     let mut ended = pin!(options.end.ended());
     let mut failed = pin!(socket_error(tcp));
     let mut idle = Idle::new(options.idle_timeout);
-    let mut up = FromTcp::default();
-    let mut down = ToTcp::default();
+    let (mut up, mut up_ended) = (FromTcp::default(), false);
+    let (mut down, mut down_ended) = (ToTcp::default(), false);
+    // Each part has a waker of its own: most wake-ups concern one direction, and asking the other one and
+    // what ends the stream would cost more than the bytes.
+    let (mut end_gate, mut up_gate, mut down_gate) = (Gate::new(), Gate::new(), Gate::new());
 
     poll_fn(|cx| {
         // What ends the stream comes first, so that it is never starved by a busy direction.
-        if let Poll::Ready(code) = ended.as_mut().poll(cx) {
-            return Poll::Ready(EndReason::Ended(code));
+        if let Some(waker) = end_gate.open(cx) {
+            let cx = &mut Context::from_waker(&waker);
+            if let Poll::Ready(code) = ended.as_mut().poll(cx) {
+                return Poll::Ready(EndReason::Ended(code));
+            }
+            if let Poll::Ready(error) = failed.as_mut().poll(cx) {
+                tracing::trace!(%error, "connection failed");
+                return Poll::Ready(EndReason::TcpReset);
+            }
+            if let Poll::Ready(error) = stream.poll_reset(cx) {
+                return Poll::Ready(error.into());
+            }
         }
-        if let Poll::Ready(error) = failed.as_mut().poll(cx) {
-            tracing::trace!(%error, "connection failed");
-            return Poll::Ready(EndReason::TcpReset);
+        if let Some(waker) = up_gate.open(cx).filter(|_| !up_ended) {
+            let cx = &mut Context::from_waker(&waker);
+            match up.poll(cx, &mut reader, stream, counters) {
+                Poll::Ready(Ok(())) => up_ended = true,
+                Poll::Ready(Err(reason)) => return Poll::Ready(reason),
+                Poll::Pending => {}
+            }
         }
-        if let Poll::Ready(error) = stream.poll_reset(cx) {
-            return Poll::Ready(error.into());
+        if let Some(waker) = down_gate.open(cx).filter(|_| !down_ended) {
+            let cx = &mut Context::from_waker(&waker);
+            match down.poll(cx, tcp, stream, counters) {
+                Poll::Ready(Ok(())) => down_ended = true,
+                Poll::Ready(Err(reason)) => return Poll::Ready(reason),
+                Poll::Pending => {}
+            }
         }
-        let up = up.poll(cx, &mut reader, stream, counters);
-        let down = down.poll(cx, tcp, stream, counters);
-        match (up, down) {
-            (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(reason),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(EndReason::Finished),
-            _ => idle.poll(cx, counters).map(|()| EndReason::IdleTimeout),
+        if up_ended && down_ended {
+            return Poll::Ready(EndReason::Finished);
         }
+        idle.poll(cx, counters).map(|()| EndReason::IdleTimeout)
     })
     .await
 }

@@ -12,6 +12,7 @@
 //! | wait between attempts | [`backoff`] |
 //! | start tasks that somebody owns | [`tasks`] |
 //! | start the runtime with as many threads as asked for | [`threads`] |
+//! | poll what is seldom ready only when it asks | [`gate`] |
 //! | end: signal, drain, deadline, force | [`shutdown`] |
 //! | say what is still missing before the process is ready | [`readiness`] |
 //! | log | [`telemetry`] |
@@ -52,6 +53,7 @@ pub mod config;
 pub mod crypto;
 pub mod duration;
 pub mod files;
+pub mod gate;
 pub mod identity;
 pub mod metrics;
 pub mod net;

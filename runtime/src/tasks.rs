@@ -11,16 +11,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::gate::{First, race};
 
 /// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,36 +272,34 @@ impl Slot {
     {
         let Self { permit, pool } = self;
         let tracker = pool.tasks.clone();
+        // On the heap by itself: everything that is wrapped around it would otherwise hold room for it again.
+        let mut future = Box::pin(future);
         // The tracker counts it, the abort token ends it, and its panic is handled inside: the
         // handle has nothing left to tell.
         drop(tracker.spawn(async move {
             let _permit = permit;
-            tokio::select! {
-                biased;
-                () = pool.abort.cancelled() => {}
-                ended = caught(future) => {
-                    if let Err(message) = ended {
-                        pool.panics.fetch_add(1, Ordering::Relaxed);
-                        tracing::error!(pool = pool.name, message, "a task panicked");
-                    }
+            let caught = poll_fn(move |cx| poll_caught(future.as_mut(), cx));
+            let aborted = pin!(pool.abort.cancelled());
+            match race(caught, aborted).await {
+                First::Main(Ok(())) | First::Seldom(()) => {}
+                First::Main(Err(message)) => {
+                    pool.panics.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(pool = pool.name, message, "a task panicked");
                 }
             }
         }));
     }
 }
 
-/// Runs `future` and turns a panic inside it into an error.
-async fn caught<F: Future<Output = ()>>(future: F) -> Result<(), String> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        // After a panic the future is never polled again, only dropped.
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
-            Err(panic) => Poll::Ready(Err(panic_message(panic.as_ref()))),
-        }
-    })
-    .await
+/// Polls `future` and turns a panic inside it into an error; after that it is never polled again, only dropped.
+fn poll_caught<F: Future<Output = ()>>(
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<(), String>> {
+    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic_message(panic.as_ref()))),
+    }
 }
 
 /// The text of a panic, if it has one.

@@ -261,8 +261,7 @@ impl<'a> Serving<'a> {
 
     fn open(&self, stream: IncomingStream) {
         match self.session.gateway.shared.streams.reserve() {
-            // Boxed once here, because the pool wraps it several times.
-            Ok(slot) => slot.spawn(Box::pin(stream::serve(Arc::clone(&self.streams), stream))),
+            Ok(slot) => slot.spawn(stream::serve(Arc::clone(&self.streams), stream)),
             Err(_) => stream::refuse_for_want_of_room(&self.streams, stream),
         }
     }

@@ -56,6 +56,11 @@ impl FromTcp {
             }
             match self.state {
                 State::Reading => {
+                    // An idle socket is known without asking the tunnel, which is behind a lock.
+                    if let Err(error) = ready!(tcp.as_ref().poll_read_ready(cx)) {
+                        tracing::trace!(%error, "read failed");
+                        return Poll::Ready(Err(EndReason::TcpReset));
+                    }
                     let budget = ready!(stream.poll_write_ready(cx))?;
                     match ready!(read(cx, tcp, budget)) {
                         Err(error) => {
