@@ -13,7 +13,8 @@ use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::telemetry::chain;
 use sg_runtime::tls::PeerKind;
-use sg_runtime::{admin_http, crypto, net, ready_file, tls};
+use sg_runtime::{admin_http, crypto, memory, net, ready_file, tls};
+use sg_tunnel_io::Budget;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,8 @@ use crate::options::{Reconnect, Settings};
 use crate::session::establish::ALPN;
 use crate::stream::DialGate;
 
+/// Tunnels may take one of so many parts of the memory beyond what each is sure of.
+const MEMORY_PART: u64 = 4;
 /// Streams of the whole process.
 const MOST_STREAMS: usize = 10_000;
 /// Time for the last streams to notice that they are over.
@@ -120,6 +123,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
         tls,
         streams: TaskPool::new("streams", MOST_STREAMS),
         dials: DialGate::default(),
+        budget: Arc::new(Budget::new(memory::available() / MEMORY_PART)),
         metrics: ClientMetrics::register(&metrics),
         own_ports: admin_address.into_iter().collect(),
     });

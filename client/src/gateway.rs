@@ -13,6 +13,7 @@ use sg_runtime::secret::Secret;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::ClientTls;
+use sg_tunnel_io::Budget;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub streams: TaskPool,
     /// Bounds its dials.
     pub dials: DialGate,
+    /// What all its tunnels together may grow to and keep.
+    pub budget: Arc<Budget>,
     /// What it counts.
     pub metrics: ClientMetrics,
     /// Its own listeners, which no stream reaches.

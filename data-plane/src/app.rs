@@ -16,7 +16,8 @@ use sg_runtime::tasks::{TaskGroup, TaskPool};
 use sg_runtime::tls::{
     ClientAuth, PeerKind, ServerCertificate, SetupError, Trust, client_config, server_config,
 };
-use sg_runtime::{admin_http, crypto, files, net, ready_file, sealed};
+use sg_runtime::{admin_http, crypto, files, memory, net, ready_file, sealed};
+use sg_tunnel_io::Budget;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,9 @@ use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry, acceptor};
 
 pub(crate) mod drain;
+
+/// Tunnels may take one of so many parts of the memory beyond what each is sure of.
+const MEMORY_PART: u64 = 4;
 
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -362,6 +366,7 @@ fn node(
         registry: Arc::new(Registry::new(node_metrics.clone())),
         streams: OpenStreams::default(),
         hold: Hold::new(),
+        budget: Arc::new(Budget::new(memory::available() / MEMORY_PART)),
         metrics: node_metrics,
         stream_metrics: StreamMetrics::register(metrics),
         // Users must not be able to take the descriptors that clients need to come back.

@@ -8,6 +8,7 @@ use sg_model::{Name, NodeConfig, NodeId, Timestamp};
 use sg_relay::StreamMetrics;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
+use sg_tunnel_io::Budget;
 use tokio::sync::watch;
 
 use crate::log_limit::LogLimit;
@@ -26,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) registry: Arc<Registry>,
     pub(crate) streams: OpenStreams,
     pub(crate) hold: Hold,
+    /// What all tunnels together may grow to and keep.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: NodeMetrics,
     pub(crate) stream_metrics: StreamMetrics,
     /// One task per user's connection.

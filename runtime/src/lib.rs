@@ -22,6 +22,7 @@
 //! | tell whoever started the process that it is ready | [`ready_file`] |
 //! | read and print `500ms`, `30s`, `5m`, `24h` | [`duration`] |
 //! | bind and tune sockets | [`net`] |
+//! | know how much memory there is | [`memory`] |
 //!
 //! # The shape of a main
 //!
@@ -55,6 +56,7 @@ pub mod duration;
 pub mod files;
 pub mod gate;
 pub mod identity;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod readiness;

@@ -86,6 +86,7 @@ impl<'a> Serving<'a> {
         let (ticket, resume_time) = Ticket::take(&mut accepted)?;
         let config = Config {
             resume_time,
+            budget: Arc::clone(&session.gateway.shared.budget),
             ..Config::default()
         };
         let (tunnel, incoming, driver) = sg_tunnel_io::start(stream, Side::Client, config);

@@ -22,7 +22,7 @@ use sg_runtime::tls::{
     self, CertificateDer, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate,
     ServerTls, Trust, client_config, server_config,
 };
-use sg_tunnel_io::{Closed, Config, Event, IncomingStream, Side, Tunnel, start};
+use sg_tunnel_io::{Budget, Closed, Config, Event, IncomingStream, Side, Tunnel, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -53,6 +53,7 @@ pub(crate) fn node() -> (Arc<Node>, Metrics) {
         registry: Arc::new(Registry::new(node_metrics.clone())),
         streams: OpenStreams::default(),
         hold: Hold::new(),
+        budget: Arc::new(Budget::unlimited()),
         metrics: node_metrics,
         stream_metrics: StreamMetrics::register(&metrics),
         connections: TaskPool::new("connections", 1000),

@@ -232,6 +232,7 @@ async fn begin(
         .map_err(|error| Failure::new("hello-closed", error))?;
     let config = Config {
         resume_time,
+        budget: Arc::clone(&node.budget),
         ..Config::default()
     };
     let (tunnel, incoming, driver) = start(io, Side::Node, config);

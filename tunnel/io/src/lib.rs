@@ -41,7 +41,9 @@ pub use driver::Driver;
 pub use error::{ControlError, OpenError, StreamError};
 pub use flow::Flow;
 pub use incoming::{Event, Incoming, IncomingStream};
-pub use sg_tunnel::{CloseReason, Closed, Config, Rate, Rates, Side, Stats as TunnelStats, code};
+pub use sg_tunnel::{
+    Budget, CloseReason, Closed, Config, Rate, Rates, Side, Stats as TunnelStats, code,
+};
 pub use stream::TunnelStream;
 pub use transport::Transport;
 pub use tunnel::Tunnel;
