@@ -106,14 +106,14 @@ fn bulk(streams: usize, resume: Duration, time: Duration) -> Result<Figures> {
         }
         let mut more = true;
         while more {
-            more = pair.to_client();
+            more = pair.feed_client();
             for (_, to) in &keys {
                 while let Read::Chunk(chunk) = went(pair.client.read(*to, BATCH))? {
                     taken += chunk.len() as u64;
                 }
             }
         }
-        pair.to_node();
+        pair.feed_node();
         pair.check()?;
         Ok(taken)
     })?;
@@ -131,14 +131,14 @@ fn round_trips(streams: usize, resume: Duration, time: Duration) -> Result<Figur
         for (from, _) in &keys {
             went(pair.node.write(*from, &mut request.clone()))?;
         }
-        pair.to_client();
+        pair.feed_client();
         for (_, to) in &keys {
             let Read::Chunk(mut chunk) = went(pair.client.read(*to, BATCH))? else {
                 bail!("a request did not arrive");
             };
             went(pair.client.write(*to, &mut chunk))?;
         }
-        pair.to_node();
+        pair.feed_node();
         for (from, _) in &keys {
             let Read::Chunk(chunk) = went(pair.node.read(*from, BATCH))? else {
                 bail!("an answer did not arrive");
@@ -167,13 +167,13 @@ fn opens(resume: Duration, time: Duration) -> Result<Figures> {
             went(pair.node.write(*from, &mut byte.clone()))?;
             went(pair.node.finish(*from))?;
         }
-        pair.to_client();
+        pair.feed_client();
         for (_, to) in &keys {
             while let Read::Chunk(_) = went(pair.client.read(*to, BATCH))? {}
             went(pair.client.finish(*to))?;
             pair.client.release(*to, 0);
         }
-        pair.to_node();
+        pair.feed_node();
         for (from, _) in &keys {
             ensure!(
                 went(pair.node.read(*from, BATCH))? == Read::Fin,
@@ -232,7 +232,7 @@ impl Pair {
             let opened = self.node.open(Bytes::from_static(b"metadata"));
             keys.push(opened.map_err(|refusal| anyhow!("{refusal:?}"))?);
         }
-        self.to_client();
+        self.feed_client();
         let mut accepted = Vec::with_capacity(count);
         while let Some(incoming) = self.client.poll_incoming() {
             if let Incoming::Offer { key, .. } = incoming {
@@ -241,13 +241,13 @@ impl Pair {
             }
         }
         ensure!(accepted.len() == count, "{} offers", accepted.len());
-        self.to_node();
+        self.feed_node();
         self.check()?;
         Ok(keys.into_iter().zip(accepted).collect())
     }
 
     /// Carries one batch; answers whether there is more.
-    fn to_client(&mut self) -> bool {
+    fn feed_client(&mut self) -> bool {
         carry(
             &mut self.node,
             &mut self.client,
@@ -256,7 +256,7 @@ impl Pair {
         )
     }
 
-    fn to_node(&mut self) -> bool {
+    fn feed_node(&mut self) -> bool {
         carry(
             &mut self.client,
             &mut self.node,
@@ -266,8 +266,8 @@ impl Pair {
     }
 
     fn exchange(&mut self) {
-        while self.to_client() {}
-        while self.to_node() {}
+        while self.feed_client() {}
+        while self.feed_node() {}
     }
 
     /// Fails if the tunnel has ended; takes the events, as a driver does.
