@@ -31,3 +31,11 @@ bench +arguments:
 # Licences, bans and sources. `cargo deny check advisories` needs the network besides.
 deny:
     cargo deny check bans licenses sources
+
+# One fuzzer by name, with cargo-fuzz and a nightly compiler: just fuzz hostile_peer -runs=1000000
+fuzz target *arguments:
+    cargo +nightly fuzz run -s none {{ target }} -- -max_len=1200 {{ arguments }}
+
+# The model of the tunnel over many more runs than ./test makes.
+model seeds="100000":
+    SEEDS={{ seeds }} cargo test -p sg-tunnel --test model -- --nocapture

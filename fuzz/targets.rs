@@ -16,6 +16,9 @@ mod script;
 #[path = "../tunnel/core/tests/support/wire.rs"]
 mod wire;
 
+#[allow(unused_imports)]
 pub use batching::batching;
+#[allow(unused_imports)]
 pub use hostile::hostile_peer;
+#[allow(unused_imports)]
 pub use parser::frame_parser;

@@ -25,8 +25,12 @@ struct Run {
     input: BytesMut,
     /// LOGGED bytes that came out.
     logged: u64,
-    /// Everything that was seen, in words.
+    /// ACK is allowed.
+    acks: bool,
+    /// Everything that was seen, in words; what was read and what was sent.
     seen: Vec<String>,
+    read: Vec<Vec<u8>>,
+    sent: Vec<Sent>,
 }
 
 pub fn batching(input: &[u8]) {
@@ -66,12 +70,17 @@ fn step(runs: &mut [Run; 2], segment: &mut Segment, cuts: &mut Cuts, act: [u8; 3
         run.look();
     }
     if act[0] & 1 == 0 {
-        plain.transmit(1 << 24, act[1]);
-        cut.transmit(1024 + cuts.below(8000), act[1]);
+        plain.transmit(1 << 24);
+        cut.transmit(1024 + cuts.below(8000));
     }
     assert_eq!(plain.seen, cut.seen);
-    plain.seen.clear();
-    cut.seen.clear();
+    assert!(plain.read == cut.read, "other bytes were read");
+    assert!(plain.sent == cut.sent, "other frames were sent");
+    for run in [plain, cut] {
+        run.seen.clear();
+        run.read.clear();
+        run.sent.clear();
+    }
 }
 
 impl Segment {
@@ -140,7 +149,10 @@ impl Run {
             keys: Vec::new(),
             input: BytesMut::new(),
             logged: 0,
+            acks: shape >> 2 & 1 == 1,
             seen: Vec::new(),
+            read: Vec::new(),
+            sent: Vec::new(),
         }
     }
 
@@ -206,7 +218,8 @@ impl Run {
                 other => break other,
             }
         };
-        self.seen.push(format!("read {bytes:?} {last:?}"));
+        self.seen.push(format!("read {last:?}"));
+        self.read.push(bytes);
     }
 
     /// Events in any order, offers and messages in theirs.
@@ -236,39 +249,50 @@ impl Run {
     }
 
     /// Sends everything in batches of `limit`; what each stream carries is put together again.
-    fn transmit(&mut self, limit: usize, _: u8) {
-        let mut bytes = Vec::new();
+    /// Sends everything in batches of `limit`; what each stream carries is put together again. The peer
+    /// acknowledges each batch, so that nothing waits for the log.
+    fn transmit(&mut self, limit: usize) {
+        let mut sent = Sent::default();
         for _ in 0..10_000 {
             let mut batch = Batch::default();
             self.end.poll_transmit(self.now, &mut batch, limit);
             if batch.is_empty() {
                 break;
             }
+            let before = self.logged;
             while !batch.is_empty() {
                 let mut slices = [IoSlice::new(&[]); 16];
                 let count = batch.slices(&mut slices);
                 let mut step = 0;
                 for slice in &slices[..count] {
-                    bytes.extend_from_slice(slice);
+                    sent.raw.extend_from_slice(slice);
                     step += slice.len();
                 }
                 batch.advance(step);
             }
+            sent.records(&mut self.logged);
+            if self.acks && self.logged > before {
+                let record = script::record(ACK, &self.logged.to_be_bytes());
+                self.deliver(&record);
+            }
         }
-        let mut sent = Sent::default();
-        sent.records(&bytes, &mut self.logged);
+        sent.frames();
         if self.end.closed().is_some() {
             // How much of its last input a tunnel had taken when it ended is nobody's business.
             sent.ack.clear();
         }
-        self.seen.push(format!("{sent:?}"));
+        self.sent.push(sent);
         self.look();
     }
 }
 
 /// What was sent, without the boundaries.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Sent {
+    /// Records, logged frames and others that are not taken apart yet.
+    raw: Vec<u8>,
+    log: Vec<u8>,
+    others: Vec<u8>,
     /// Per stream: its bytes, and its other frames, each in order.
     streams: BTreeMap<u32, (Vec<u8>, Vec<Vec<u8>>)>,
     tunnel: Vec<Vec<u8>>,
@@ -278,24 +302,34 @@ struct Sent {
 }
 
 impl Sent {
-    fn records(&mut self, mut bytes: &[u8], logged: &mut u64) {
-        let (mut log, mut others) = (Vec::new(), Vec::new());
+    fn records(&mut self, logged: &mut u64) {
+        let raw = std::mem::take(&mut self.raw);
+        let mut bytes = &raw[..];
         while let [kind, a, b, c, rest @ ..] = bytes {
             let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
             let (content, after) = rest.split_at(length);
             match kind {
-                0 => log.extend_from_slice(content),
-                1 => others.extend_from_slice(content),
+                0 => {
+                    self.log.extend_from_slice(content);
+                    *logged += length as u64;
+                }
+                1 => self.others.extend_from_slice(content),
                 _ => self.ack = content.to_vec(),
             }
             bytes = after;
         }
-        *logged += log.len() as u64;
-        self.frames(&log);
-        self.frames(&others);
     }
 
-    fn frames(&mut self, mut bytes: &[u8]) {
+    fn frames(&mut self) {
+        for bytes in [
+            std::mem::take(&mut self.log),
+            std::mem::take(&mut self.others),
+        ] {
+            self.sort(&bytes);
+        }
+    }
+
+    fn sort(&mut self, mut bytes: &[u8]) {
         while let [kind, flags, a, b, id @ ..] = bytes {
             let length = usize::from(*a) << 8 | usize::from(*b);
             let (id, rest) = id.split_at(4);

@@ -2,12 +2,26 @@
 
 use bytes::Bytes;
 use sg_tunnel::frame::{Frame, HEADER_LEN, Header, kind};
+use sg_tunnel::record::{RECORD_LEN, RecordHeader};
 
 /// Reads the input as records, their contents and the input itself as frames.
 pub fn frame_parser(input: &[u8]) {
     let (first, bytes) = input.split_first().unwrap_or((&0, &[]));
     let max_metadata = usize::from(*first) * 16;
     frames(bytes, max_metadata);
+    records(bytes, max_metadata);
+}
+
+fn records(mut bytes: &[u8], max_metadata: usize) {
+    while let Some((head, rest)) = bytes.split_first_chunk::<RECORD_LEN>() {
+        let Ok(header) = RecordHeader::parse(*head) else {
+            return;
+        };
+        assert_eq!(header.to_bytes(), *head);
+        let (content, after) = rest.split_at(header.length.min(rest.len()));
+        frames(content, max_metadata);
+        bytes = after;
+    }
 }
 
 fn frames(mut bytes: &[u8], max_metadata: usize) {

@@ -285,6 +285,8 @@ impl World {
         let code = self.fresh_code();
         let key = self.streams[number].ends[side].key.unwrap();
         self.note_end(number, side, code);
+        let id = self.ends[side].conn.wire_id(key);
+        self.ends[side].tap.reset_called(id);
         self.ends[side].conn.reset(key, code);
         if !keep {
             self.forget_key(number, side);

@@ -83,6 +83,8 @@ impl World {
             growth_budget: random.below(300_000) as u64,
             max_frame: [1024, 16_376, 65_528][random.below(3)],
             send_queue: 1024 + [0, random.below(100_000)][random.below(2)],
+            base_window: [1000, 4096, 16_384][random.below(3)],
+            initial_window: [4096, 16_384, 65_536][random.below(3)],
             resume_time: resume,
             datagrams: DatagramLimits {
                 flow_count: [4, 64][random.below(2)],
@@ -669,10 +671,10 @@ impl World {
 
     /// Whether nothing is under way and nobody wants to send.
     fn at_rest(&self) -> bool {
-        let quiet = self
-            .ends
-            .iter()
-            .all(|end| end.outgoing.is_empty() && !end.conn.wants_transmit());
+        let quiet = self.ends.iter().all(|end| {
+            let mute = end.link.is_none() && end.conn.closed().is_some();
+            mute || (end.outgoing.is_empty() && !end.conn.wants_transmit())
+        });
         quiet
             && self.attempt.is_none()
             && self
