@@ -139,7 +139,7 @@ impl Session {
             };
             next = match served {
                 Served::Ended(end) => return end,
-                Served::Anew(stream, accepted) => (stream, *accepted),
+                Served::Anew(anew) => *anew,
             };
         }
     }

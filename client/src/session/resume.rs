@@ -80,7 +80,7 @@ pub(super) struct Return {
 #[derive(Debug)]
 pub(super) enum Answer {
     /// It lets the client in; whether to the old tunnel stands in the answer.
-    Accepted(NodeStream, Box<Accepted>),
+    Accepted(Box<(NodeStream, Accepted)>),
     /// It does not, and so there is nothing to come back to.
     Refused(ConnectError),
 }
@@ -96,9 +96,7 @@ impl Return {
         loop {
             sleep(backoff.next_delay()).await;
             let error = match timeout(limit, self.attempt()).await {
-                Ok(Ok((stream, accepted))) => {
-                    return Answer::Accepted(stream, Box::new(accepted));
-                }
+                Ok(Ok(accepted)) => return Answer::Accepted(Box::new(accepted)),
                 Ok(Err(error @ ConnectError::Refused { .. })) => return Answer::Refused(error),
                 Ok(Err(error)) => error,
                 Err(_) => {

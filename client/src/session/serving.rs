@@ -41,7 +41,7 @@ pub(super) enum Served {
     /// The session is over.
     Ended(SessionEnd),
     /// The node knew nothing of the old tunnel and has begun another on this connection.
-    Anew(NodeStream, Box<Accepted>),
+    Anew(Box<(NodeStream, Accepted)>),
 }
 
 /// A tunnel that is up.
@@ -198,7 +198,7 @@ impl<'a> Serving<'a> {
     /// The node has answered the client that came back. `None`: the tunnel goes on.
     async fn answered(&mut self, answer: Answer, running: &mut Running) -> Option<Served> {
         let (stream, mut accepted) = match answer {
-            Answer::Accepted(stream, accepted) => (stream, accepted),
+            Answer::Accepted(accepted) => *accepted,
             Answer::Refused(error) => return Some(self.give_up(&error, running).await),
         };
         if !accepted.resumed {
@@ -207,7 +207,7 @@ impl<'a> Serving<'a> {
                 "the node knows nothing of the tunnel any more: its streams end, and a new tunnel begins");
             self.tunnel.abandon();
             self.ended(&mut running.drivers).await;
-            return Some(Served::Anew(stream, accepted));
+            return Some(Served::Anew(Box::new((stream, accepted))));
         }
         // The list first: no stream that it forbids may carry another byte (protocol 218).
         if let Some(acl) = &accepted.acl {
