@@ -627,14 +627,8 @@ impl World {
                 else {
                     continue;
                 };
-                while ready && !flow {
-                    let before = self.streams[number].ends[side].read;
-                    self.read(number, side, usize::MAX);
-                    let half = &self.streams[number].ends[side];
-                    assert!(!half.waits_read || half.read > before, "waits for nothing");
-                    if half.failed.is_some() || half.fin_read {
-                        break;
-                    }
+                if ready && !flow {
+                    self.read_to_the_end(number, side);
                 }
                 self.forget_key(number, side);
                 self.ends[side].conn.release(key, code::CANCEL);
@@ -645,6 +639,19 @@ impl World {
             self.release_accepted(side);
         }
         self.assert_nothing_left();
+    }
+
+    /// What has been received completely may still be read.
+    fn read_to_the_end(&mut self, number: usize, side: usize) {
+        loop {
+            let before = self.streams[number].ends[side].read;
+            self.read(number, side, usize::MAX);
+            let half = &self.streams[number].ends[side];
+            assert!(!half.waits_read || half.read > before, "waits for nothing");
+            if half.failed.is_some() || half.fin_read {
+                break;
+            }
+        }
     }
 
     /// Streams that were offered before the end and accepted behind it.
