@@ -74,6 +74,7 @@ fn run(seed: u64, steps: usize) -> (u64, u64) {
         world.step();
     }
     world.nobody_was_forgotten();
+    world.everybody_may_write();
     world.finish_everything();
     (u64::from(world.tunnels), world.resumes)
 }
@@ -199,6 +200,30 @@ impl World {
                 }
                 if half.waits_write && !half.finished {
                     assert_eq!(conn.write_budget(key), Ok(0), "writer was not told");
+                }
+            }
+        }
+    }
+
+    /// When everything has been read, every writer has credit again.
+    fn everybody_may_write(&mut self) {
+        for _ in 0..3 {
+            self.settle();
+            for number in 0..self.streams.len() {
+                for side in [0, 1] {
+                    self.read_all(number, side);
+                }
+            }
+        }
+        self.settle();
+        for number in 0..self.streams.len() {
+            for side in [0, 1] {
+                if let Some(key) = self.healthy_writer(number, side) {
+                    let room = self.ends[side].conn.write_budget(key);
+                    assert!(
+                        room.is_ok_and(|room| room > 0),
+                        "{number}: no credit: {room:?}"
+                    );
                 }
             }
         }

@@ -454,6 +454,32 @@ impl World {
         true
     }
 
+    /// Reads what is there.
+    pub(crate) fn read_all(&mut self, number: usize, side: usize) {
+        loop {
+            let stream = &self.streams[number];
+            let half = &stream.ends[side];
+            let over = half.failed.is_some() || half.fin_read || half.key.is_none();
+            if over || stream.flow || !half.ready {
+                return;
+            }
+            self.read(number, side, usize::MAX);
+            if self.streams[number].ends[side].waits_read {
+                return;
+            }
+        }
+    }
+
+    /// The key of an end that nothing keeps from writing.
+    pub(crate) fn healthy_writer(&self, number: usize, side: usize) -> Option<Key> {
+        let stream = &self.streams[number];
+        let open = self.ends.iter().all(|end| end.conn.closed().is_none());
+        let ready = stream.ends.iter().all(|end| end.ready && end.key.is_some());
+        let free = open && ready && !stream.flow && !stream.broken();
+        let half = &stream.ends[side];
+        half.key.filter(|_| free && !half.finished)
+    }
+
     /// At the end: what had to arrive has arrived.
     pub(crate) fn assert_complete(&self) {
         for (number, stream) in self.streams.iter().enumerate() {
