@@ -19,6 +19,8 @@ pub(crate) struct Measured {
     pub(crate) amount: f64,
     /// Name with unit, and value.
     pub(crate) figures: Vec<(String, f64)>,
+    /// What it cost, where that is not the cost of the whole run.
+    spent: Option<Vec<Spent>>,
 }
 
 impl Measured {
@@ -26,7 +28,13 @@ impl Measured {
         Self {
             amount,
             figures: Vec::new(),
+            spent: None,
         }
+    }
+
+    pub(crate) fn spent(mut self, spent: Vec<Spent>) -> Self {
+        self.spent = Some(spent);
+        self
     }
 
     pub(crate) fn figure(mut self, name: impl Into<String>, value: f64) -> Self {
@@ -160,7 +168,10 @@ async fn metered(
 ) -> Result<Measured> {
     let meter = Meter::start(&contender.processes)?;
     let mut measured = run(contender).await?;
-    let spent = meter.spent()?;
+    let spent = match measured.spent.take() {
+        Some(spent) => spent,
+        None => meter.spent()?,
+    };
     measured.figures.extend(unit.costs(measured.amount, &spent));
     Ok(measured)
 }

@@ -210,10 +210,14 @@ async fn beside_bulk(address: SocketAddr, direction: Direction, plan: &Plan) -> 
 
 /// Microseconds of small requests, for the time of one measurement.
 async fn small(address: SocketAddr, plan: &Plan) -> Result<Vec<f64>> {
+    let mut opened = Vec::new();
+    for _ in 0..SMALL {
+        opened.push(load::open_for_requests(address).await?);
+    }
     let end = Instant::now() + plan.time;
     let mut users = JoinSet::new();
-    for _ in 0..SMALL {
-        users.spawn(load::ping_pong(address, end));
+    for stream in opened {
+        users.spawn(load::ping_pong(stream, end));
     }
     let mut times = Vec::new();
     while let Some(result) = users.join_next().await {

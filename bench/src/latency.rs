@@ -5,10 +5,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::Plan;
+use crate::account::Meter;
 use crate::compare::{Case, Goal, Measured, Unit, compare};
 use crate::lineup::{Contender, Lineup};
 use crate::load;
 use crate::report::{Report, Wanted, quantile};
+
+/// Opened at a time.
+const BATCH: usize = 32;
 
 pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     let lineup = Lineup::start(plan).await?;
@@ -49,11 +53,24 @@ fn goals(streams: usize) -> &'static [Goal] {
 
 async fn run(contender: &Contender, streams: usize, plan: &Plan) -> Result<Measured> {
     let address = contender.address;
+    // Connecting is not measured, which for some is dear.
+    let mut opened = Vec::with_capacity(streams);
+    while opened.len() < streams {
+        let batch = BATCH.min(streams - opened.len());
+        let mut opening = JoinSet::new();
+        for _ in 0..batch {
+            opening.spawn(load::open_for_requests(address));
+        }
+        while let Some(stream) = opening.join_next().await {
+            opened.push(stream??);
+        }
+    }
+    let meter = Meter::start(&contender.processes)?;
     let start = Instant::now();
     let end = start + plan.time;
     let mut users = JoinSet::new();
-    for _ in 0..streams {
-        users.spawn(load::ping_pong(address, end));
+    for stream in opened {
+        users.spawn(load::ping_pong(stream, end));
     }
     let mut times = Vec::new();
     while let Some(result) = users.join_next().await {
@@ -62,6 +79,7 @@ async fn run(contender: &Contender, streams: usize, plan: &Plan) -> Result<Measu
     let requests = times.len() as f64;
     let rate = requests / start.elapsed().as_secs_f64();
     Ok(Measured::new(requests)
+        .spent(meter.spent()?)
         .figure("requests_per_s", rate)
         .figure("p50_us", quantile(&times, 0.5))
         .figure("p99_us", quantile(&times, 0.99))

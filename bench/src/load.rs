@@ -99,15 +99,18 @@ async fn receive(stream: &mut TcpStream, end: Instant, block: &[u8]) -> Result<u
     Ok(received)
 }
 
-/// Asks and is answered, one request at a time, until `end`; answers the microseconds of each.
-pub(crate) async fn ping_pong(address: SocketAddr, end: Instant) -> Result<Vec<u32>> {
+/// A connection over which requests are answered.
+pub(crate) async fn open_for_requests(address: SocketAddr) -> Result<TcpStream> {
     let mut stream = connect(address, ECHO).await?;
+    // The first waits for the connection to the resource.
+    still_answers(&mut stream).await?;
+    Ok(stream)
+}
+
+/// Asks and is answered, one request at a time, until `end`; answers the microseconds of each.
+pub(crate) async fn ping_pong(mut stream: TcpStream, end: Instant) -> Result<Vec<u32>> {
     let mut times = Vec::new();
     let (mut request, mut answer) = ([0_u8; REQUEST], [0_u8; REQUEST]);
-    // The first is not counted: it waits for the connection to the resource.
-    timeout_at(end + GRACE, exchange(&mut stream, &request, &mut answer))
-        .await
-        .context("the first request was not answered")??;
     let mut number = 0_u64;
     while Instant::now() < end {
         number += 1;
