@@ -211,7 +211,12 @@ fn table(case: &Case<'_>, contenders: &[Contender], runs: &[Vec<Measured>]) -> R
         }
     }
     let mut columns: Vec<String> = contenders.iter().map(|one| one.name.to_owned()).collect();
-    columns.push("of_direct".to_owned());
+    let has_direct = contenders
+        .first()
+        .is_some_and(|one| one.kind == Kind::Direct);
+    if has_direct {
+        columns.push("of_direct".to_owned());
+    }
     let mut row = Row::with_columns(&case.what, columns);
     for name in names {
         let mut values: Vec<Option<f64>> = runs
@@ -226,10 +231,12 @@ fn table(case: &Case<'_>, contenders: &[Contender], runs: &[Vec<Measured>]) -> R
         {
             row.verdict(verdict);
         }
-        values.push(match values.as_slice() {
-            [Some(direct), Some(product), ..] if *direct > 0.0 => Some(product / direct),
-            _ => None,
-        });
+        if has_direct {
+            values.push(match values.as_slice() {
+                [Some(direct), Some(product), ..] if *direct > 0.0 => Some(product / direct),
+                _ => None,
+            });
+        }
         row.line(name, values);
     }
     row
