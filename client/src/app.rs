@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sg_relay::TunnelBoard;
 use sg_runtime::config::EXIT_USAGE;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::readiness::Readiness;
@@ -13,8 +14,7 @@ use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::telemetry::chain;
 use sg_runtime::tls::PeerKind;
-use sg_runtime::{admin_http, crypto, memory, net, ready_file, tls};
-use sg_tunnel_io::Budget;
+use sg_runtime::{admin_http, crypto, net, ready_file, tls};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,8 +27,6 @@ use crate::options::{Reconnect, Settings};
 use crate::session::establish::ALPN;
 use crate::stream::DialGate;
 
-/// Tunnels may take one of so many parts of the memory beyond what each is sure of.
-const MEMORY_PART: u64 = 4;
 /// Streams of the whole process.
 const MOST_STREAMS: usize = 10_000;
 /// Time for the last streams to notice that they are over.
@@ -116,14 +114,19 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
     let admin_address = admin
         .as_ref()
         .and_then(|listener| listener.local_addr().ok());
+    let tunnel_config = settings.limits.config();
+    let board = TunnelBoard::new(Arc::clone(&tunnel_config.budget));
+    board.register(&metrics);
+    let debug = board.routes();
     let shared = Arc::new(Shared {
         client_id: identity.client_id().into(),
         boot_id: crypto::random_bytes(),
         name: settings.name.clone(),
         tls,
         streams: TaskPool::new("streams", MOST_STREAMS),
-        dials: DialGate::default(),
-        budget: Arc::new(Budget::new(memory::available() / MEMORY_PART)),
+        tunnel_config,
+        board,
+        dials: DialGate::new(settings.dials),
         metrics: ClientMetrics::register(&metrics),
         own_ports: admin_address.into_iter().collect(),
     });
@@ -140,6 +143,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
             listener,
             readiness.clone(),
             metrics,
+            debug,
             served.clone(),
         ));
     }
@@ -263,9 +267,9 @@ async fn serve_admin(
     listener: TcpListener,
     readiness: Readiness,
     metrics: Metrics,
+    more: admin_http::Router,
     end: CancellationToken,
 ) {
-    let more = admin_http::Router::new();
     if let Err(error) = admin_http::serve(listener, readiness, metrics, more, end).await {
         tracing::error!(%error, "admin HTTP ended; the client goes on without");
     }

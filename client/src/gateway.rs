@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use sg_model::HostPort;
 use sg_proto::tunnel::ClientHello;
+use sg_relay::TunnelBoard;
 use sg_runtime::readiness::Latch;
 use sg_runtime::secret::Secret;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::ClientTls;
-use sg_tunnel_io::Budget;
+use sg_tunnel_io::Config;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -43,10 +44,12 @@ pub struct Shared {
     pub tls: ClientTls,
     /// Bounds the streams of the process.
     pub streams: TaskPool,
+    /// What a new tunnel gets; they all share its memory budget.
+    pub tunnel_config: Config,
+    /// The tunnels, for people and metrics.
+    pub board: TunnelBoard,
     /// Bounds its dials.
     pub dials: DialGate,
-    /// What all its tunnels together may grow to and keep.
-    pub budget: Arc<Budget>,
     /// What it counts.
     pub metrics: ClientMetrics,
     /// Its own listeners, which no stream reaches.

@@ -14,6 +14,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use sg_model::{Acl, HostPort};
+use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::Invalid;
 use sg_runtime::secret::Secret;
@@ -48,6 +49,10 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// How the client calls itself to the nodes.
     pub name: String,
+    /// What tunnels may take.
+    pub limits: TunnelLimits,
+    /// Dials at a time.
+    pub dials: u32,
     /// Where admin HTTP listens.
     pub admin: AdminListen,
     /// To be written when ready.
@@ -134,6 +139,8 @@ impl Args {
             data_dir: self.data_dir,
             name: client_name(self.name)?,
             admin: self.common.admin(ADMIN_DEFAULT),
+            limits: self.limits,
+            dials: self.limit_dials,
             ready_file: self.common.ready_file,
             drain_timeout: self.common.drain_timeout.get(),
             log_format: self.common.log_format,

@@ -28,8 +28,6 @@ use crate::acl::{self, Policy};
 use crate::gateway::GatewayContext;
 use crate::session::carried::Carried;
 
-/// Dials at a time; each holds a descriptor and, for a name, a place at the resolver.
-const MOST_DIALS: usize = 512;
 /// Streams that may wait for a dial to begin.
 const MOST_WAITING: usize = 4096;
 /// How long a dial may take if the node does not say.
@@ -46,11 +44,14 @@ pub struct DialGate {
     running: Semaphore,
 }
 
-impl Default for DialGate {
-    fn default() -> Self {
+impl DialGate {
+    /// At most `most` dials at a time; each holds a descriptor and, for a name, a place at the resolver.
+    #[must_use]
+    pub fn new(most: u32) -> Self {
+        let most = most as usize;
         Self {
-            places: Semaphore::new(MOST_DIALS + MOST_WAITING),
-            running: Semaphore::new(MOST_DIALS),
+            places: Semaphore::new(most + MOST_WAITING),
+            running: Semaphore::new(most),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sg_model::{HostPort, NodeConfig};
 use sg_proto::node::Hello;
-use sg_relay::StreamMetrics;
+use sg_relay::{StreamMetrics, TunnelBoard};
 use sg_runtime::metrics::Metrics;
 use sg_runtime::readiness::{Latch, Readiness};
 use sg_runtime::shutdown::Shutdown;
@@ -16,8 +16,7 @@ use sg_runtime::tasks::{TaskGroup, TaskPool};
 use sg_runtime::tls::{
     ClientAuth, PeerKind, ServerCertificate, SetupError, Trust, client_config, server_config,
 };
-use sg_runtime::{admin_http, crypto, files, memory, net, ready_file, sealed};
-use sg_tunnel_io::Budget;
+use sg_runtime::{admin_http, crypto, files, net, ready_file, sealed};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,15 +27,14 @@ use crate::enroll::{self, EnrollError, Identity};
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
+use crate::places::Places;
 use crate::reconcile::{Applied, Reconciler, State};
 use crate::state::{self, StateFile};
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry, acceptor};
+use sg_tunnel_io::Config;
 
 pub(crate) mod drain;
-
-/// Tunnels may take one of so many parts of the memory beyond what each is sure of.
-const MEMORY_PART: u64 = 4;
 
 /// Why a node cannot run, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +106,9 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
     let latches = Latches::new(&readiness);
     let end = CancellationToken::new();
     let mut tasks = TaskGroup::new();
+    let tunnel_config = settings.limits.config();
+    let board = TunnelBoard::new(Arc::clone(&tunnel_config.budget));
+    board.register(&metrics);
     let admin = settings.admin.bind()?;
     let admin_address = admin
         .as_ref()
@@ -117,7 +118,7 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
             listener,
             readiness.clone(),
             metrics.clone(),
-            admin_http::Router::new(),
+            board.routes(),
             end.clone(),
         );
         tasks.spawn("admin", serve);
@@ -133,6 +134,7 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
         &settings,
         identity,
         &metrics,
+        (tunnel_config, board),
         &shutdown,
         descriptors,
         &mut tasks,
@@ -185,6 +187,7 @@ impl Parts {
         settings: &Settings,
         identity: Identity,
         metrics: &Metrics,
+        tunnels: (Config, TunnelBoard),
         shutdown: &Shutdown,
         descriptors: u64,
         tasks: &mut TaskGroup,
@@ -214,7 +217,7 @@ impl Parts {
             Some(&identity.credentials),
             &[channel::ALPN],
         )?;
-        let node = node(settings, &identity, metrics, shutdown, descriptors);
+        let node = node(settings, &identity, metrics, tunnels, shutdown, descriptors);
         node.registry
             .expect(stored.gateways().map(|g| g.id.clone()));
         let (desired, desired_rx) = watch::channel(Arc::new(stored));
@@ -354,9 +357,11 @@ fn node(
     settings: &Settings,
     identity: &Identity,
     metrics: &Metrics,
+    (tunnel_config, board): (Config, TunnelBoard),
     shutdown: &Shutdown,
     descriptors: u64,
 ) -> Arc<Node> {
+    let (handshakes, per_source) = settings.handshakes;
     let node_metrics = NodeMetrics::register(metrics);
     Arc::new(Node {
         id: identity.id.clone(),
@@ -366,7 +371,10 @@ fn node(
         registry: Arc::new(Registry::new(node_metrics.clone())),
         streams: OpenStreams::default(),
         hold: Hold::new(),
-        budget: Arc::new(Budget::new(memory::available() / MEMORY_PART)),
+        half_open: Places::new(handshakes, per_source),
+        sources: Places::new(0, settings.streams_per_source),
+        tunnel_config,
+        board,
         metrics: node_metrics,
         stream_metrics: StreamMetrics::register(metrics),
         // Users must not be able to take the descriptors that clients need to come back.

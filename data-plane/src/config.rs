@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use sg_model::{Host, HostPort, Name, PortRange};
+use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::{CommonArgs, Invalid};
 use sg_runtime::threads::Threads;
@@ -56,6 +57,18 @@ pub struct Args {
     /// Proxies whose word about the user's address is taken
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub trusted_proxies: Vec<String>,
+    /// What tunnels may take
+    #[command(flatten)]
+    pub limits: TunnelLimits,
+    /// Connections to the tunnel listener that have not said yet who they are
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit_handshakes: u32,
+    /// The same for one source address
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit_handshakes_per_source: u32,
+    /// Connections of users from one source address that are open at a time; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub limit_streams_per_source: u32,
 }
 
 /// Checked settings.
@@ -72,6 +85,10 @@ pub struct Settings {
     pub(crate) advertise: Host,
     pub(crate) name: Name,
     pub(crate) group: Name,
+    pub(crate) limits: TunnelLimits,
+    /// Handshakes under way: in all, and of one source address.
+    pub(crate) handshakes: (u32, u32),
+    pub(crate) streams_per_source: u32,
 }
 
 impl Args {
@@ -108,6 +125,9 @@ impl Args {
             advertise,
             name,
             group: parse_name("--group", &self.group)?,
+            limits: self.limits,
+            handshakes: (self.limit_handshakes, self.limit_handshakes_per_source),
+            streams_per_source: self.limit_streams_per_source,
         })
     }
 }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use crate::listener::{Accepted, Occupancy, Occupied};
 use crate::node::Node;
+use crate::places::Place;
 use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
 
@@ -97,7 +98,7 @@ struct Opened {
     idle_timeout: Option<Duration>,
     /// The compression that was offered.
     compression: Option<Grant>,
-    _occupied: Occupied,
+    _occupied: (Occupied, Place),
 }
 
 /// Everything before the join. `None`: the books are closed, and the connection is to be reset.
@@ -123,6 +124,10 @@ async fn open(
         account.set_reason(code::word(code::LIMIT));
         return None;
     };
+    let Some(source) = node.sources.enter(user.ip()) else {
+        account.set_reason(code::word(code::LIMIT));
+        return None;
+    };
     let connection = Connection {
         node,
         gateway,
@@ -143,7 +148,7 @@ async fn open(
             choice,
             idle_timeout: destination.idle_timeout,
             compression,
-            _occupied: occupied,
+            _occupied: (occupied, source),
         }),
         Err(reason) => {
             tracing::debug!(destination = %destination.name, %user, reason, "connection reset");

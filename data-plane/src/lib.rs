@@ -28,6 +28,7 @@ mod listener;
 mod log_limit;
 mod metrics;
 mod node;
+mod places;
 mod reconcile;
 mod state;
 mod streams;

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sg_model::{Name, NodeConfig, NodeId, Timestamp};
-use sg_relay::StreamMetrics;
+use sg_relay::{StreamMetrics, TunnelBoard};
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
-use sg_tunnel_io::Budget;
+use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
+use crate::places::Places;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
 
@@ -27,8 +28,14 @@ pub(crate) struct Node {
     pub(crate) registry: Arc<Registry>,
     pub(crate) streams: OpenStreams,
     pub(crate) hold: Hold,
-    /// What all tunnels together may grow to and keep.
-    pub(crate) budget: Arc<Budget>,
+    /// Connections to the tunnel listener that have not said yet who they are.
+    pub(crate) half_open: Places,
+    /// Users' streams by source address.
+    pub(crate) sources: Places,
+    /// What a new tunnel gets; they all share its memory budget.
+    pub(crate) tunnel_config: Config,
+    /// The tunnels, for people and metrics.
+    pub(crate) board: TunnelBoard,
     pub(crate) metrics: NodeMetrics,
     pub(crate) stream_metrics: StreamMetrics,
     /// One task per user's connection.

@@ -16,8 +16,10 @@ mod counters;
 mod dial;
 mod end;
 mod join;
+mod limits;
 mod metrics;
 mod socket;
+mod tunnel_board;
 pub mod udp;
 
 pub use account::{Parties, StreamAccount, TcpEnd};
@@ -25,5 +27,7 @@ pub use counters::ByteCounters;
 pub use dial::{DialError, dial};
 pub use end::StreamEnd;
 pub use join::{EndReason, Ended, JoinOptions, join};
+pub use limits::{RateArg, TunnelLimits};
 pub use metrics::{DestinationMeter, StreamMetrics};
 pub use socket::{ResetOnDrop, socket_error, tune};
+pub use tunnel_board::{Posted, TunnelBoard, TunnelInfo};

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-pub use axum::{Json, Router, routing};
+pub use axum::{Json, Router, extract, http, response, routing};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

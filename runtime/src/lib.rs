@@ -21,8 +21,8 @@
 //! | read flags, `SG_*` variables and the TOML file | [`config`] |
 //! | tell whoever started the process that it is ready | [`ready_file`] |
 //! | read and print `500ms`, `30s`, `5m`, `24h` | [`duration`] |
+//! | read and print `64KiB`, `16MiB`; know how much memory there is | [`size`], [`memory`] |
 //! | bind and tune sockets | [`net`] |
-//! | know how much memory there is | [`memory`] |
 //!
 //! # The shape of a main
 //!
@@ -64,6 +64,7 @@ pub mod ready_file;
 pub mod sealed;
 pub mod secret;
 pub mod shutdown;
+pub mod size;
 pub mod tasks;
 pub mod telemetry;
 pub mod threads;

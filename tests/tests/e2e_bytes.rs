@@ -145,6 +145,59 @@ async fn a_resource_may_end_its_side_and_still_read() -> Result<()> {
     site.finish()
 }
 
+/// `first` ends its side while everything that `second` has sent to it lies unread; both directions still come
+/// to their end, whole.
+async fn end_beside_unread(mut first: TcpStream, mut second: TcpStream, seed: u64) -> Result<()> {
+    const UNREAD: usize = 400_000;
+    const LAST: usize = 100_000;
+    bytes::send(&mut second, seed, UNREAD).await?;
+    bytes::send(&mut first, !seed, LAST).await?;
+    first.shutdown().await?;
+    bytes::expect(&mut second, !seed, LAST).await?;
+    let end = within(PASSED_ON, "the end is seen", second.read(&mut [0; 1])).await??;
+    ensure!(end == 0, "a byte after the end");
+    // Nothing of what lay unread is lost, and the second end is an end too.
+    second.shutdown().await?;
+    bytes::expect(&mut first, seed, UNREAD).await?;
+    let end = within(PASSED_ON, "the other end is seen", first.read(&mut [0; 1])).await??;
+    ensure!(end == 0, "a byte after the other end");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_end_is_passed_on_although_the_same_side_has_not_read() -> Result<()> {
+    let (site, client, destination, resource) = by_hand().await?;
+    let (user, server) = connected(&destination, &resource).await?;
+    end_beside_unread(user, server, 7)
+        .await
+        .context("the user ends first")?;
+    let (user, server) = connected(&destination, &resource).await?;
+    end_beside_unread(server, user, 8)
+        .await
+        .context("the resource ends first")?;
+    drop(client);
+    site.finish()
+}
+
+#[tokio::test]
+async fn closing_with_unread_bytes_is_a_reset_at_the_other_end() -> Result<()> {
+    let (site, client, destination, resource) = by_hand().await?;
+    // A socket that is closed although bytes lie unread in it sends RST, not FIN.
+    let (user, mut server) = connected(&destination, &resource).await?;
+    bytes::send(&mut server, 9, 10_000).await?;
+    within(PATIENCE, "the bytes arrive", user.readable()).await??;
+    drop(user);
+    expect_reset(&mut server).await.context("at the resource")?;
+
+    let (mut user, server) = connected(&destination, &resource).await?;
+    bytes::send(&mut user, 10, 10_000).await?;
+    within(PATIENCE, "the bytes arrive", server.readable()).await??;
+    drop(server);
+    expect_reset(&mut user).await.context("at the user")?;
+    drop(client);
+    site.finish()
+}
+
 /// Waits for the reset at this end, while reading, and says how it came otherwise.
 async fn expect_reset(stream: &mut TcpStream) -> Result<()> {
     let mut buffer = [0; 1024];

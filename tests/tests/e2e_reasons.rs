@@ -89,6 +89,23 @@ async fn a_resource_that_refuses_is_named_as_such() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_resource_without_a_route_is_named_as_such() -> Result<()> {
+    let (mut site, gateway, client) = site().await?;
+    // The broadcast address of the loopback network: the system refuses at once to connect there.
+    let destination = site
+        .destination(&gateway, "unreachable", "127.255.255.255:9", &[])
+        .await?;
+    let (time, how) = time_to_end(&destination).await?;
+    ensure!(
+        how == "reset" && time < Duration::from_secs(1),
+        "{how} after {time:?}"
+    );
+    expect_reason(&mut site, &destination, "unreachable").await?;
+    drop(client);
+    site.finish()
+}
+
+#[tokio::test]
 async fn a_resource_whose_name_is_unknown_is_named_as_such() -> Result<()> {
     let (mut site, gateway, client) = site().await?;
     let destination = site

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use sg_relay::TunnelLimits;
 use sg_runtime::config::CommonArgs;
 use sg_runtime::secret::Secret;
 use sg_runtime::threads::Threads;
@@ -112,6 +113,14 @@ pub struct Args {
     /// How many threads do the work.
     #[command(flatten)]
     pub threads: Threads,
+
+    /// What tunnels may take
+    #[command(flatten)]
+    pub limits: TunnelLimits,
+
+    /// Connections to resources that may be under way at a time; further ones wait
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit_dials: u32,
 
     /// The flags of every daemon
     #[command(flatten)]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sg_model::{AclVersion, NodeId};
 use sg_proto::tunnel::{self as wire, Accepted, Control, control};
-use sg_relay::ByteCounters;
+use sg_relay::{ByteCounters, TunnelInfo};
 use sg_tunnel_io::{
     CloseReason, Closed, Config, ControlError, Event, Incoming, IncomingStream, Side, Tunnel, code,
 };
@@ -86,8 +86,7 @@ impl<'a> Serving<'a> {
         let (ticket, resume_time) = Ticket::take(&mut accepted)?;
         let config = Config {
             resume_time,
-            budget: Arc::clone(&session.gateway.shared.budget),
-            ..Config::default()
+            ..session.gateway.shared.tunnel_config.clone()
         };
         let (tunnel, incoming, driver) = sg_tunnel_io::start(stream, Side::Client, config);
         let mut drivers = JoinSet::new();
@@ -104,6 +103,11 @@ impl<'a> Serving<'a> {
             carried: Carried::default(),
             end: CancellationToken::new(),
         });
+        let info = TunnelInfo {
+            gateway: streams.gateway_name.to_string(),
+            peer: node.to_string(),
+            address: session.address.to_string(),
+        };
         let serving = Self {
             session,
             node,
@@ -129,7 +133,14 @@ impl<'a> Serving<'a> {
                 .report(Report::Endpoints(read_endpoints(endpoints)))
                 .await;
         }
-        Ok(serving.run(Running { incoming, drivers }).await)
+        let posted = session
+            .gateway
+            .shared
+            .board
+            .post(info, serving.tunnel.clone());
+        let served = serving.run(Running { incoming, drivers }).await;
+        drop(posted);
+        Ok(served)
     }
 
     async fn run(mut self, mut running: Running) -> Served {

@@ -12,6 +12,7 @@ use sg_proto::tunnel::{
     Accepted, AclApplied, ClientHello, Control, Refused, ServerHello, StreamOpen, control,
     server_hello,
 };
+use sg_relay::TunnelBoard;
 use sg_relay::{JoinOptions, StreamMetrics, dial, join};
 use sg_runtime::crypto;
 use sg_runtime::identity::{KeyPair, self_signed};
@@ -22,7 +23,7 @@ use sg_runtime::tls::{
     self, CertificateDer, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate,
     ServerTls, Trust, client_config, server_config,
 };
-use sg_tunnel_io::{Budget, Closed, Config, Event, IncomingStream, Side, Tunnel, start};
+use sg_tunnel_io::{Closed, Config, Event, IncomingStream, Side, Tunnel, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
+use crate::places::Places;
 use crate::reconcile::testing::{acl, config, destination, gateway};
 use crate::reconcile::{Applied, Reconciler};
 use crate::streams::OpenStreams;
@@ -45,6 +47,7 @@ pub(crate) const TOKEN: &str = "sgt_0123";
 pub(crate) fn node() -> (Arc<Node>, Metrics) {
     let metrics = Metrics::new("test", "0");
     let node_metrics = NodeMetrics::register(&metrics);
+    let tunnel_config = Config::default();
     let node = Arc::new(Node {
         id: NodeId::new("n1").unwrap(),
         id_text: "n1".into(),
@@ -53,7 +56,10 @@ pub(crate) fn node() -> (Arc<Node>, Metrics) {
         registry: Arc::new(Registry::new(node_metrics.clone())),
         streams: OpenStreams::default(),
         hold: Hold::new(),
-        budget: Arc::new(Budget::unlimited()),
+        half_open: Places::new(1000, 200),
+        sources: Places::new(0, 0),
+        board: TunnelBoard::new(Arc::clone(&tunnel_config.budget)),
+        tunnel_config,
         metrics: node_metrics,
         stream_metrics: StreamMetrics::register(&metrics),
         connections: TaskPool::new("connections", 1000),

@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::admit::{Refusal, admit, printable};
-use super::half_open::{HalfOpen, Place};
 use super::hello::{self, HelloError};
 use super::refusals::Refusals;
 use super::resume::{self, Decision, Resumption, Ticket};
@@ -33,6 +32,7 @@ use super::session::{self, Live, Presence, Told, acl_of, endpoints_of};
 use crate::listener::of_one_connection;
 use crate::metrics::Resume;
 use crate::node::{self, Node};
+use crate::places::Place;
 
 /// The application protocol of tunnels.
 pub(crate) const ALPN: &[u8] = b"sg-tunnel/1";
@@ -51,7 +51,6 @@ pub(crate) async fn run(
     tunnels: TaskPool,
     stop: CancellationToken,
 ) {
-    let half_open = HalfOpen::default();
     let refusals = Arc::new(Refusals::default());
     loop {
         // Accepting loses nothing when it is cancelled.
@@ -62,7 +61,7 @@ pub(crate) async fn run(
         };
         match accepted {
             Ok((tcp, address)) => {
-                let Some(place) = half_open.enter(address.ip()) else {
+                let Some(place) = node.half_open.enter(address.ip()) else {
                     refusals.note(&node, "half-open-limit", address, None);
                     continue;
                 };
@@ -232,8 +231,7 @@ async fn begin(
         .map_err(|error| Failure::new("hello-closed", error))?;
     let config = Config {
         resume_time,
-        budget: Arc::clone(&node.budget),
-        ..Config::default()
+        ..node.tunnel_config.clone()
     };
     let (tunnel, incoming, driver) = start(io, Side::Node, config);
     let session = Session {

@@ -6,7 +6,6 @@
 
 pub(crate) mod acceptor;
 mod admit;
-mod half_open;
 mod hello;
 mod hold;
 mod refusals;

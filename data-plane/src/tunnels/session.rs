@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
 use sg_proto::tunnel::{Control, Endpoint, Endpoints, control};
-use sg_relay::ByteCounters;
+use sg_relay::{ByteCounters, TunnelInfo};
 use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::{self, close};
 use sg_tunnel_io::{CloseReason, Closed, ControlError, Driver, Event, Incoming, Tunnel};
@@ -204,6 +204,12 @@ pub(super) async fn run(node: &Node, live: Live) {
         served,
     } = live;
     let registration = node.registry.register(Arc::clone(&session));
+    let info = TunnelInfo {
+        gateway: session.gateway_name.to_string(),
+        peer: session.client_id.to_string(),
+        address: session.address().to_string(),
+    };
+    let posted = node.board.post(info, session.tunnel.clone());
     if node.shutdown.is_draining() {
         // Admitted just before the drain began, and registered after all tunnels were told of it.
         session.drain();
@@ -231,7 +237,7 @@ pub(super) async fn run(node: &Node, live: Live) {
         node.registry
             .count_resume(&session.gateway, Resume::Expired);
     }
-    drop(registration);
+    drop((registration, posted));
     let word = closed.as_ref().map_or("internal", Closed::word);
     node.metrics.tunnel_closed(word);
     node.metrics

@@ -42,7 +42,8 @@ pub use error::{ControlError, OpenError, StreamError};
 pub use flow::Flow;
 pub use incoming::{Event, Incoming, IncomingStream};
 pub use sg_tunnel::{
-    Budget, CloseReason, Closed, Config, Rate, Rates, Side, Stats as TunnelStats, code,
+    Budget, CloseReason, Closed, Config, DatagramLimits, Datagrams, Limit, Rate, Rates, Report,
+    Side, Stats as TunnelStats, StreamReport, Waiting, code,
 };
 pub use stream::TunnelStream;
 pub use transport::Transport;

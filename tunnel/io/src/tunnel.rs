@@ -11,13 +11,13 @@ use sg_tunnel::{Closed, ControlRefusal, OpenRefusal, OpenState, StreamEnd, code}
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use crate::TunnelStats;
 use crate::error::{ControlError, OpenError};
 use crate::flow::Flow;
 use crate::handover::Interest;
 use crate::state::{Shared, State};
 use crate::stream::{Held, TunnelStream};
 use crate::transport::{self, Transport};
+use crate::{Report, TunnelStats};
 
 /// A handle to a tunnel; cheap to clone. Dropping all of them does not end the tunnel.
 #[derive(Clone)]
@@ -191,6 +191,15 @@ impl Tunnel {
     #[must_use]
     pub fn stats(&self) -> TunnelStats {
         self.shared.look(|state| state.core.stats())
+    }
+
+    /// What the tunnel is doing now, with the `max_streams` streams that hold most. It looks at every stream
+    /// under the lock, so it is for people who ask, not for every second.
+    #[must_use]
+    pub fn report(&self, max_streams: usize) -> Report {
+        let now = Instant::now().into_std();
+        self.shared
+            .look(|state| state.core.report(now, max_streams))
     }
 }
 
