@@ -33,8 +33,9 @@ const RTT_FLOOR: Duration = Duration::from_millis(2);
 const FAST: u32 = 4;
 /// A limit of which a quarter is not used for so long is halved.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How long logged bytes may stay unacknowledged without any progress.
-const STUCK: Duration = Duration::from_secs(60);
+/// How long logged bytes may stay unacknowledged without any progress. More than a write may stand still, so
+/// that a link that takes nothing detaches the tunnel before its silence ends it.
+const STUCK: Duration = Duration::from_secs(90);
 /// Entries that an empty log may keep allocated.
 const KEEP_ENTRIES: usize = 64;
 

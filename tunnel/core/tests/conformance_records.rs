@@ -428,7 +428,7 @@ fn the_limit_of_the_log_doubles_when_acknowledged_fast_and_halves_when_not_used(
 
 /// protocol 212
 #[test]
-fn a_peer_that_acknowledges_nothing_for_a_minute_ends_the_tunnel() {
+fn a_peer_that_acknowledges_nothing_for_90_seconds_ends_the_tunnel() {
     let (mut solo, key) = accepted(resumable());
     ack(&mut solo, 44);
     solo.wait(Duration::from_secs(3));
@@ -443,7 +443,7 @@ fn a_peer_that_acknowledges_nothing_for_a_minute_ends_the_tunnel() {
     }
     solo.end.write(key, &mut Bytes::from_static(b"y")).unwrap();
     solo.sent();
-    for second in 1..60 {
+    for second in 1..90 {
         assert!(!deadline(&mut solo), "{second}");
     }
     assert!(deadline(&mut solo));
