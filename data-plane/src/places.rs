@@ -23,9 +23,9 @@ struct Counts {
     by_address: HashMap<IpAddr, usize>,
 }
 
-/// One taken place; dropping it gives it back.
+/// One taken place; dropping it gives it back. Small where there is no limit: each open stream holds one.
 #[derive(Debug)]
-pub(crate) struct Place(#[allow(dead_code, reason = "held for its drop")] Option<Taken>);
+pub(crate) struct Place(#[allow(dead_code, reason = "held for its drop")] Option<Box<Taken>>);
 
 #[derive(Debug)]
 struct Taken {
@@ -64,10 +64,10 @@ impl Places {
         }
         counts.all += 1;
         counts.by_address.insert(address, of_address + 1);
-        Some(Place(Some(Taken {
+        Some(Place(Some(Box::new(Taken {
             address,
             places: self.clone(),
-        })))
+        }))))
     }
 }
 
