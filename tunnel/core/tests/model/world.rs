@@ -567,7 +567,10 @@ impl World {
             assert!(stats.unread_bytes <= promise + config.growth_budget);
             assert!(stats.retained_bytes <= 16 * 1024 * 1024 + 64 * 1024);
             if let Some(since) = end.detached_at.filter(|_| end.conn.is_detached()) {
-                assert!(self.now < since + config.resume_time, "{side} never expires");
+                assert!(
+                    self.now < since + config.resume_time,
+                    "{side} never expires"
+                );
             }
             if let Some(closed) = end.conn.closed() {
                 self.check_reason(side, &closed.reason);
