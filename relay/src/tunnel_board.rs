@@ -177,9 +177,13 @@ impl TunnelBoard {
 impl Drop for Posted {
     fn drop(&mut self) {
         let mut entries = self.board.lock();
-        if let Some(entry) = entries.live.remove(&self.number) {
+        let entry = entries.live.remove(&self.number);
+        if let Some(entry) = &entry {
             add_limits(&mut entries.ended, &entry.tunnel.stats());
         }
+        // The handle goes outside of the lock.
+        drop(entries);
+        drop(entry);
     }
 }
 

@@ -76,8 +76,10 @@ impl Wake for Bell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.rung.store(true, Ordering::Release);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        let task = task.clone();
+        let task = {
+            let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+            task.clone()
+        };
         if let Some(task) = task {
             task.wake();
         }

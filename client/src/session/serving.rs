@@ -340,7 +340,9 @@ impl<'a> Serving<'a> {
                     // What was under way when the node had not heard of the drain yet.
                     Some(Event::Open(stream)) => stream.refuse(code::REFUSED_RETRY),
                     Some(Event::Control(message)) => self.control(message).await,
-                    Some(Event::PeerDraining | Event::Detached | Event::Resumed) => {}
+                    // The drain may not have been announced yet; there is nobody to wait for.
+                    Some(Event::Detached) => self.tunnel.abandon(),
+                    Some(Event::PeerDraining | Event::Resumed) => {}
                     None => break,
                 },
                 _ = poll.tick() => if self.tunnel.active_streams() == 0 {

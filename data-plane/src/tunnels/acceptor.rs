@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
-use super::admit::{Refusal, admit, printable};
+use super::admit::{Refusal, admit, may_stay, printable};
 use super::hello::{self, HelloError};
 use super::refusals::Refusals;
 use super::resume::{self, Decision, Resumption, Ticket};
@@ -281,6 +281,17 @@ async fn resume_on(
     answer_within(&mut io, server_hello::Answer::Accepted(answer))
         .await
         .map_err(|error| Failure::new("hello-closed", error))?;
+    // What was admitted by the hello may have been withdrawn while the answer was on its way.
+    let stays = node
+        .config()
+        .gateway(&session.gateway)
+        .is_some_and(|gateway| may_stay(gateway, presence.token.as_ref()));
+    if !stays {
+        return Err(Failure::new(
+            "resume-too-late",
+            "the gateway or its security token is no longer valid",
+        ));
+    }
     session
         .resume(ticket, presence, enforced, io)
         .map_err(|error| Failure::new("resume-too-late", error))?;

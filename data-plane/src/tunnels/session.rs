@@ -294,6 +294,9 @@ impl Keeper<'_> {
     }
 
     fn note_rtt(&mut self, config: &NodeConfig) {
+        if self.detached.is_some() {
+            return;
+        }
         let Some(gateway) = config.gateway(&self.session.gateway) else {
             return;
         };
@@ -333,7 +336,10 @@ impl Keeper<'_> {
         self.node
             .metrics
             .forget_client(self.label.as_str(), &session.client_id);
-        if !self.node.registry.note_detached(session) {
+        if session.tunnel.is_draining() {
+            // The announcement may not have left; its client will not be let in again.
+            session.tunnel.abandon();
+        } else if !self.node.registry.note_detached(session) {
             tracing::warn!(client = %session.client_id, "too many tunnels are detached: this one ends");
             self.node
                 .registry
@@ -349,6 +355,8 @@ impl Keeper<'_> {
             .take()
             .map_or(0, |at| at.elapsed().as_millis());
         self.told = session.presence().told.clone();
+        // An older list of nodes, said on the lost connection, may be repeated behind that of the hello.
+        self.told.endpoints = Endpoints::default();
         tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(),
             after_ms = u64::try_from(after_ms).unwrap_or(u64::MAX), "tunnel resumed");
         self.node.registry.note_attached(session);

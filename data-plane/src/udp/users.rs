@@ -21,7 +21,7 @@ use crate::streams::Registered;
 use crate::tunnels::{Choice, Health};
 
 /// Flows at a time of a destination that sets no limit.
-const MOST_FLOWS: u32 = 10_000;
+const MOST_FLOWS: u32 = 2500;
 /// Flows at a time of one address, so that one host does not take all of a destination's.
 const MOST_OF_ONE_ADDRESS: u32 = 1000;
 /// How long a user who was refused is not tried again.

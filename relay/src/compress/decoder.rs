@@ -192,7 +192,8 @@ fn lz4_block(
     decoder
         .read_exact(&mut out)
         .map_err(|_| Corrupt("not LZ4, or shorter than it says"))?;
-    if !decoder.get_ref().0.is_empty() {
+    let rest = decoder.read(&mut [0; 1]).unwrap_or_default();
+    if rest > 0 || !decoder.get_ref().0.is_empty() {
         return Err(Corrupt("a block with another length than it says"));
     }
     Ok(out)

@@ -23,6 +23,7 @@ use crate::{ByteCounters, DestinationMeter, EndReason, StreamEnd};
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a flow to which nothing came back may be idle.
 pub const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(30);
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One user's flow.
 #[derive(Debug)]
@@ -197,7 +198,9 @@ impl UserFlow {
         } else {
             idle.min(UNANSWERED_TIMEOUT)
         };
-        self.began + active + limit
+        // A limit beyond what clocks can tell is as good as a year, which is looked at again then.
+        let at = self.began + active;
+        at.checked_add(limit).unwrap_or(at + A_YEAR)
     }
 }
 

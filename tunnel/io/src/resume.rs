@@ -99,47 +99,48 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The secrets under which the accepting side takes a proof: the one that it handed out last and, because that answer may
-/// have been lost on its way, the one before it, until the other side has shown that it arrived (protocol 217).
+/// Secrets that may be on their way at a time. More only come of a client that asks again and again without
+/// ever being answered; then the older ones of them are forgotten.
+const GIVEN: usize = 8;
+
+/// The secrets under which the accepting side takes a proof: all that it has handed out since one of them is known to
+/// have arrived, and that one, because any answer may have been lost or overtaken on its way (protocol 217).
 #[derive(Debug)]
 pub struct Secrets {
-    current: Secret,
-    previous: Option<Secret>,
+    /// Never empty. The first one is known to have arrived, the last one is the newest.
+    given: Vec<Secret>,
 }
 
 impl Secrets {
     /// Those of a new tunnel.
     #[must_use]
-    pub const fn new(first: Secret) -> Self {
-        Self {
-            current: first,
-            previous: None,
-        }
+    pub fn new(first: Secret) -> Self {
+        Self { given: vec![first] }
     }
 
     /// Takes `next` as the secret to hand out if the proof is right; answers whether it is. A proof that is not changes
     /// nothing.
     #[must_use]
     pub fn prove(&mut self, exported: &[u8; LENGTH], proof: &[u8], next: Secret) -> bool {
-        let known = if self.current.verify(exported, proof) {
-            // What was before is known to be of no use to the other side any more.
-            std::mem::replace(&mut self.current, next)
-        } else {
-            match self.previous.take_if(|old| old.verify(exported, proof)) {
-                Some(old) => {
-                    self.current = next;
-                    old
-                }
-                None => return false,
-            }
+        let known = self
+            .given
+            .iter()
+            .rposition(|secret| secret.verify(exported, proof));
+        let Some(known) = known else {
+            return false;
         };
-        self.previous = Some(known);
+        // What was before it is of no use to the other side any more.
+        self.given.drain(..known);
+        if self.given.len() == GIVEN {
+            self.given.remove(1);
+        }
+        self.given.push(next);
         true
     }
 
-    /// The other side has the current secret: the one before it is worth nothing from now on.
+    /// The other side has the newest secret: those before it are worth nothing from now on.
     pub fn arrived(&mut self) {
-        self.previous = None;
+        self.given.drain(..self.given.len() - 1);
     }
 }
 
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_before_is_taken_until_the_new_one_has_arrived() {
+    fn older_secrets_are_taken_until_a_newer_one_has_arrived() {
         let mut secrets = Secrets::new(secret(0));
         let mut offer = |with: u8, next: u8| {
             let proof = secret(with).prove(&HERE);
@@ -192,17 +193,24 @@ mod tests {
         assert!(offer(0, 1));
         // The answer with 1 was lost, and so was the one with 2.
         assert!(offer(0, 2));
-        assert!(!offer(1, 9), "replaced before it arrived");
         assert!(offer(0, 3));
+        // 2 had arrived, and was overtaken by the attempt that gave 3.
+        assert!(offer(2, 4));
+        assert!(!offer(0, 9), "2 is known to have arrived");
+        assert!(!offer(1, 9), "the same");
         // 3 has arrived, by its use.
-        assert!(offer(3, 4));
-        assert!(!offer(0, 9));
         assert!(offer(3, 5));
         secrets.arrived();
         let proof = secret(3).prove(&HERE);
         assert!(!secrets.prove(&HERE, &proof, secret(9)), "stale");
         let proof = secret(5).prove(&HERE);
         assert!(secrets.prove(&HERE, &proof, secret(6)));
+        // However often nothing arrives: what the other side has for certain stays good.
+        for next in 10..200 {
+            assert!(secrets.prove(&HERE, &proof, secret(next)), "{next}");
+            assert!(secrets.given.len() <= GIVEN);
+        }
+        assert!(secrets.prove(&HERE, &secret(199).prove(&HERE), secret(200)));
     }
 
     #[test]

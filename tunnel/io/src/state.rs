@@ -90,7 +90,11 @@ impl Parts {
         io: Box<dyn Transport>,
     ) -> (Result<(), Closed>, Option<Box<dyn Transport>>) {
         match self.core.attach(Instant::now().into_std()) {
-            Ok(()) => (Ok(()), self.next.replace(io)),
+            Ok(()) => {
+                // Should this one be lost before the owner has heard of it, that is a loss of its own.
+                self.news.told_detached = false;
+                (Ok(()), self.next.replace(io))
+            }
             Err(closed) => (Err(closed), Some(io)),
         }
     }

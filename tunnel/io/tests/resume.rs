@@ -325,6 +325,22 @@ async fn a_new_connection_takes_over_from_one_that_is_believed_alive() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_lost_before_the_owner_has_looked_is_a_loss_of_its_own() {
+    let mut ends = resumable();
+    detach(&ends).await;
+    for incoming in [&mut ends.node_incoming, &mut ends.client_incoming] {
+        let event = within(5, incoming.next()).await;
+        assert!(matches!(event, Some(Event::Detached)), "{event:?}");
+    }
+    // The next connection comes and goes while nobody looks.
+    detach(&ends).await;
+    for incoming in [&mut ends.node_incoming, &mut ends.client_incoming] {
+        let event = within(5, incoming.next()).await;
+        assert!(matches!(event, Some(Event::Detached)), "{event:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_old_connection_is_closed_at_once() {
     let ends = resumable();
     let (a, mut old_peer) = tokio::io::duplex(64 * 1024);
