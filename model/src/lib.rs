@@ -12,7 +12,8 @@
 //! - a [`Name`] is 1 to 63 of `a-z 0-9 -`, a [`Host`] is an IP address or a lower-case DNS name
 //!   without a trailing dot, a port is never 0;
 //! - an on-premises destination may have a cloud port and never a client port; a cloud destination
-//!   has a client port and never a cloud port.
+//!   has a client port and never a cloud port;
+//! - a [`CanonicalPath`] is read in one way by every server: no encoded slash, no dot segment, nothing encoded twice.
 
 mod acl;
 mod destination;
@@ -21,6 +22,7 @@ mod error;
 mod gateway;
 mod id;
 mod node_config;
+mod path;
 mod timestamp;
 mod words;
 
@@ -33,5 +35,6 @@ pub use error::Invalid;
 pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
+pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
 pub use timestamp::Timestamp;
 pub use words::{Compression, Policy, Protocol};
