@@ -5,8 +5,8 @@
 //! [`Timestamp`]s and every decision is a function of its arguments.
 //!
 //! Where to start: [`Gateway`] and [`Destination`] are what an operator makes; [`Acl::decide`] says
-//! what a client may reach; [`NodeConfig`] is the complete state a node should serve, and
-//! [`NodeConfig::apply`] the only way to change it.
+//! what a client may reach, [`SourcePolicy::admits`] from where users may come; [`NodeConfig`] is the
+//! complete state a node should serve, and [`NodeConfig::apply`] the only way to change it.
 //!
 //! Invariants held by construction (fields are parsed, not checked later):
 //! - a [`Name`] is 1 to 63 of `a-z 0-9 -`, a [`Host`] is an IP address or a lower-case DNS name
@@ -21,8 +21,10 @@ mod endpoint;
 mod error;
 mod gateway;
 mod id;
+mod ip_range;
 mod node_config;
 mod path;
+mod source;
 mod timestamp;
 mod words;
 
@@ -34,7 +36,9 @@ pub use endpoint::{Host, HostPort, PortRange};
 pub use error::Invalid;
 pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
+pub use ip_range::IpRange;
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
 pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
+pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use words::{Compression, Policy, Protocol};
