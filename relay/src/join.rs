@@ -1,21 +1,27 @@
-//! The bytes of one connection: a TCP connection and a stream of a tunnel, joined until both directions
-//! have ended, or one side fails.
+//! The bytes of one connection: its local end, which is a TCP connection with or without TLS, and a stream of a
+//! tunnel, joined until both directions have ended, or one side fails.
 //!
 //! How ends travel, either way:
 //!
 //! | on one side | on the other |
 //! |---|---|
 //! | FIN of one direction | FIN of that direction, after its bytes; the other direction goes on |
+//! | TLS: `close_notify`, or an end of the connection without it | FIN of that direction |
 //! | RST of the TCP connection | RESET `PEER_RESET` of the stream, at once |
+//! | TLS: an alert, a broken record | RESET with a code of TLS, at once |
 //! | RESET of the stream, loss of the tunnel | RST of the TCP connection, at once |
 //! | idle time over, [`StreamEnd`] | both |
 //!
-//! Both kinds of reset are noticed while a direction is blocked or nobody reads. The socket is read only
+//! With TLS a FIN of the stream becomes `close_notify` and a FIN of the connection.
+//!
+//! Both kinds of reset are noticed while a direction is blocked or nobody reads; an alert, too, unless there are
+//! more than 16 KiB in front of it. The socket is read only
 //! when the stream can take bytes, so a slow far side stops the near one by TCP's own window, and an
 //! idle stream holds no buffer.
 
 mod from_tcp;
 mod idle;
+mod layer;
 mod to_tcp;
 
 use std::future::{Future, poll_fn};
@@ -30,10 +36,12 @@ use tokio::net::TcpStream;
 
 use crate::carrier::Carrier;
 use crate::compress::{Compressed, Grant};
+use crate::local::Local;
 use crate::socket::{ResetOnDrop, socket_error};
 use crate::{ByteCounters, StreamEnd};
 use from_tcp::FromTcp;
 use idle::Idle;
+use layer::{Layer, Raw, Tls};
 use to_tcp::ToTcp;
 
 /// What a joined stream is subject to.
@@ -52,9 +60,9 @@ pub struct JoinOptions {
 /// What passed and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// Bytes from the TCP connection into the tunnel.
+    /// Bytes of the local end into the tunnel; with TLS those inside of it.
     pub from_tcp: u64,
-    /// Bytes from the tunnel into the TCP connection.
+    /// Bytes from the tunnel to the local end.
     pub to_tcp: u64,
     /// How it ended.
     pub reason: EndReason,
@@ -103,23 +111,40 @@ impl From<StreamError> for EndReason {
 /// Relays until both directions have ended or one side has failed; then both sides are closed, the way the
 /// table above says. Dropping the future resets both, even before it has run.
 pub fn join(
-    tcp: TcpStream,
+    local: impl Into<Local>,
     stream: TunnelStream,
     options: JoinOptions,
 ) -> impl Future<Output = Ended> + Send {
-    let tcp = ResetOnDrop::new(tcp);
+    let local = local.into();
     async {
         let mut options = options;
-        match options.compression.take() {
-            None => run(tcp, stream, options).await,
-            // Boxed, so that a stream that is not compressed keeps no room for it.
-            Some(grant) => Box::pin(run(tcp, Compressed::new(stream, grant), options)).await,
+        // Boxed where it is more than bytes as they are, so that a stream of such keeps no room for it.
+        match (local, options.compression.take()) {
+            (Local::Tcp(raw), None) => run(raw.tcp, Raw::new(raw.front), stream, options).await,
+            (Local::Tcp(raw), Some(grant)) => {
+                let stream = Compressed::new(stream, grant);
+                Box::pin(run(raw.tcp, Raw::new(raw.front), stream, options)).await
+            }
+            (Local::Tls(tls), None) => {
+                let (tcp, engine) = tls.into_parts();
+                Box::pin(run(tcp, Tls::new(engine), stream, options)).await
+            }
+            (Local::Tls(tls), Some(grant)) => {
+                let (tcp, engine) = tls.into_parts();
+                let stream = Compressed::new(stream, grant);
+                Box::pin(run(tcp, Tls::new(engine), stream, options)).await
+            }
         }
     }
 }
 
-async fn run(mut tcp: ResetOnDrop, mut stream: impl Carrier, options: JoinOptions) -> Ended {
-    let reason = relay(tcp.tcp_mut(), &mut stream, &options).await;
+async fn run(
+    mut tcp: ResetOnDrop,
+    mut layer: impl Layer,
+    mut stream: impl Carrier,
+    options: JoinOptions,
+) -> Ended {
+    let reason = relay(tcp.tcp_mut(), &mut layer, &mut stream, &options).await;
     match reason {
         EndReason::Finished => {
             tcp.close();
@@ -147,7 +172,12 @@ async fn run(mut tcp: ResetOnDrop, mut stream: impl Carrier, options: JoinOption
     }
 }
 
-async fn relay(tcp: &mut TcpStream, stream: &mut impl Carrier, options: &JoinOptions) -> EndReason {
+async fn relay(
+    tcp: &mut TcpStream,
+    layer: &mut impl Layer,
+    stream: &mut impl Carrier,
+    options: &JoinOptions,
+) -> EndReason {
     let (mut reader, writer) = tcp.split();
     let tcp: &TcpStream = writer.as_ref();
     let counters = &*options.counters;
@@ -177,7 +207,7 @@ async fn relay(tcp: &mut TcpStream, stream: &mut impl Carrier, options: &JoinOpt
         }
         if let Some(waker) = up_gate.open(cx).filter(|_| !up_ended) {
             let cx = &mut Context::from_waker(&waker);
-            match up.poll(cx, &mut reader, stream, counters) {
+            match up.poll(cx, layer, &mut reader, stream, counters) {
                 Poll::Ready(Ok(())) => up_ended = true,
                 Poll::Ready(Err(reason)) => return Poll::Ready(reason),
                 Poll::Pending => {}
@@ -185,7 +215,7 @@ async fn relay(tcp: &mut TcpStream, stream: &mut impl Carrier, options: &JoinOpt
         }
         if let Some(waker) = down_gate.open(cx).filter(|_| !down_ended) {
             let cx = &mut Context::from_waker(&waker);
-            match down.poll(cx, tcp, stream, counters) {
+            match down.poll(cx, layer, tcp, stream, counters) {
                 Poll::Ready(Ok(())) => down_ended = true,
                 Poll::Ready(Err(reason)) => return Poll::Ready(reason),
                 Poll::Pending => {}

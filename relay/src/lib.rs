@@ -7,27 +7,34 @@
 //! knows the control plane or the wire messages.
 //!
 //! Where to start: [`join`] is the story of a connection's bytes and of how it ends; [`dial`] opens the
-//! side towards a resource; [`StreamAccount`] keeps the books, whatever happens.
+//! side towards a resource; [`tls`] secures either side; [`StreamAccount`] keeps the books, whatever happens.
 
 mod account;
 mod carrier;
+mod carrier_io;
 pub mod compress;
 mod counters;
 mod dial;
 mod end;
 mod join;
 mod limits;
+mod local;
+mod local_io;
 mod metrics;
 mod socket;
+pub mod tls;
 mod tunnel_board;
 pub mod udp;
 
 pub use account::{Parties, StreamAccount, TcpEnd};
+pub use carrier_io::{StreamBroken, StreamIo};
 pub use counters::ByteCounters;
 pub use dial::{DialError, dial};
 pub use end::StreamEnd;
 pub use join::{EndReason, Ended, JoinOptions, join};
 pub use limits::{RateArg, TunnelLimits};
+pub use local::{Local, RawEnd};
+pub use local_io::LocalIo;
 pub use metrics::{DestinationMeter, StreamMetrics};
 pub use socket::{ResetOnDrop, socket_error, tune};
 pub use tunnel_board::{Posted, TunnelBoard, TunnelInfo};

@@ -3,9 +3,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sg_runtime::net;
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -50,30 +53,84 @@ async fn forget_readiness(tcp: &TcpStream) {
     let mut yielded = false;
     poll_fn(|cx| {
         if std::mem::replace(&mut yielded, true) {
-            return std::task::Poll::Ready(());
+            return Poll::Ready(());
         }
         cx.waker().wake_by_ref();
-        std::task::Poll::Pending
+        Poll::Pending
     })
     .await;
+}
+
+/// One write, as far as the socket takes it.
+pub(crate) fn poll_send(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    poll_send_with(cx, tcp, || {
+        SockRef::from(tcp)
+            .send(bytes)
+            .map(|taken| (bytes.len(), taken))
+    })
+}
+
+/// One write of the caller's making, which answers how many bytes were offered, and taken.
+pub(crate) fn poll_send_with(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    send: impl Fn() -> io::Result<(usize, usize)>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        let mut written = 0;
+        let result = tcp.try_io(Interest::WRITABLE, || {
+            let (offered, taken) = send()?;
+            written = taken;
+            // A socket that took less is full. Saying so here, with the readiness it had before, saves the
+            // write that would only answer the same, and cannot lose a wake-up.
+            if taken < offered {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match result {
+            Ok(()) => return Poll::Ready(Ok(written)),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return Poll::Ready(Err(error));
+            }
+            Err(_) if written > 0 => return Poll::Ready(Ok(written)),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Ends the sending direction (FIN).
+pub(crate) fn shutdown_write(tcp: &TcpStream) -> io::Result<()> {
+    SockRef::from(tcp).shutdown(Shutdown::Write)
 }
 
 /// A connection that is reset (RST) when it is dropped, unless it was closed on purpose. So a relay that
 /// is aborted in the middle never looks like a clean end.
 #[derive(Debug)]
-pub struct ResetOnDrop(Option<TcpStream>);
+pub struct ResetOnDrop {
+    tcp: Option<TcpStream>,
+    ended_well: bool,
+}
 
 impl ResetOnDrop {
     /// Takes over the connection.
     #[must_use]
     pub const fn new(tcp: TcpStream) -> Self {
-        Self(Some(tcp))
+        Self {
+            tcp: Some(tcp),
+            ended_well: false,
+        }
     }
 
     /// The connection.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
-        self.0
+        self.tcp
             .as_ref()
             .expect("invariant: taken only by methods that consume self")
     }
@@ -81,7 +138,7 @@ impl ResetOnDrop {
     /// The connection, for changes.
     #[must_use]
     pub fn tcp_mut(&mut self) -> &mut TcpStream {
-        self.0
+        self.tcp
             .as_mut()
             .expect("invariant: taken only by methods that consume self")
     }
@@ -89,9 +146,14 @@ impl ResetOnDrop {
     /// The connection, no longer to be reset.
     #[must_use]
     pub fn into_inner(mut self) -> TcpStream {
-        self.0
+        self.tcp
             .take()
             .expect("invariant: taken only by methods that consume self")
+    }
+
+    /// From now on dropping closes the ordinary way: whoever used it has ended its direction in order.
+    pub(crate) const fn ended_well(&mut self) {
+        self.ended_well = true;
     }
 
     /// Closes the ordinary way.
@@ -107,7 +169,8 @@ impl ResetOnDrop {
 
 impl Drop for ResetOnDrop {
     fn drop(&mut self) {
-        if let Some(tcp) = self.0.take()
+        if let Some(tcp) = self.tcp.take()
+            && !self.ended_well
             && let Err(error) = net::reset(tcp)
         {
             tracing::debug!(%error, "the connection could not be reset and was closed");

@@ -55,7 +55,9 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, CertificateErr
     Ok(parse(certificate)?.validity().not_after.timestamp())
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
+pub(crate) fn parse<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, CertificateError> {
     match X509Certificate::from_der(certificate.as_ref()) {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(CertificateError::Malformed),

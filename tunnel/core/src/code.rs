@@ -25,7 +25,7 @@ pub const DISABLED: u32 = 0x108;
 pub const LIMIT: u32 = 0x109;
 /// The stream carried nothing for its idle time.
 pub const IDLE_TIMEOUT: u32 = 0x10a;
-/// TLS towards the resource failed.
+/// TLS at one of the ends failed in a way that has no code of its own below.
 pub const TLS_FAILED: u32 = 0x10b;
 /// The tunnel was drained and the deadline of the drain has passed.
 pub const DRAINED: u32 = 0x10c;
@@ -37,6 +37,24 @@ pub const REFUSED_RETRY: u32 = 0x10f;
 pub const TUNNEL_LOST: u32 = 0x110;
 /// A changed policy no longer permits the stream.
 pub const POLICY_CHANGED: u32 = 0x111;
+/// The other end's certificate is for other names.
+pub const TLS_NAME_MISMATCH: u32 = 0x120;
+/// Nobody who is trusted has issued the other end's certificate.
+pub const TLS_UNKNOWN_ISSUER: u32 = 0x121;
+/// The other end's certificate has expired.
+pub const TLS_EXPIRED: u32 = 0x122;
+/// The other end's certificate is not valid yet.
+pub const TLS_NOT_YET_VALID: u32 = 0x123;
+/// The other end ended the handshake with an alert.
+pub const TLS_HANDSHAKE_REFUSED: u32 = 0x124;
+/// The other end answered without TLS.
+pub const TLS_PLAIN_TEXT: u32 = 0x125;
+/// The other end did not finish the handshake in time.
+pub const TLS_TIMEOUT: u32 = 0x126;
+/// The other end closed the connection during the handshake.
+pub const TLS_CLOSED: u32 = 0x127;
+/// The other end's certificate cannot be used for another reason.
+pub const TLS_BAD_CERTIFICATE: u32 = 0x128;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -111,6 +129,15 @@ pub fn word(code: u32) -> &'static str {
         REFUSED_RETRY => "refused-retry",
         TUNNEL_LOST => "tunnel-lost",
         POLICY_CHANGED => "policy-changed",
+        TLS_NAME_MISMATCH => "tls-name-mismatch",
+        TLS_UNKNOWN_ISSUER => "tls-unknown-issuer",
+        TLS_EXPIRED => "tls-expired",
+        TLS_NOT_YET_VALID => "tls-not-yet-valid",
+        TLS_HANDSHAKE_REFUSED => "tls-handshake-refused",
+        TLS_PLAIN_TEXT => "tls-plain-text",
+        TLS_TIMEOUT => "tls-timeout",
+        TLS_CLOSED => "tls-closed",
+        TLS_BAD_CERTIFICATE => "tls-bad-certificate",
         INTERNAL => "internal",
         _ => "cancelled",
     }

@@ -1,0 +1,162 @@
+//! An established TLS connection: for [`crate::join`] the socket and its records apart, for everybody else
+//! [`AsyncRead`] and [`AsyncWrite`].
+//!
+//! Reading ends with 0 both after `close_notify` and after a bare end of the connection. Dropping resets the
+//! connection, unless it was shut down before.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::engine::{Engine, Fault};
+use crate::socket::{ResetOnDrop, poll_send, shutdown_write};
+
+/// A TLS connection over TCP, as client or server.
+pub struct TlsStream {
+    tcp: ResetOnDrop,
+    engine: Box<Engine>,
+    /// Our FIN is sent.
+    shut: bool,
+}
+
+impl TlsStream {
+    pub(super) fn new(tcp: ResetOnDrop, engine: Engine) -> Self {
+        Self {
+            tcp,
+            engine: Box::new(engine),
+            shut: false,
+        }
+    }
+
+    /// The connection under it: for its addresses and its error, not for its bytes.
+    #[must_use]
+    pub fn tcp(&self) -> &TcpStream {
+        self.tcp.tcp()
+    }
+
+    pub(crate) fn into_parts(self) -> (ResetOnDrop, Box<Engine>) {
+        (self.tcp, self.engine)
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        poll_flush(cx, self.tcp.tcp(), &mut self.engine)
+    }
+
+    fn poll_seal<'p>(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: impl Iterator<Item = &'p [u8]>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_drain(cx))?;
+        let tcp = self.tcp.tcp();
+        let count = poll_write(cx, tcp, &mut self.engine, pieces)?;
+        Poll::Ready(Ok(count))
+    }
+}
+
+/// Writes what the engine has for the socket.
+pub(crate) fn poll_flush(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    engine: &mut Engine,
+) -> Poll<io::Result<()>> {
+    while !engine.outgoing().is_empty() {
+        let count = ready!(poll_send(cx, tcp, engine.outgoing()))?;
+        engine.sent(count);
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// Seals a good write's worth of plaintext and offers it to the socket; what that does not take is to be
+/// flushed before the next. Answers how much plaintext was taken.
+pub(crate) fn poll_write<'p>(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    engine: &mut Engine,
+    pieces: impl Iterator<Item = &'p [u8]>,
+) -> Result<usize, Fault> {
+    engine.write(pieces, |sealed| match poll_send(cx, tcp, sealed) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Ok(0),
+    })
+}
+
+/// After a read: an answer of TLS itself, or an alert, leaves now if it can, else with the next write.
+pub(crate) fn answer(engine: &mut Engine, tcp: &TcpStream) {
+    if !engine.outgoing().is_empty()
+        && let Ok(count) = tcp.try_write(engine.outgoing())
+    {
+        engine.sent(count);
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        while !this.engine.has_something() {
+            let tcp = this.tcp.tcp_mut();
+            let filled = ready!(this.engine.poll_fill(cx, tcp, buffer.remaining()));
+            answer(&mut this.engine, this.tcp.tcp());
+            filled?;
+        }
+        this.engine.take_into(buffer);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_seal(cx, std::iter::once(bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_seal(cx, slices.iter().map(|slice| &**slice))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_drain(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shut {
+            return Poll::Ready(Ok(()));
+        }
+        self.engine.finish()?;
+        ready!(self.poll_drain(cx))?;
+        shutdown_write(self.tcp.tcp())?;
+        self.shut = true;
+        self.tcp.ended_well();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl fmt::Debug for TlsStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("tcp", &self.tcp)
+            .finish_non_exhaustive()
+    }
+}
