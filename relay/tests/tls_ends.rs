@@ -16,7 +16,7 @@ use sg_relay::{ByteCounters, EndReason, Ended, JoinOptions, LocalIo, StreamEnd, 
 use sg_tunnel_io::code;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const PROMPT: Duration = Duration::from_secs(1);
@@ -77,7 +77,7 @@ struct Pair {
     far: TcpStream,
     end: StreamEnd,
     counters: Arc<ByteCounters>,
-    joined: JoinHandle<Ended>,
+    joined: JoinSet<Ended>,
 }
 
 async fn pair(who: As) -> Pair {
@@ -96,7 +96,8 @@ async fn pair_with(who: As, idle_timeout: Option<Duration>) -> Pair {
         counters: Arc::clone(&counters),
         ..JoinOptions::default()
     };
-    let joined = tokio::task::spawn(join(ours, stream, options));
+    let mut joined = JoinSet::new();
+    joined.spawn(join(ours, stream, options));
     Pair {
         rig,
         program,
@@ -109,8 +110,13 @@ async fn pair_with(who: As, idle_timeout: Option<Duration>) -> Pair {
 
 impl Pair {
     async fn ended(&mut self) -> Ended {
-        timeout(LIMIT, &mut self.joined).await.unwrap().unwrap()
+        ended(&mut self.joined, LIMIT).await
     }
+}
+
+async fn ended(joined: &mut JoinSet<Ended>, limit: Duration) -> Ended {
+    let ended = timeout(limit, joined.join_next()).await.unwrap();
+    ended.unwrap().unwrap()
 }
 
 /// Until nothing more is taken for a moment.
@@ -221,7 +227,7 @@ async fn an_end_without_close_notify_is_the_end_of_that_direction() {
         end.unwrap();
         assert_eq!(received, b"last words");
         pair.far.shutdown().await.unwrap();
-        let joined = timeout(LIMIT, pair.joined).await.unwrap().unwrap();
+        let joined = ended(&mut pair.joined, LIMIT).await;
         assert_eq!(joined.reason, EndReason::Finished);
         drop(tcp);
     }
@@ -240,7 +246,7 @@ async fn an_end_within_a_record_and_a_broken_record_are_resets() {
                 tcp.shutdown().await.unwrap();
             }
             expect_reset(&mut pair.far).await;
-            let joined = timeout(LIMIT, pair.joined).await.unwrap().unwrap();
+            let joined = ended(&mut pair.joined, LIMIT).await;
             assert_eq!(joined.reason, EndReason::Ended(code::TLS_FAILED));
             let far = pair.rig.client_end().await.reason;
             assert_eq!(far, EndReason::StreamReset(code::TLS_FAILED));
@@ -255,7 +261,7 @@ async fn a_reset_by_the_program_reaches_the_far_side() {
         let mut pair = pair(who).await;
         reset(pair.program);
         expect_reset(&mut pair.far).await;
-        let joined = timeout(PROMPT, pair.joined).await.unwrap().unwrap();
+        let joined = ended(&mut pair.joined, PROMPT).await;
         assert_eq!(joined.reason, EndReason::TcpReset);
         let reason = pair.rig.client_end().await.reason;
         assert_eq!(reason, EndReason::StreamReset(code::PEER_RESET));
@@ -269,7 +275,7 @@ async fn a_reset_by_the_far_side_reaches_the_program_without_close_notify() {
         pair.far.set_zero_linger().unwrap();
         drop(pair.far);
         expect_reset(&mut pair.program).await;
-        let reason = timeout(PROMPT, pair.joined).await.unwrap().unwrap().reason;
+        let reason = ended(&mut pair.joined, PROMPT).await.reason;
         assert_eq!(reason, EndReason::StreamReset(code::PEER_RESET));
     }
 }
@@ -282,7 +288,7 @@ async fn a_reset_overtakes_data_that_nobody_reads() {
         assert!(written > 100_000, "{written}");
         fill(&mut pair.far).await;
         reset(pair.program);
-        let joined = timeout(PROMPT, pair.joined).await.unwrap().unwrap();
+        let joined = ended(&mut pair.joined, PROMPT).await;
         assert_eq!(joined.reason, EndReason::TcpReset);
         expect_reset(&mut pair.far).await;
     }
@@ -310,7 +316,7 @@ async fn a_broken_record_is_noticed_while_nobody_reads_the_bytes() {
     let mut tcp = pair.program.into_inner();
     let broken = [[23, 3, 3, 0, 32].as_slice(), &[9; 32]].concat();
     tcp.write_all(&broken).await.unwrap();
-    let joined = timeout(PROMPT, pair.joined).await.unwrap().unwrap();
+    let joined = ended(&mut pair.joined, PROMPT).await;
     assert_eq!(joined.reason, EndReason::Ended(code::TLS_FAILED));
     expect_reset(&mut pair.far).await;
 }
@@ -330,14 +336,14 @@ async fn an_idle_stream_ends_and_an_aborted_one_is_reset() {
     expect_reset(&mut idle.program).await;
     assert_eq!(idle.ended().await.reason, EndReason::IdleTimeout);
     let mut aborted = pair(As::Resource).await;
-    aborted.joined.abort();
+    aborted.joined.abort_all();
     expect_reset(&mut aborted.program).await;
 }
 
 #[tokio::test]
 async fn much_goes_both_ways_past_slow_readers() {
     for who in ALL {
-        let pair = pair(who).await;
+        let mut pair = pair(who).await;
         let (up, down) = (pattern(4, 20_000_000), pattern(5, 20_000_000));
         let (mut program_read, mut program_write) = tokio::io::split(pair.program);
         let (mut far_read, mut far_write) = pair.far.into_split();
@@ -368,7 +374,7 @@ async fn much_goes_both_ways_past_slow_readers() {
         got_up.1.unwrap();
         got_down.1.unwrap();
         assert!(got_up.0 == up && got_down.0 == down, "{who:?}");
-        let joined = timeout(LIMIT, pair.joined).await.unwrap().unwrap();
+        let joined = ended(&mut pair.joined, LIMIT).await;
         assert_eq!(joined.reason, EndReason::Finished);
     }
 }

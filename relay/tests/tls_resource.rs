@@ -10,6 +10,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use sg_relay::tls::{ResourceTls, ResourceTlsSettings, TlsError, TlsFacts, TlsStream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant};
 
 fn settings(certificates: &[&CertificateDer<'static>]) -> ResourceTlsSettings {
@@ -22,7 +23,7 @@ fn settings(certificates: &[&CertificateDer<'static>]) -> ResourceTlsSettings {
 async fn connect(
     settings: ResourceTlsSettings,
     server: Arc<ServerConfig>,
-) -> Result<(TlsStream, TlsFacts), TlsError> {
+) -> Result<(TlsStream, TlsFacts, JoinSet<()>), TlsError> {
     let (near, far) = connection().await;
     let echo = async move {
         if let Ok(tls) = tokio_rustls::TlsAcceptor::from(server).accept(far).await {
@@ -31,18 +32,18 @@ async fn connect(
             drop(write.shutdown().await);
         }
     };
-    let echo = tokio::task::spawn(echo);
     let tls = ResourceTls::new(settings).unwrap();
-    let result = tls.connect(near, soon()).await;
-    drop(echo);
-    result
+    let mut echoes = JoinSet::new();
+    echoes.spawn(echo);
+    let (stream, facts) = tls.connect(near, soon()).await?;
+    Ok((stream, facts, echoes))
 }
 
 async fn expect(settings: ResourceTlsSettings, own: &Own, word: &str) -> String {
     for only_12 in [false, true] {
         let result = connect(settings.clone(), server(own, None, only_12)).await;
         match result {
-            Ok((mut stream, facts)) => {
+            Ok((mut stream, facts, _echo)) => {
                 assert_eq!(word, "ok");
                 stream.write_all(b"hello").await.unwrap();
                 stream.shutdown().await.unwrap();
@@ -127,7 +128,8 @@ async fn an_uploaded_certificate_is_accepted_as_such_with_its_dates_and_name() {
 #[tokio::test]
 async fn one_of_many_uploaded_certificates_suffices() {
     let cas: Vec<_> = (0..7).map(|n| Ca::new(&format!("ca {n}"))).collect();
-    let pem = |ca: &Ca| sg_runtime::identity::certificates_to_pem(&[ca.certificate.clone()]);
+    let pem =
+        |ca: &Ca| sg_runtime::identity::certificates_to_pem(std::slice::from_ref(&ca.certificate));
     // Four in one PEM bundle, three as DER.
     let bundle: String = cas[..4].iter().map(pem).collect();
     let mut files = vec![bundle.into_bytes()];
@@ -155,7 +157,7 @@ async fn addresses_are_checked_as_such_and_nothing_is_checked_when_that_is_asked
 
     let mut anything = settings(&[]);
     anything.verify = false;
-    let (_, facts) = connect(
+    let (_, facts, _) = connect(
         anything,
         server(&Own::self_signed(&Wish::expired()), None, false),
     )

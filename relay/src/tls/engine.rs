@@ -310,10 +310,7 @@ impl Engine {
     }
 
     /// Lets `write` use the session for sending; false if it no longer sends.
-    fn with_traffic(
-        &mut self,
-        write: &mut dyn FnMut(&mut dyn Seal) -> Result<(), EncryptError>,
-    ) -> Result<bool, Fault> {
+    fn with_traffic(&mut self, write: &mut Write<'_>) -> Result<bool, Fault> {
         let mut done = false;
         let mut wrapped = |seal: &mut dyn Seal| {
             done = true;
@@ -432,6 +429,9 @@ impl Engine {
     }
 }
 
+/// What is done with a session that can send.
+type Write<'a> = dyn FnMut(&mut dyn Seal) -> Result<(), EncryptError> + 'a;
+
 /// One state of the session, handled.
 struct Step<'a> {
     plain: &'a mut BytesMut,
@@ -440,7 +440,7 @@ struct Step<'a> {
     outgoing: &'a mut Vec<u8>,
     ended: &'a mut bool,
     /// What to do when the session can send.
-    write: Option<&'a mut dyn FnMut(&mut dyn Seal) -> Result<(), EncryptError>>,
+    write: Option<&'a mut Write<'a>>,
 }
 
 impl Step<'_> {

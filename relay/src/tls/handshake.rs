@@ -38,9 +38,8 @@ pub(super) async fn run(
     loop {
         let result = engine.process_incoming();
         let written = flush(tcp, engine).await;
-        if let Err(error) = result {
-            return Err(error);
-        }
+        // First, because it is the cause.
+        result?;
         written?;
         if !engine.state().is_handshaking() {
             engine.incoming.shrink_to_fit();
