@@ -37,6 +37,16 @@ pub const REFUSED_RETRY: u32 = 0x10f;
 pub const TUNNEL_LOST: u32 = 0x110;
 /// A changed policy no longer permits the stream.
 pub const POLICY_CHANGED: u32 = 0x111;
+/// The SOCKS proxy before the resource cannot be reached.
+pub const SOCKS_UNREACHABLE: u32 = 0x130;
+/// The SOCKS proxy before the resource does not answer.
+pub const SOCKS_TIMEOUT: u32 = 0x131;
+/// The SOCKS proxy before the resource does not let this user through.
+pub const SOCKS_AUTH: u32 = 0x132;
+/// The SOCKS proxy before the resource refused the connection.
+pub const SOCKS_REFUSED: u32 = 0x133;
+/// What should be a SOCKS proxy before the resource does not speak like one.
+pub const SOCKS_PROTOCOL: u32 = 0x134;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -111,6 +121,11 @@ pub fn word(code: u32) -> &'static str {
         REFUSED_RETRY => "refused-retry",
         TUNNEL_LOST => "tunnel-lost",
         POLICY_CHANGED => "policy-changed",
+        SOCKS_UNREACHABLE => "socks-unreachable",
+        SOCKS_TIMEOUT => "socks-timeout",
+        SOCKS_AUTH => "socks-auth",
+        SOCKS_REFUSED => "socks-refused",
+        SOCKS_PROTOCOL => "socks-protocol",
         INTERNAL => "internal",
         _ => "cancelled",
     }
