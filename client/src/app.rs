@@ -123,6 +123,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
         boot_id: crypto::random_bytes(),
         name: settings.name.clone(),
         tls,
+        proxy: settings.proxy.clone(),
         streams: TaskPool::new("streams", MOST_STREAMS),
         tunnel_config,
         board,

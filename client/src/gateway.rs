@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use crate::acl::AclState;
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
+use crate::proxy::Proxy;
 use crate::session::{Order, Report, Session, SessionEnd, establish};
 use crate::stream::DialGate;
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
@@ -42,6 +43,8 @@ pub struct Shared {
     pub name: String,
     /// How to connect to nodes.
     pub tls: ClientTls,
+    /// What stands between them and this client.
+    pub proxy: Option<Proxy>,
     /// Bounds the streams of the process.
     pub streams: TaskPool,
     /// What a new tunnel gets; they all share its memory budget.

@@ -21,6 +21,7 @@ pub mod gateway;
 pub mod identity;
 pub mod metrics;
 pub mod options;
+pub mod proxy;
 pub mod session;
 pub mod stream;
 pub mod supervisor;

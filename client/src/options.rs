@@ -6,6 +6,7 @@
 
 mod args;
 mod lists;
+mod proxy;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use sg_runtime::tls::Trust;
 
 pub use self::args::Args;
 use crate::acl;
+use crate::proxy::Proxy;
 
 /// Where admin HTTP listens unless `--admin-listen` says otherwise.
 pub const ADMIN_DEFAULT: SocketAddr =
@@ -39,6 +41,8 @@ pub struct Settings {
     pub gateways: Vec<GatewaySettings>,
     /// Whom the nodes' certificates must come from.
     pub trust: Trust,
+    /// What stands between this client and the nodes.
+    pub proxy: Option<Proxy>,
     /// Tunnels to each node, 1 to 16.
     pub connections: u32,
     /// What happens after a failed attempt or a lost tunnel.
@@ -113,6 +117,7 @@ impl Args {
         let tokens = self.tokens(count)?;
         let addresses = self.addresses(count)?;
         let acl_files = self.acl_files(count, &mut notices)?;
+        let proxy = self.read_proxy(&mut notices)?;
         let local_acl = match &self.local_acl {
             Some(path) => Some(read_acl("--local-acl", path, &mut notices)?),
             None => None,
@@ -134,6 +139,7 @@ impl Args {
             reconnect: self.reconnect()?,
             log_filter: self.log_filter(count, &mut notices)?,
             trust: self.ca,
+            proxy,
             connections: self.connections,
             local_acl,
             data_dir: self.data_dir,
@@ -368,10 +374,6 @@ impl Args {
             (
                 self.port.is_some(),
                 "-P is not in effect: there is no local page yet",
-            ),
-            (
-                self.proxy.is_some(),
-                "-x is not in effect: the client connects without a proxy",
             ),
             (
                 self.logpath.is_some(),

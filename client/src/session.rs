@@ -118,7 +118,8 @@ impl Session {
     async fn connect(&self) -> Result<(NodeStream, NodeId, Accepted), ConnectError> {
         sleep(self.after).await;
         let shared = &self.gateway.shared;
-        let (mut stream, node) = establish::connect(&self.address, &shared.tls).await?;
+        let (mut stream, node) =
+            establish::connect(&self.address, &shared.tls, shared.proxy.as_ref()).await?;
         self.report(Report::Identified(node.clone())).await;
         // The owner answers every report, and its end is an order to close.
         ordered(self.orders.clone(), |order| order >= Order::Proceed).await;

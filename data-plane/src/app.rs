@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::balancers::Balancers;
 use crate::config::Settings;
 use crate::control::{self, Control, channel};
 use crate::enroll::{self, EnrollError, Identity};
@@ -372,6 +373,7 @@ fn node(
         streams: OpenStreams::default(),
         hold: Hold::new(),
         half_open: Places::new(handshakes, per_source),
+        balancers: Balancers::new(settings.trusted_proxies.clone()),
         sources: Places::new(0, settings.streams_per_source),
         tunnel_config,
         board,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Parser;
-use sg_model::{Host, HostPort, Name, PortRange};
+use sg_model::{Host, HostPort, IpRange, Name, PortRange};
 use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::{CommonArgs, Invalid};
@@ -54,9 +54,9 @@ pub struct Args {
     /// What cloud destinations may reach from here; nothing without it
     #[arg(long, value_name = "HOST[:PORT]|CIDR[:PORT]", value_delimiter = ',')]
     pub cloud_allow: Vec<String>,
-    /// Proxies whose word about the user's address is taken
+    /// Balancers in front of this node, which tell who connects by the PROXY protocol, and have to
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    pub trusted_proxies: Vec<String>,
+    pub trusted_proxies: Vec<IpRange>,
     /// What tunnels may take
     #[command(flatten)]
     pub limits: TunnelLimits,
@@ -89,6 +89,7 @@ pub struct Settings {
     /// Handshakes under way: in all, and of one source address.
     pub(crate) handshakes: (u32, u32),
     pub(crate) streams_per_source: u32,
+    pub(crate) trusted_proxies: Vec<IpRange>,
 }
 
 impl Args {
@@ -128,6 +129,7 @@ impl Args {
             limits: self.limits,
             handshakes: (self.limit_handshakes, self.limit_handshakes_per_source),
             streams_per_source: self.limit_streams_per_source,
+            trusted_proxies: self.trusted_proxies,
         })
     }
 }
@@ -192,6 +194,10 @@ mod tests {
             "127.0.0.0/8",
             "--cloud-allow",
             "::1/128",
+            "--trusted-proxies",
+            "10.0.0.0/8,192.0.2.1",
+            "--trusted-proxies",
+            "2001:db8::/32",
         ];
         let settings = check(&flags).unwrap();
         let found: Vec<_> = settings
@@ -200,6 +206,12 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(found, ["a:1", "b:2"]);
+        let trusted: Vec<_> = settings
+            .trusted_proxies
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(trusted, ["10.0.0.0/8", "192.0.2.1", "2001:db8::/32"]);
     }
 
     #[test]

@@ -16,12 +16,14 @@ use sg_model::{
 };
 use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
+use sg_relay::proxy_protocol::HeaderError;
 use sg_relay::{
     EndReason, JoinOptions, Parties, ResetOnDrop, StreamAccount, TcpEnd, join, socket_error, tune,
 };
 use sg_tunnel_io::{OpenError, TunnelStream, code};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
+use crate::balancers::Ends;
 use crate::listener::{Accepted, Occupancy, Occupied};
 use crate::node::Node;
 use crate::places::Place;
@@ -43,13 +45,26 @@ pub(crate) async fn serve(
     destination: DestinationId,
     occupancy: Occupancy,
 ) {
-    let Accepted { tcp, user, opening } = accepted;
+    let Accepted {
+        mut tcp,
+        peer,
+        opening,
+    } = accepted;
+    let ends = match node.balancers.ends(tcp.tcp_mut(), peer).await {
+        Ok(ends) => ends,
+        Err(HeaderError::Probe) => return,
+        Err(error) => {
+            tracing::debug!(%destination, %peer, %error, "connection reset");
+            return close_books(&node, peer, &destination, error.as_str());
+        }
+    };
+    tracing::trace!(%peer, user = %ends.user, local = ?ends.local, "a user connects");
     let registered = node.streams.register(destination.clone());
     // Boxed, so that an open stream does not keep the room that its opening needed.
     let opened = Box::pin(open(
         &node,
         &tcp,
-        user,
+        ends,
         &destination,
         &registered,
         &occupancy,
@@ -72,6 +87,7 @@ pub(crate) async fn serve(
     let ended = join(tcp.into_inner(), opened.stream, options).await;
     account.set_reason(ended.reason.as_str());
     if ended.reason == EndReason::TunnelLost {
+        let user = ends.user;
         tracing::debug!(client = %session.client_id, %user, "stream lost with its tunnel");
     }
 }
@@ -82,11 +98,16 @@ pub(crate) fn refuse(node: &Node, user: SocketAddr, destination: &DestinationId)
         let limit = node.connections.limit();
         tracing::warn!(%destination, limit, unlogged, "connection reset: this node has as many as it can");
     }
+    close_books(node, user, destination, code::word(code::LIMIT));
+}
+
+/// Opens and closes the books of a connection of which nothing is to be decided any more.
+fn close_books(node: &Node, user: SocketAddr, destination: &DestinationId, reason: Refusal) {
     let config = node.config();
     let destination = config.destination(destination);
     let gateway = destination.and_then(|d| config.gateway(&d.gateway));
     if let (Some(destination), Some(gateway)) = (destination, gateway) {
-        begin(node, gateway, destination, user).set_reason(code::word(code::LIMIT));
+        begin(node, gateway, destination, user).set_reason(reason);
     }
 }
 
@@ -105,11 +126,12 @@ struct Opened {
 async fn open(
     node: &Node,
     tcp: &ResetOnDrop,
-    user: SocketAddr,
+    ends: Ends,
     destination: &DestinationId,
     registered: &Registered,
     occupancy: &Occupancy,
 ) -> Option<Opened> {
+    let user = ends.user;
     let config = node.config();
     let Some(destination) = config.destination(destination) else {
         tracing::debug!(%destination, "connection reset: the destination is gone");
@@ -133,7 +155,7 @@ async fn open(
         gateway,
         destination,
         registered,
-        user,
+        ends,
     };
     // Offered only if there is room for one more.
     let compression = Grant::take(destination.compression);
@@ -210,7 +232,7 @@ pub(crate) fn permit(
 /// What the client is told of a stream or flow.
 pub(crate) fn metadata(
     destination: &Destination,
-    user: SocketAddr,
+    ends: Ends,
     acl: AclVersion,
     offer: Compression,
 ) -> Bytes {
@@ -224,7 +246,7 @@ pub(crate) fn metadata(
         connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
         acl_epoch: acl.epoch,
         acl_generation: acl.generation,
-        user_address: user.to_string(),
+        user_address: ends.user.to_string(),
         compression: match offer {
             Compression::None => String::new(),
             offer => offer.to_string(),
@@ -254,7 +276,7 @@ struct Connection<'a> {
     gateway: &'a Gateway,
     destination: &'a Destination,
     registered: &'a Registered,
-    user: SocketAddr,
+    ends: Ends,
 }
 
 impl Connection<'_> {
@@ -265,7 +287,7 @@ impl Connection<'_> {
         offer: Compression,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        if tune(tcp.tcp()).is_err() {
+        if tune(tcp.tcp(), None).is_err() {
             return Err("tcp-reset");
         }
         let acl = permit(
@@ -291,7 +313,7 @@ impl Connection<'_> {
         offer: Compression,
         account: &mut StreamAccount,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let metadata = metadata(self.destination, self.user, acl, offer);
+        let metadata = metadata(self.destination, self.ends, acl, offer);
         let mut tried = Vec::new();
         let mut held = false;
         let mut last: Option<Refusal> = None;

@@ -20,6 +20,7 @@
 //! immutable snapshots of it.
 
 pub mod app;
+mod balancers;
 pub mod config;
 mod connection;
 mod control;

@@ -50,7 +50,8 @@ impl Drop for Occupied {
 pub(crate) struct Accepted {
     /// Reset when it is dropped, so that no failure looks like a clean end.
     pub(crate) tcp: ResetOnDrop,
-    pub(crate) user: SocketAddr,
+    /// The user, or a balancer that will say who the user is.
+    pub(crate) peer: SocketAddr,
     /// Counted until its stream is open.
     pub(crate) opening: OpeningPlace,
 }
@@ -94,10 +95,10 @@ fn take(
     occupancy: &Occupancy,
 ) -> bool {
     match accepted {
-        Ok((tcp, user)) => {
+        Ok((tcp, peer)) => {
             let accepted = Accepted {
                 tcp: ResetOnDrop::new(tcp),
-                user,
+                peer,
                 opening: node.opening.enter(),
             };
             match node.connections.reserve() {
@@ -107,7 +108,7 @@ fn take(
                     destination.clone(),
                     occupancy.clone(),
                 )),
-                Err(_) => connection::refuse(node, user, destination),
+                Err(_) => connection::refuse(node, peer, destination),
             }
             true
         }

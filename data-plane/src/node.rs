@@ -11,6 +11,7 @@ use sg_runtime::tasks::TaskPool;
 use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
+use crate::balancers::Balancers;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::places::Places;
@@ -30,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) hold: Hold,
     /// Connections to the tunnel listener that have not said yet who they are.
     pub(crate) half_open: Places,
+    /// Who says by the PROXY protocol who connects.
+    pub(crate) balancers: Balancers,
     /// Users' streams by source address.
     pub(crate) sources: Places,
     /// What a new tunnel gets; they all share its memory budget.

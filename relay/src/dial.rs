@@ -1,7 +1,11 @@
 //! Connects to a resource: resolves its name, tries its addresses in turn with a short head start each,
-//! and says in one word why it did not work.
+//! and says in one word why it did not work. A resource behind a SOCKS proxy is reached the same way, with the proxy
+//! in its place, and then asked for there.
+//!
+//! Start with [`Dial::run`].
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::{Arc, LazyLock};
@@ -17,6 +21,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::socket::tune;
+use crate::socks::{self, Socks, SocksError, Stage, Target};
 
 /// Head start of an address before the next one is tried beside it.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -49,6 +54,9 @@ pub enum DialError {
     /// This machine is to blame: out of descriptors, ports or memory.
     #[error("this machine cannot connect: {0}")]
     Local(#[source] io::Error),
+    /// The proxy before it did not help.
+    #[error(transparent)]
+    Socks(#[from] SocksError),
 }
 
 impl DialError {
@@ -63,6 +71,7 @@ impl DialError {
             Self::NotPermitted => code::ACL_DENIED,
             // Nothing was done for the stream, and another machine may well be able to.
             Self::Local(_) => code::REFUSED_RETRY,
+            Self::Socks(error) => error.code(),
         }
     }
 
@@ -101,10 +110,22 @@ impl DialError {
         }
     }
 
+    /// Whether another address of the resource may do better.
+    fn of_resource(&self) -> bool {
+        use SocksError as S;
+        match self {
+            Self::Socks(error) => matches!(
+                error,
+                S::Refused(_) | S::ResourceRefused | S::ResourceUnreachable
+            ),
+            _ => false,
+        }
+    }
+
     /// How much it says about the resource: of several addresses, the most telling failure is reported.
     pub(crate) fn weight(&self) -> u8 {
         match self {
-            Self::Refused => 5,
+            Self::Refused | Self::Socks(_) => 5,
             Self::Timeout => 4,
             Self::Unreachable => 3,
             // As for an address of a family that this machine does not have.
@@ -115,24 +136,162 @@ impl DialError {
     }
 }
 
-/// Connects to `resource` within `limit`, name resolution included. Only addresses that `permit` lets through
-/// are tried. The connection has its options set ([`crate::tune`]).
+/// Which addresses may be connected to.
+pub type Permit<'a> = dyn Fn(&IpAddr) -> bool + Send + Sync + 'a;
+
+/// A connection to be made.
+#[derive(Clone, Copy)]
+pub struct Dial<'a> {
+    /// Where to.
+    pub resource: &'a HostPort,
+    /// How long it may take, name resolution included.
+    pub limit: Duration,
+    /// Which addresses of the resource may be tried. It is not asked about a name that a SOCKS proxy resolves: nobody
+    /// here learns the address then, and the name is all that can be decided by.
+    pub permit: &'a Permit<'a>,
+    /// The proxy on the way.
+    pub via: Option<Via<'a>>,
+    /// For [`tune`].
+    pub keepalive: Option<Duration>,
+}
+
+/// A SOCKS proxy on the way to a resource.
+#[derive(Clone, Copy)]
+pub struct Via<'a> {
+    /// The proxy.
+    pub socks: &'a Socks,
+    /// Which addresses of the proxy may be tried.
+    pub permit: &'a Permit<'a>,
+}
+
+/// A connection that was made. Its options are set.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection.
+    pub tcp: TcpStream,
+    /// The resource's address; `None`: only a proxy knows it.
+    pub address: Option<IpAddr>,
+}
+
+/// Connects to `resource` itself, as [`Dial::run`] does.
 ///
 /// # Errors
 /// [`DialError`].
 pub async fn dial(
     resource: &HostPort,
     limit: Duration,
-    permit: impl Fn(&IpAddr) -> bool + Send,
+    permit: impl Fn(&IpAddr) -> bool + Send + Sync,
 ) -> Result<TcpStream, DialError> {
-    let attempt = async {
-        let found = resolve(resource).await?;
-        let permitted = found.into_iter().filter(|a| permit(&a.ip())).collect();
-        race(interleave(permitted)).await
+    let dial = Dial {
+        resource,
+        limit,
+        permit: &permit,
+        via: None,
+        keepalive: None,
     };
-    timeout(limit, attempt)
-        .await
-        .unwrap_or(Err(DialError::Timeout))
+    dial.run().await.map(|dialled| dialled.tcp)
+}
+
+impl Dial<'_> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn run(self) -> Result<Dialled, DialError> {
+        let Some(via) = self.via else {
+            return timeout(self.limit, self.directly())
+                .await
+                .unwrap_or(Err(DialError::Timeout));
+        };
+        let mut stage = Stage::default();
+        let attempt = timeout(self.limit, self.through(via, &mut stage)).await;
+        attempt.unwrap_or_else(|_| match stage {
+            Stage::Greeting => Err(SocksError::Timeout.into()),
+            Stage::Asked => Err(DialError::Timeout),
+        })
+    }
+
+    async fn directly(&self) -> Result<Dialled, DialError> {
+        let permitted = permitted(self.resource, self.permit).await?;
+        let tcp = race(interleave(permitted), self.keepalive).await?;
+        let address = tcp.peer_addr().ok().map(|address| address.ip());
+        Ok(Dialled { tcp, address })
+    }
+
+    async fn through(&self, via: Via<'_>, stage: &mut Stage) -> Result<Dialled, DialError> {
+        match self.resource.host() {
+            Host::Name(name) if via.socks.version.resolves() => {
+                let target = Target::Name(name, self.resource.port());
+                let tcp = self.ask(via, target, stage).await?;
+                return Ok(Dialled { tcp, address: None });
+            }
+            Host::Name(_) | Host::Ip(_) => {}
+        }
+        let mut addresses = interleave(permitted(self.resource, self.permit).await?);
+        if !via.socks.version.carries_v6() && addresses.iter().any(SocketAddr::is_ipv4) {
+            addresses.retain(SocketAddr::is_ipv4);
+        }
+        // One after the other: each is a connection to the proxy, and it is the proxy that has to wait.
+        let mut telling = DialError::NotPermitted;
+        for address in addresses {
+            *stage = Stage::default();
+            match self.ask(via, Target::Address(address), stage).await {
+                Ok(tcp) => {
+                    let address = Some(address.ip());
+                    return Ok(Dialled { tcp, address });
+                }
+                Err(error) if error.of_resource() => telling = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(telling)
+    }
+
+    /// Connects to the proxy and has it connect to `target`.
+    async fn ask(
+        &self,
+        via: Via<'_>,
+        target: Target<'_>,
+        stage: &mut Stage,
+    ) -> Result<TcpStream, DialError> {
+        let found = permitted(&via.socks.address, via.permit).await;
+        let connected = match found {
+            Ok(found) => race(interleave(found), self.keepalive).await,
+            Err(error) => Err(error),
+        };
+        let mut tcp = connected.map_err(|error| match error {
+            DialError::Refused => SocksError::Unreachable("it refused the connection").into(),
+            DialError::Unreachable => SocksError::Unreachable("no route to its host").into(),
+            DialError::NameUnknown => SocksError::Unreachable("its name has no address").into(),
+            DialError::Timeout => SocksError::Timeout.into(),
+            DialError::NotPermitted | DialError::Local(_) | DialError::Socks(_) => error,
+        })?;
+        socks::handshake(&mut tcp, via.socks, target, stage).await?;
+        Ok(tcp)
+    }
+}
+
+impl fmt::Debug for Dial<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dial")
+            .field("resource", self.resource)
+            .field("limit", &self.limit)
+            .field("via", &self.via)
+            .field("keepalive", &self.keepalive)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Via<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socks.fmt(f)
+    }
+}
+
+async fn permitted(host: &HostPort, permit: &Permit<'_>) -> Result<Vec<SocketAddr>, DialError> {
+    let mut found = resolve(host).await?;
+    found.retain(|address| permit(&address.ip()));
+    Ok(found)
 }
 
 /// The addresses of a resource, as the resolver orders them.
@@ -197,12 +356,15 @@ pub(crate) fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
     order
 }
 
-async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<TcpStream, DialError> {
+async fn race(
+    mut addresses: VecDeque<SocketAddr>,
+    keepalive: Option<Duration>,
+) -> Result<TcpStream, DialError> {
     let mut attempts = FuturesUnordered::new();
     let mut telling = DialError::NotPermitted;
     loop {
         if let Some(address) = addresses.pop_front() {
-            attempts.push(connect(address));
+            attempts.push(connect(address, keepalive));
         } else if attempts.is_empty() {
             return Err(telling);
         }
@@ -223,7 +385,7 @@ async fn race(mut addresses: VecDeque<SocketAddr>) -> Result<TcpStream, DialErro
     }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
+async fn connect(address: SocketAddr, keepalive: Option<Duration>) -> Result<TcpStream, DialError> {
     let tcp = TcpStream::connect(address)
         .await
         .map_err(DialError::from_connect)?;
@@ -232,7 +394,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
     if tcp.local_addr().is_ok_and(|local| local == address) {
         return Err(DialError::Refused);
     }
-    tune(&tcp).map_err(|_| DialError::Refused)?;
+    tune(&tcp, keepalive).map_err(|_| DialError::Refused)?;
     Ok(tcp)
 }
 

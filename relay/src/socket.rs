@@ -16,14 +16,18 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Sets the options of a relayed connection: no delay, and keepalive, so that a peer that vanished is
-/// noticed after about two minutes.
+/// Sets the options of a relayed connection: no delay, and keepalive, which asks a peer that has been silent for so
+/// long whether it is still there. By default after a minute, so that a peer that vanished is noticed after about
+/// two.
 ///
 /// # Errors
-/// When the connection is gone already.
-pub fn tune(tcp: &TcpStream) -> io::Result<()> {
+/// When the connection is gone already, or the system does not take the time (it takes whole seconds, at least one).
+pub fn tune(tcp: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
+    let idle = keepalive.unwrap_or(KEEPALIVE_IDLE);
+    // Who wants to know early also wants the further questions early.
+    let interval = KEEPALIVE_INTERVAL.min(idle);
     net::set_nodelay(tcp)?;
-    net::set_keepalive(tcp, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES)
+    net::set_keepalive(tcp, idle, interval, KEEPALIVE_PROBES)
 }
 
 /// Waits until the connection has failed: reset by its peer, or given up by keepalive. Notices it while
@@ -174,6 +178,34 @@ impl Drop for ResetOnDrop {
             && let Err(error) = net::reset(tcp)
         {
             tracing::debug!(%error, "the connection could not be reset and was closed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keepalive_is_as_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let socket = SockRef::from(&tcp);
+        for (asked, idle, interval) in [(None, 60, 15), (Some(5), 5, 5), (Some(7200), 7200, 15)] {
+            tune(&tcp, asked.map(Duration::from_secs)).unwrap();
+            assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+            let found = (
+                socket.tcp_keepalive_time().unwrap().as_secs(),
+                socket.tcp_keepalive_interval().unwrap().as_secs(),
+            );
+            assert_eq!(found, (idle, interval), "{asked:?}");
         }
     }
 }

@@ -90,9 +90,13 @@ pub struct Args {
     #[arg(short = 'w', long, alias = "w", value_name = "PASSWORD", value_parser = secret)]
     pub password: Option<Secret<String>>,
 
-    /// Accepted and not in effect: proxy for the tunnels
-    #[arg(short = 'x', long, alias = "x", value_name = "URL", value_parser = secret)]
+    /// Proxy for the tunnels: http:// or socks5://[USER:PASSWORD@]HOST:PORT; for a password prefer --proxy-file
+    #[arg(short = 'x', long, alias = "x", value_name = "URL", value_parser = secret, conflicts_with = "proxy_file")]
     pub proxy: Option<Secret<String>>,
+
+    /// File with the proxy's URL
+    #[arg(long, value_name = "FILE")]
+    pub proxy_file: Option<PathBuf>,
 
     /// Accepted: there is no local page yet
     #[arg(long = "noUI", alias = "no-ui")]

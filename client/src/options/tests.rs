@@ -74,8 +74,7 @@ fn every_option_of_old_scripts_is_accepted_and_what_does_nothing_is_said() {
         ("--P 9003", "-P is not in effect"),
         ("-w secret", "-w is not in effect"),
         ("--w secret", "-w is not in effect"),
-        ("-x http://proxy:3128", "-x is not in effect"),
-        ("--x http://proxy:3128", "-x is not in effect"),
+        ("-x http://me:secret@proxy:3128", "--proxy-file"),
         ("--allow", "--allow is not in effect"),
         ("--service", "--service"),
     ] {
@@ -85,6 +84,33 @@ fn every_option_of_old_scripts_is_accepted_and_what_does_nothing_is_said() {
         assert!(
             !notices[0].contains("secret ") && !notices[0].contains("sgt_a"),
             "{notices:?}"
+        );
+    }
+}
+
+#[test]
+fn a_proxy_is_given_as_a_flag_or_in_a_file() {
+    let address = |line: &str| {
+        let proxy = settings(line).proxy;
+        proxy.map(|proxy| proxy.address().to_string())
+    };
+    assert_eq!(address("g1 -g n:1"), None);
+    for flag in ["-x", "--x", "--proxy"] {
+        let line = format!("g1 -g n:1 {flag} socks5://proxy:1080");
+        assert_eq!(address(&line), some("proxy:1080"), "{flag}");
+        assert!(settings(&line).notices.is_empty());
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "http://me:hidden@proxy:3128\n").unwrap();
+    let line = format!("g1 -g n:1 --proxy-file {}", file.path().display());
+    assert_eq!(address(&line), some("proxy:3128"));
+    assert!(settings(&line).notices.is_empty());
+    assert!(check(&format!("{line} -x http://proxy:1")).is_err());
+    for bad in ["ftp://me:hidden@p:1", "http://me:hidden@p:0"] {
+        let error = check(&format!("g1 -g n:1 -x {bad}")).unwrap_err();
+        assert!(
+            error.contains("--proxy") && !error.contains("hidden"),
+            "{error}"
         );
     }
 }

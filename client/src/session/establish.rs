@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::proxy::{Proxy, ProxyError};
 use crate::supervisor::Retry;
 
 /// The protocol that a node must agree on in the TLS handshake.
@@ -36,6 +37,9 @@ pub enum ConnectError {
     /// No TCP connection.
     #[error("cannot connect: {0}")]
     Dial(#[from] DialError),
+    /// No way through the proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// No TLS connection, or not to somebody trusted.
     #[error(transparent)]
     Tls(#[from] tls::Error),
@@ -75,6 +79,7 @@ impl ConnectError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Dial(error) => error.as_str(),
+            Self::Proxy(error) => error.reason(),
             Self::Tls(error) | Self::HelloLost(error) => error.reason(),
             Self::Protocol => "wrong-protocol",
             Self::Identity => "no-identity",
@@ -90,6 +95,7 @@ impl ConnectError {
     pub fn retry(&self) -> Retry {
         let soon = match self {
             Self::Dial(_) | Self::HelloTimeout | Self::Unwanted => true,
+            Self::Proxy(error) => error.retryable(),
             Self::Tls(error) | Self::HelloLost(error) => error.retryable(),
             Self::Protocol | Self::Identity | Self::Hello(_) => false,
             Self::Refused { retry, .. } => *retry,
@@ -104,15 +110,19 @@ impl ConnectError {
     }
 }
 
-/// Dials and runs the TLS handshake; answers who is at the other end.
+/// Dials, through the proxy if there is one, and runs the TLS handshake; answers who is at the other end.
 ///
 /// # Errors
 /// [`ConnectError`].
 pub async fn connect(
     address: &HostPort,
     tls: &ClientTls,
+    proxy: Option<&Proxy>,
 ) -> Result<(NodeStream, NodeId), ConnectError> {
-    let tcp = sg_relay::dial(address, DIAL_TIMEOUT, |_| true).await?;
+    let tcp = match proxy {
+        None => sg_relay::dial(address, DIAL_TIMEOUT, |_| true).await?,
+        Some(proxy) => proxy.connect(address, DIAL_TIMEOUT).await?,
+    };
     if let Err(error) = sg_tunnel_io::socket::tune(&tcp) {
         tracing::debug!(%address, %error, "the socket's options could not be set");
     }

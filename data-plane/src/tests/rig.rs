@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::balancers::Balancers;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
@@ -45,6 +46,10 @@ pub(crate) const TOKEN: &str = "sgt_0123";
 
 /// A node without its surroundings.
 pub(crate) fn node() -> (Arc<Node>, Metrics) {
+    node_behind(Balancers::default())
+}
+
+fn node_behind(balancers: Balancers) -> (Arc<Node>, Metrics) {
     let metrics = Metrics::new("test", "0");
     let node_metrics = NodeMetrics::register(&metrics);
     let tunnel_config = Config::default();
@@ -57,6 +62,7 @@ pub(crate) fn node() -> (Arc<Node>, Metrics) {
         streams: OpenStreams::default(),
         hold: Hold::new(),
         half_open: Places::new(1000, 200),
+        balancers,
         sources: Places::new(0, 0),
         board: TunnelBoard::new(Arc::clone(&tunnel_config.budget)),
         tunnel_config,
@@ -80,6 +86,8 @@ pub(crate) struct Rig {
     /// Answers every byte with itself.
     pub(crate) resource: SocketAddr,
     pub(crate) stop: CancellationToken,
+    /// What connections to the tunnel listener begin with.
+    pub(crate) header: &'static [u8],
     desired: watch::Sender<Arc<NodeConfig>>,
     applied: watch::Receiver<Arc<Applied>>,
     client_tls: Box<dyn Fn(&Credentials) -> ClientTls>,
@@ -133,8 +141,13 @@ impl Offer {
 
 impl Rig {
     pub(crate) async fn new() -> Self {
+        Self::behind(Balancers::default()).await
+    }
+
+    /// A node in front of which these balancers are.
+    pub(crate) async fn behind(balancers: Balancers) -> Self {
         crypto::install();
-        let (node, metrics) = node();
+        let (node, metrics) = node_behind(balancers);
         let mut tasks = JoinSet::new();
         let (desired, desired_rx) = watch::channel(Arc::default());
         let (applied_tx, applied) = watch::channel(Arc::default());
@@ -167,6 +180,7 @@ impl Rig {
             port,
             resource,
             stop,
+            header: b"",
             desired,
             applied,
             client_tls,
@@ -223,7 +237,8 @@ impl Rig {
 
     /// A TLS connection to the tunnel listener.
     pub(crate) async fn tls(&self, credentials: &Credentials) -> tls::ClientStream {
-        let tcp = TcpStream::connect(self.tunnel_address).await.unwrap();
+        let mut tcp = TcpStream::connect(self.tunnel_address).await.unwrap();
+        tcp.write_all(self.header).await.unwrap();
         let tls = (self.client_tls)(credentials);
         tls::connect(&tls, tcp, "localhost").await.unwrap().0
     }

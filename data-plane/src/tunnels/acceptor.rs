@@ -13,6 +13,7 @@ use std::time::Duration;
 use sg_model::{AclVersion, Gateway};
 use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
 use sg_relay::ByteCounters;
+use sg_relay::proxy_protocol::HeaderError;
 use sg_runtime::crypto;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, ServerStream, ServerTls};
@@ -86,10 +87,28 @@ async fn connection(
     node: Arc<Node>,
     refusals: Arc<Refusals>,
     tls: ServerTls,
-    tcp: TcpStream,
-    address: SocketAddr,
+    mut tcp: TcpStream,
+    peer: SocketAddr,
     place: Place,
 ) {
+    let address = match node.balancers.ends(&mut tcp, peer).await {
+        Ok(ends) => ends.user,
+        Err(HeaderError::Probe) => return,
+        Err(error) => {
+            let detail = error.to_string();
+            return refusals.note(&node, error.as_str(), peer, Some(&detail));
+        }
+    };
+    let place = if address == peer {
+        Some(place)
+    } else {
+        // Those behind a balancer are many, and each has a share of its own.
+        drop(place);
+        node.half_open.enter(address.ip())
+    };
+    let Some(place) = place else {
+        return refusals.note(&node, "half-open-limit", address, None);
+    };
     match Box::pin(handshake(&node, &tls, tcp, address)).await {
         Ok(Outcome::New(live)) => {
             drop(place);

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::pace::Pace;
+use crate::balancers::Ends;
 use crate::connection;
 use crate::listener::{Occupancy, Occupied};
 use crate::node::Node;
@@ -215,7 +216,11 @@ impl Users {
                 return Err(refused);
             }
         };
-        let metadata = connection::metadata(destination, peer.user, acl, Compression::None);
+        let ends = Ends {
+            user: peer.user,
+            local: None,
+        };
+        let metadata = connection::metadata(destination, ends, acl, Compression::None);
         let mut tried = Vec::new();
         let (flow, choice) = loop {
             let choose = |health| {

@@ -5,4 +5,5 @@ pub mod dns;
 pub mod etcd;
 pub mod nginx;
 pub mod postgres;
+pub mod proxies;
 pub mod redis;

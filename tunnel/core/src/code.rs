@@ -55,6 +55,16 @@ pub const TLS_TIMEOUT: u32 = 0x126;
 pub const TLS_CLOSED: u32 = 0x127;
 /// The other end's certificate cannot be used for another reason.
 pub const TLS_BAD_CERTIFICATE: u32 = 0x128;
+/// The SOCKS proxy before the resource cannot be reached.
+pub const SOCKS_UNREACHABLE: u32 = 0x130;
+/// The SOCKS proxy before the resource does not answer.
+pub const SOCKS_TIMEOUT: u32 = 0x131;
+/// The SOCKS proxy before the resource does not let this user through.
+pub const SOCKS_AUTH: u32 = 0x132;
+/// The SOCKS proxy before the resource refused the connection.
+pub const SOCKS_REFUSED: u32 = 0x133;
+/// What should be a SOCKS proxy before the resource does not speak like one.
+pub const SOCKS_PROTOCOL: u32 = 0x134;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -138,6 +148,11 @@ pub fn word(code: u32) -> &'static str {
         TLS_TIMEOUT => "tls-timeout",
         TLS_CLOSED => "tls-closed",
         TLS_BAD_CERTIFICATE => "tls-bad-certificate",
+        SOCKS_UNREACHABLE => "socks-unreachable",
+        SOCKS_TIMEOUT => "socks-timeout",
+        SOCKS_AUTH => "socks-auth",
+        SOCKS_REFUSED => "socks-refused",
+        SOCKS_PROTOCOL => "socks-protocol",
         INTERNAL => "internal",
         _ => "cancelled",
     }
