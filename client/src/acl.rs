@@ -4,12 +4,10 @@
 //! All lists must allow a target. Nothing that comes over the network can widen what a file here
 //! allows, and before a node has told the gateway's list nothing is allowed at all.
 
-pub mod file;
-
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use sg_model::{Acl, AclVersion, Action, Host, HostPort};
+use sg_model::{Acl, AclVersion, Action, CanonicalPath, HostPort, Scope, canonical_address};
 use tokio::sync::watch;
 
 /// The lists of one gateway; one writer at a time, many readers.
@@ -92,39 +90,56 @@ impl Policy {
         self.gateway.as_ref().map(|acl| acl.version)
     }
 
-    /// Whether a target may be dialled, as far as its name tells.
+    /// Whether a stream to a target may be dialled, as far as its name tells.
     #[must_use]
     pub fn allows(&self, target: &HostPort) -> bool {
-        self.lists()
-            .is_some_and(|mut lists| lists.all(|acl| acl.decide(target).allowed))
+        self.allows_for(target, Scope::Stream)
+    }
+
+    /// Whether a target may be dialled for what is asked, as far as its name tells.
+    #[must_use]
+    pub fn allows_for(&self, target: &HostPort, scope: Scope<'_>) -> bool {
+        self.all(|acl| acl.decide_for(target, scope).allowed)
     }
 
     /// Whether `address` may be connected to for a target that is allowed: a name must not lead to
     /// what no entry allows by its address.
     #[must_use]
-    pub fn allows_address(&self, target: &HostPort, address: IpAddr) -> bool {
-        let address = canonical(address);
-        let Ok(by_address) = HostPort::new(Host::Ip(address), target.port()) else {
-            return false;
-        };
-        let special = is_special(address);
-        let fits = |acl: &Acl| {
-            let decision = acl.decide(&by_address);
-            let named = decision.entry.is_some_and(|entry| entry.host.is_some());
-            match (named, decision.allowed) {
-                (true, allowed) => allowed,
-                // Not named: the target's own name was decided on, which is enough for addresses
-                // that are nobody's secret.
-                (false, _) => !special,
-            }
-        };
-        self.lists().is_some_and(|mut lists| lists.all(fits))
+    pub fn allows_address(&self, target: &HostPort, address: IpAddr, scope: Scope<'_>) -> bool {
+        self.all(|acl| acl.allows_address(target, address, scope))
     }
 
     /// Whether an open stream to `address` may go on.
     #[must_use]
     pub fn allows_stream(&self, target: &HostPort, address: Option<IpAddr>) -> bool {
-        self.allows(target) && address.is_none_or(|address| self.allows_address(target, address))
+        self.allows_open(target, address, Scope::Stream)
+    }
+
+    /// Whether an open connection to `address` may go on, of which `scope` says what it carries.
+    #[must_use]
+    pub fn allows_open(
+        &self,
+        target: &HostPort,
+        address: Option<IpAddr>,
+        scope: Scope<'_>,
+    ) -> bool {
+        self.allows_for(target, scope)
+            && address.is_none_or(|address| self.allows_address(target, address, scope))
+    }
+
+    /// Whether one HTTP request may be sent to `address`.
+    #[must_use]
+    pub fn allows_request(
+        &self,
+        target: &HostPort,
+        address: Option<IpAddr>,
+        path: &CanonicalPath,
+    ) -> bool {
+        self.allows_open(target, address, Scope::Path(path))
+    }
+
+    fn all(&self, fits: impl Fn(&Acl) -> bool) -> bool {
+        self.lists().is_some_and(|mut lists| lists.all(fits))
     }
 
     fn lists(&self) -> Option<impl Iterator<Item = &Acl>> {
@@ -147,44 +162,13 @@ impl Policy {
     }
 }
 
-/// Addresses that must be named by an entry: where machines of a cloud read their credentials, the
-/// neighbourhood of the link, and those that mean "here" or "everybody".
-fn is_special(address: IpAddr) -> bool {
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    match address {
-        IpAddr::V4(ip) => {
-            ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast()
-        }
-        IpAddr::V6(ip) => {
-            ip.is_unicast_link_local()
-                || ip.is_unspecified()
-                || ip.is_multicast()
-                || ip == METADATA_V6
-        }
-    }
-}
-
-/// IPv4 in the forms that IPv6 has for it becomes IPv4.
-fn canonical(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(ip) => match ip.segments() {
-            // NAT64 (64:ff9b::/96): the system may translate it to the IPv4 address inside.
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-                IpAddr::V4((u32::from(high) << 16 | u32::from(low)).into())
-            }
-            _ => IpAddr::V6(ip),
-        },
-        v4 => v4,
-    }
-}
-
 /// Whether connecting to `address` would reach one of the client's own listeners, which are for
 /// people at this machine and not for users of a destination.
 #[must_use]
 pub fn is_own(own: &[SocketAddr], address: IpAddr, port: u16) -> bool {
-    let address = canonical(address);
+    let address = canonical_address(address);
     own.iter().filter(|own| own.port() == port).any(|own| {
-        let ip = canonical(own.ip());
+        let ip = canonical_address(own.ip());
         // The unspecified address leads to this machine, and to a listener on all addresses lead
         // all of this machine's.
         ip == address
@@ -202,10 +186,12 @@ fn is_of_this_machine(address: IpAddr) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use sg_model::AclFile;
+
     use super::*;
 
     fn acl(generation: u64, text: &str) -> Acl {
-        let mut acl = file::parse(text).unwrap().acl;
+        let mut acl = AclFile::parse(text).unwrap().acl;
         acl.version = AclVersion {
             epoch: 1,
             generation,
@@ -231,12 +217,11 @@ mod tests {
     fn nothing_is_allowed_before_a_node_has_told_the_list() {
         let state = AclState::new(vec![acl(0, "acl allow :")]);
         assert!(!state.subscribe().borrow().allows(&target("db:1")));
-        assert!(
-            !state
-                .subscribe()
-                .borrow()
-                .allows_address(&target("db:1"), ip("10.0.0.1"))
-        );
+        assert!(!state.subscribe().borrow().allows_address(
+            &target("db:1"),
+            ip("10.0.0.1"),
+            Scope::Stream
+        ));
         assert_eq!(state.version(), None);
     }
 
@@ -287,28 +272,32 @@ mod tests {
         ] {
             let wide = policy("acl allow :\nacl deny secret:1", None);
             assert!(
-                !wide.allows_address(&target("name:80"), ip(special)),
+                !wide.allows_address(&target("name:80"), ip(special), Scope::Stream),
                 "{special}"
             );
             let by_port = policy("acl allow :80", None);
             assert!(
-                !by_port.allows_address(&target("name:80"), ip(special)),
+                !by_port.allows_address(&target("name:80"), ip(special), Scope::Stream),
                 "{special}"
             );
         }
         let named = policy("acl allow 169.254.169.254:80\nacl allow name:80", None);
-        assert!(named.allows_address(&target("name:80"), ip("169.254.169.254")));
-        assert!(!named.allows_address(&target("name:81"), ip("169.254.169.254")));
+        assert!(named.allows_address(&target("name:80"), ip("169.254.169.254"), Scope::Stream));
+        assert!(!named.allows_address(&target("name:81"), ip("169.254.169.254"), Scope::Stream));
         let local = policy("acl allow 169.254.169.254:80", Some("acl allow :"));
-        assert!(!local.allows_address(&target("169.254.169.254:80"), ip("169.254.169.254")));
+        assert!(!local.allows_address(
+            &target("169.254.169.254:80"),
+            ip("169.254.169.254"),
+            Scope::Stream
+        ));
     }
 
     #[test]
     fn a_name_does_not_lead_to_an_address_that_is_denied() {
         let policy = policy("acl allow db:5432\nacl deny 10.0.0.5:", None);
-        assert!(policy.allows_address(&target("db:5432"), ip("10.0.0.6")));
-        assert!(!policy.allows_address(&target("db:5432"), ip("10.0.0.5")));
-        assert!(!policy.allows_address(&target("db:5432"), ip("::ffff:10.0.0.5")));
+        assert!(policy.allows_address(&target("db:5432"), ip("10.0.0.6"), Scope::Stream));
+        assert!(!policy.allows_address(&target("db:5432"), ip("10.0.0.5"), Scope::Stream));
+        assert!(!policy.allows_address(&target("db:5432"), ip("::ffff:10.0.0.5"), Scope::Stream));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sg_model::{Acl, HostPort};
+use sg_model::{Acl, AclFile, HostPort};
 use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::Invalid;
@@ -24,7 +24,6 @@ use sg_runtime::threads::Threads;
 use sg_runtime::tls::Trust;
 
 pub use self::args::Args;
-use crate::acl;
 use crate::proxy::Proxy;
 
 /// Where admin HTTP listens unless `--admin-listen` says otherwise.
@@ -414,14 +413,13 @@ fn too_many(key: &str, given: usize, count: usize) -> Invalid {
 }
 
 fn read_acl(key: &str, path: &Path, notices: &mut Vec<String>) -> Result<Acl, Invalid> {
-    let remedy =
-        "write lines as `acl allow HOST:PORT` or `acl deny HOST:PORT`, and # before comments";
+    let remedy = "write lines as `acl allow HOST:PORT[/PATH]` or `acl deny HOST:PORT`, and # before comments";
     let invalid = |problem: String| Invalid::new(key, path.display(), problem, remedy);
     let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
-    let file = acl::file::parse(&text).map_err(|error| invalid(error.to_string()))?;
+    let file = AclFile::parse(&text).map_err(|error| invalid(error.to_string()))?;
     let place = path.display();
     notices.extend(
-        file.ignored
+        file.notes
             .into_iter()
             .map(|(line, why)| format!("{place}, line {line}: {why}")),
     );

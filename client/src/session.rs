@@ -150,8 +150,9 @@ impl Session {
         let acl = match Acl::try_from(acl) {
             Ok(acl) => acl,
             Err(error) => {
-                return tracing::error!(gateway = %self.gateway.gateway, address = %self.address, %error,
-                    "the node sent an access control list that cannot be used; the present one stays");
+                tracing::error!(gateway = %self.gateway.gateway, address = %self.address, %error,
+                    "the node sent an access control list that this version cannot understand; everything is denied. Update this client");
+                Acl::deny_all(acl.version())
             }
         };
         let version = acl.version;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use sg_model::{AclVersion, HostPort, Protocol};
+use sg_model::{AclVersion, HostPort, Protocol, Scope};
 use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
 use sg_relay::udp::{dial_udp, join_flow};
@@ -256,7 +256,7 @@ async fn connect(
         return Err(code::LIMIT.into());
     };
     let permit = |ip: &IpAddr| {
-        present.allows_address(resource, *ip)
+        present.allows_address(resource, *ip, Scope::Stream)
             && !acl::is_own(&shared.own_ports, *ip, resource.port())
     };
     let socket = if protocol == Protocol::Udp {

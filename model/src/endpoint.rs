@@ -136,19 +136,25 @@ impl FromStr for HostPort {
                 "an IPv6 address with a port is written as [ADDRESS]:PORT",
             ));
         }
-        let port = port.parse::<u16>().map_err(|_| {
-            Invalid::new(
-                "port",
-                format!("'{}' is not a port of 1 to 65535", port.escape_debug()),
-            )
-        })?;
-        Self::new(host.parse()?, port)
+        Self::new(host.parse()?, parse_port(port)?)
     }
 }
 
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host.bracketed(), self.port)
+    }
+}
+
+/// A port in decimal digits, without sign, never 0.
+pub(crate) fn parse_port(text: &str) -> Result<u16, Invalid> {
+    let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse::<u16>() {
+        Ok(port) if digits && port != 0 => Ok(port),
+        _ => Err(Invalid::new(
+            "port",
+            format!("'{}' is not a port of 1 to 65535", text.escape_debug()),
+        )),
     }
 }
 
@@ -212,8 +218,8 @@ impl FromStr for PortRange {
         let bad = || Invalid::new("ports", format!("'{}' is not A-B", text.escape_debug()));
         let (first, last) = text.split_once('-').ok_or_else(bad)?;
         Self::new(
-            first.trim().parse().map_err(|_| bad())?,
-            last.trim().parse().map_err(|_| bad())?,
+            parse_port(first.trim()).map_err(|_| bad())?,
+            parse_port(last.trim()).map_err(|_| bad())?,
         )
     }
 }

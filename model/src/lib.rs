@@ -28,7 +28,10 @@ mod source;
 mod timestamp;
 mod words;
 
-pub use acl::{Acl, AclEntry, AclVersion, Action, Decision};
+pub use acl::{
+    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, Decision, Finding,
+    FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
+};
 pub use destination::{
     DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
 };

@@ -1,11 +1,17 @@
 //! `sgctl acl`: what the clients of a gateway may reach. What no entry names is denied.
+//!
+//! What it is not: the rules, which are in the model. `check` asks them what a list means.
 
+mod check;
+
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Subcommand;
-use sg_model::Action;
+use sg_model::{AclEntry, Action};
 use sg_proto::api;
 use sg_proto::api::acls_client::AclsClient;
+use sg_proto::convert::api::acl_from_api;
 use sg_runtime::duration::HumanDuration;
 use tokio::time::Instant;
 use tonic::Code;
@@ -32,6 +38,38 @@ pub(crate) enum Command {
         /// Gateway, by name or id
         gateway: GatewayRef,
     },
+    /// Replace the list by the lines of a file
+    Load(Load),
+    /// Say which entry decides over a resource, or over a path of it
+    Explain {
+        /// Gateway, by name or id
+        gateway: GatewayRef,
+        /// Resource, and a path if it speaks HTTP
+        #[arg(value_name = "HOST:PORT[/PATH]")]
+        target: check::Asked,
+    },
+    /// Find entries that never decide, that no destination leads to, or that allow everything
+    Lint {
+        /// Gateway, by name or id; or a file, by a name with a dot or a slash in it, - for standard input
+        #[arg(value_name = "GATEWAY|FILE")]
+        subject: check::Subject,
+        /// With a file: the gateway whose destinations it is for
+        #[arg(long, value_name = "GATEWAY")]
+        gateway: Option<GatewayRef>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Load {
+    /// Gateway, by name or id
+    gateway: GatewayRef,
+    /// Lines as `acl allow HOST:PORT[/PATH]` and `acl deny HOST:PORT`; - for standard input
+    file: PathBuf,
+    /// How paths are compared: by segments, or as text as Secure Gateway did; stays as it is if left out
+    #[arg(long, value_name = "segment|text")]
+    path_prefix: Option<sg_model::PrefixMode>,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,31 +98,17 @@ pub(crate) struct Reset {
     wait: Wait,
 }
 
-/// `HOST:PORT` with an optional path, as the API takes it.
+/// What an entry speaks of: `HOST:PORT`, either part possibly absent or a range, with an optional path.
 #[derive(Debug, Clone)]
-pub(crate) struct Target {
-    host: String,
-    port: u32,
-    path: String,
-}
+pub(crate) struct Target(AclEntry);
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (target, path) = match text.find('/').and_then(|at| text.split_at_checked(at)) {
-            Some((target, path)) => (target, path),
-            None => (text, ""),
-        };
-        if target.is_empty() {
-            return Err("write HOST:PORT, HOST:, :PORT or : (everything)".to_owned());
-        }
-        let entry = sg_model::AclEntry::parse(Action::Allow, target).map_err(|e| e.to_string())?;
-        Ok(Self {
-            host: entry.host.map(|host| host.to_string()).unwrap_or_default(),
-            port: entry.port.unwrap_or_default().into(),
-            path: path.to_owned(),
-        })
+        AclEntry::parse(Action::Allow, text)
+            .map(Self)
+            .map_err(|e| e.to_string())
     }
 }
 
@@ -92,9 +116,7 @@ impl Target {
     fn entry(self, action: &str) -> api::AclEntry {
         api::AclEntry {
             action: action.to_owned(),
-            host: self.host,
-            port: self.port,
-            path: self.path,
+            ..api::AclEntry::from(&self.0)
         }
     }
 }
@@ -120,18 +142,22 @@ impl Resource for api::Acl {
     }
 
     fn details(&self) -> Option<String> {
-        let rows = self
-            .entries
-            .iter()
-            .map(|e| vec![target(e), e.action.clone()]);
-        let unlisted = vec!["everything else".to_owned(), self.unlisted.clone()];
-        Some(output::table(&["TARGET", "ACTION"], rows.chain([unlisted])))
+        // A list with something that this version does not know is not shown in part.
+        acl_from_api(self).ok().map(|acl| acl.show())
     }
 }
 
 pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failure> {
+    if let Command::Lint { subject, gateway } = command {
+        return check::lint(session, subject, gateway).await;
+    }
     let api = session.api()?;
     let (acl, wait) = match command {
+        Command::Lint { .. } => return Ok(()),
+        Command::Explain { gateway, target } => {
+            return check::explain(&api, session, &gateway, &target).await;
+        }
+        Command::Load(args) => (load(&api, &args).await?, args.wait),
         Command::Allow(args) => (
             add(&api, &args.gateway, args.target, "allow").await?,
             args.wait,
@@ -212,6 +238,29 @@ async fn reset(api: &Api, gateway: GatewayRef) -> Result<api::Acl, Failure> {
     .map_err(hint_list)
 }
 
+async fn load(api: &Api, args: &Load) -> Result<api::Acl, Failure> {
+    let file = check::read_file(&args.file)?;
+    for (line, note) in &file.notes {
+        output::note(&format!("{}, line {line}: {note}\n", args.file.display()));
+    }
+    let message = api::ReplaceAclRequest {
+        name: args.gateway.path(),
+        entries: file.acl.entries.iter().map(api::AclEntry::from).collect(),
+        unlisted: file.acl.unlisted.to_string(),
+        path_prefix: args
+            .path_prefix
+            .map(|mode| mode.to_string())
+            .unwrap_or_default(),
+        etag: String::new(),
+        request_id: request_id(),
+    };
+    api.call(message, |channel, request| async move {
+        AclsClient::new(channel).replace_acl(request).await
+    })
+    .await
+    .map_err(hint_list)
+}
+
 /// Waits until all connected nodes and clients enforce this version or a newer one.
 pub(crate) async fn wait_enforced(
     api: &Api,
@@ -274,27 +323,13 @@ fn behind(acl: &api::Acl, generation: u64) -> Vec<String> {
         .collect()
 }
 
-fn target(entry: &api::AclEntry) -> String {
-    let host = if entry.host.contains(':') {
-        format!("[{}]", entry.host)
-    } else {
-        entry.host.clone()
-    };
-    let port = if entry.port == 0 {
-        String::new()
-    } else {
-        entry.port.to_string()
-    };
-    format!("{host}:{port}{}", entry.path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn targets_are_read_as_people_write_them() {
-        let read = |text: &str| text.parse::<Target>().map(|t| target(&t.entry("allow")));
+        let read = |text: &str| text.parse::<Target>().map(|t| t.0.target_and_path());
         for (text, shown) in [
             ("db:5432", "db:5432"),
             ("DB.example.", "db.example:"),

@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
+    /// A check did its work and found something, which is printed already.
+    found: bool,
 }
 
 impl Failure {
@@ -26,7 +28,21 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            found: false,
         }
+    }
+
+    /// A check that found something and has printed it.
+    pub(crate) fn found(message: impl Into<String>) -> Self {
+        Self {
+            found: true,
+            ..Self::new(Code::Unknown, "FINDINGS", message)
+        }
+    }
+
+    /// Whether this is a check's result, which is on stdout already.
+    pub(crate) fn is_found(&self) -> bool {
+        self.found
     }
 
     /// Bad usage or configuration; nothing was attempted.
@@ -88,6 +104,7 @@ impl Failure {
             message,
             causes,
             hint: None,
+            found: false,
         };
         match status.code() {
             Code::Unauthenticated => failure.hint(
@@ -121,6 +138,9 @@ impl Failure {
 
     /// The exit code, by the table of `sgctl --help`.
     pub(crate) fn exit_code(&self) -> u8 {
+        if self.found {
+            return FOUND;
+        }
         exit_code(self.code)
     }
 
@@ -174,8 +194,10 @@ impl From<sg_model::Invalid> for Failure {
     }
 }
 
-/// The exit code for each way a call can end. 7, a check that found problems, is kept free: no
-/// command of this version checks anything.
+/// Exit code of a check that found problems.
+const FOUND: u8 = 7;
+
+/// The exit code for each way a call can end.
 fn exit_code(code: Code) -> u8 {
     match code {
         Code::Ok => 0,

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
 fn report(failure: &Failure, format: Option<Format>) -> ExitCode {
     output::note(&failure.text());
     if format == Some(Format::Json)
+        && !failure.is_found()
         && let Err(second) = output::print(&format!("{}\n", failure.json()))
     {
         output::note(&second.text());

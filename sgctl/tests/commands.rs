@@ -230,9 +230,10 @@ async fn access_control_and_its_wait() {
     assert_eq!(
         lines(&run.out)[3..],
         [
-            "TARGET           ACTION",
-            "10.0.0.5:5432    allow",
-            "everything else  deny"
+            "Connections to unlisted rules are currently: denied",
+            "",
+            "#  HOSTNAME:PORT  PATH  VALUE",
+            "1  10.0.0.5:5432  -     allow"
         ]
     );
     let mut enforced = api::Acl {
@@ -261,6 +262,60 @@ async fn access_control_and_its_wait() {
         mock.run("acl list dev -o json").await.json()["unlisted"],
         "deny"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_explained_checked_and_loaded() {
+    let mock = Mock::start().await;
+    let run = mock.run("acl explain dev 10.0.0.5:5432").await;
+    assert!(
+        run.out
+            .starts_with("allowed: by number 1, allow 10.0.0.5:5432\n"),
+        "{run:?}"
+    );
+    assert!(run.out.contains("--local-acl"), "{run:?}");
+    let run = mock.run("acl explain dev 10.0.0.5:22/x -o json").await;
+    let json = run.json();
+    assert_eq!(
+        (&json["allowed"], &json["why"]),
+        (&false.into(), &"unlisted".into())
+    );
+    let run = mock
+        .run("acl explain dev 10.0.0.5:5432/a%2fb -o json")
+        .await;
+    assert_eq!(run.json()["why"], "encoded-slash");
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("list.acl");
+    std::fs::write(&file, "acl allow web:80\nacl allow web:80/x\nacl allow :\n").unwrap();
+    let run = mock
+        .run(&format!("acl lint {} -o json", file.display()))
+        .await;
+    assert_eq!(run.code, 7, "{run:?}");
+    let kinds: Vec<_> = run.json()["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|found| (found["kind"].clone(), found["line"].clone()))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            ("shadowed".into(), 1.into()),
+            ("allow-all".into(), serde_json::Value::Null)
+        ]
+    );
+    std::fs::write(&file, "# web\r\nacl allow web:80/x\r\n").unwrap();
+    let run = mock.run(&format!("acl lint {}", file.display())).await;
+    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
+    let run = mock
+        .run(&format!("acl load dev {} -o json", file.display()))
+        .await;
+    assert_eq!(run.json()["entries"][0]["path"], "/x", "{run:?}");
+    std::fs::write(&file, "acl permit web:80\n").unwrap();
+    let run = mock.run(&format!("acl load dev {}", file.display())).await;
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.err.contains("line 1"), "{run:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

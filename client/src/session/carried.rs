@@ -79,12 +79,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::acl::{AclState, file};
+    use sg_model::AclFile;
+
+    use crate::acl::AclState;
 
     #[test]
     fn what_is_forbidden_ends_and_the_rest_stays() {
         let carried = Carried::default();
-        let acl = file::parse("acl allow 10.0.0.1:1\n").unwrap().acl;
+        let acl = AclFile::parse("acl allow 10.0.0.1:1\n").unwrap().acl;
         let lists = AclState::new(Vec::new());
         lists.offer(acl);
         let policy = Arc::clone(&lists.subscribe().borrow());

@@ -202,7 +202,7 @@ pub(crate) fn endpoints(group: &[(&str, SocketAddr)]) -> wire::Endpoints {
 
 /// An access control list out of the lines of a file.
 pub(crate) fn list(generation: u64, lines: &str) -> wire::Acl {
-    let mut acl = sg_client::acl::file::parse(lines).unwrap().acl;
+    let mut acl = sg_model::AclFile::parse(lines).unwrap().acl;
     acl.version = sg_model::AclVersion {
         epoch: 1,
         generation,

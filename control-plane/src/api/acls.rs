@@ -3,10 +3,10 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use sg_model::AclEntry;
+use sg_model::{AclEntry, PrefixMode};
 use sg_proto::api as wire;
 use sg_proto::api::acls_server::Acls;
-use sg_proto::convert::api::{acl_entry, acl_target, acl_to_api};
+use sg_proto::convert::api::{acl_entry, acl_replacement, acl_target, acl_to_api};
 use tonic::{Request, Response, Status};
 
 use super::Api;
@@ -81,7 +81,8 @@ impl Acls for Api {
         let work = async {
             let name = gateway_name(&asked.name)?;
             let target = entry(asked.entry.as_ref(), acl_target)?;
-            let missing = || ServiceError::not_found("access control entry", target.target());
+            let missing =
+                || ServiceError::not_found("access control entry", target.target_and_path());
             let answer = self
                 .core
                 .change_acl(&call, name, &asked.etag, |acl| {
@@ -112,6 +113,32 @@ impl Acls for Api {
                     let before = acl.clone();
                     acl.reset();
                     Ok(*acl != before)
+                })
+                .await?;
+            Ok(self.encode_acl(&answer))
+        };
+        self.rpcs.unary(METHOD, work).await
+    }
+
+    async fn replace_acl(
+        &self,
+        request: Request<wire::ReplaceAclRequest>,
+    ) -> Result<Response<wire::Acl>, Status> {
+        const METHOD: &str = "Acls.ReplaceAcl";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let name = gateway_name(&asked.name)?;
+            // Faults of the request are told before the store is asked.
+            acl_replacement(asked, PrefixMode::default())?;
+            let answer = self
+                .core
+                .change_acl(&call, name, &asked.etag, |acl| {
+                    let mut next = acl_replacement(asked, acl.path_prefix)?;
+                    next.version = acl.version;
+                    let changed = next != *acl;
+                    *acl = next;
+                    Ok(changed)
                 })
                 .await?;
             Ok(self.encode_acl(&answer))

@@ -229,7 +229,7 @@ async fn lists_are_edited_entry_by_entry() {
             action: action.to_owned(),
             host: host.to_owned(),
             port,
-            path: String::new(),
+            ..api::AclEntry::default()
         })
     };
     let add = |entry| api::AddAclEntryRequest {

@@ -488,13 +488,14 @@ async fn a_large_configuration_comes_in_parts() {
             action: "allow".to_owned(),
             host: format!("host-{i}.some-quite-long-domain.example"),
             port: 443,
-            path: String::new(),
+            ..sg_proto::store::AclEntry::default()
         });
         let acl = sg_proto::store::Acl {
             gateway_id: gateway.id.clone(),
             generation: 2,
             entries: entries.collect(),
             unlisted: "deny".to_owned(),
+            path_prefix: String::new(),
         };
         let key = format!("v1/obj/acl/{}", gateway.id);
         plane
@@ -597,7 +598,7 @@ async fn clients_are_put_together_from_the_reports_of_all_nodes() {
             action: "allow".to_owned(),
             host: "h".to_owned(),
             port: 1,
-            path: String::new(),
+            ..api::AclEntry::default()
         }),
         ..api::AddAclEntryRequest::default()
     };

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sg_model::{Change, Invalid, NodeConfig, NodeObject, StaleChange};
-use sg_proto::convert::node::{object_from_wire, object_name, removal_from_wire};
+use sg_proto::convert::node::{object_from_wire, object_name, removal_from_wire, stand_in};
 use sg_proto::node::{Delta, Object, Rejection, Snapshot, object};
 
 /// Parts that one snapshot may have.
@@ -199,8 +199,12 @@ impl Desired {
                 }
                 Err(error) => {
                     tracing::warn!(kind, id, %error, "object rejected");
-                    // The good version stays, under the new revision, so that both sides speak of the same state.
-                    if let Some(previous) = self.previous(kind, id) {
+                    if let Some(stand_in) = stand_in(&object) {
+                        // Under no revision, so that the digests differ, and a later version of this program, which
+                        // may understand the object, is sent it again.
+                        checked.good.push((0, stand_in));
+                    } else if let Some(previous) = self.previous(kind, id) {
+                        // The good version stays, under the new revision, so that both sides speak of the same state.
                         checked.good.push((object.revision, previous));
                     }
                     checked.rejected.push((name, rejection(&object, &error)));

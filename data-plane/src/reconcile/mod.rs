@@ -309,6 +309,7 @@ pub(crate) mod testing {
             },
             entries: entries.into_iter().collect(),
             unlisted: Action::Deny,
+            ..Acl::default()
         };
         NodeObject::Acl(GatewayId::new(gateway).unwrap(), acl)
     }

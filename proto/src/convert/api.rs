@@ -3,16 +3,18 @@
 //! What a caller sends becomes a draft: everything a caller may choose, parsed, with *all* of its
 //! faults reported at once. What a caller gets is written from a record of [`super::store`].
 
+mod acl;
+
 use std::time::Duration;
 
+pub use acl::{acl_entry, acl_from_api, acl_replacement, acl_target, acl_to_api};
+
 use sg_model::{
-    Acl, AclEntry, Compression, Destination, DestinationKind, GatewayId, Host, HostPort, Invalid,
-    Name, Policy, Protocol,
+    Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name, Policy, Protocol,
 };
 
 use super::node::{
-    compression_from_wire, entry_from_words, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    compression_from_wire, optional_port_from_wire, port_from_wire, resume_time_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
@@ -207,22 +209,6 @@ fn listen_ports(
     }
 }
 
-/// Parses one access control entry.
-///
-/// # Errors
-/// When a part is not acceptable.
-pub fn acl_entry(entry: &wire::AclEntry) -> Result<AclEntry, Invalid> {
-    entry_from_words(&entry.action, &entry.host, entry.port, &entry.path)
-}
-
-/// Parses the target of an entry to remove; its action does not matter.
-///
-/// # Errors
-/// When a part is not acceptable.
-pub fn acl_target(entry: &wire::AclEntry) -> Result<AclEntry, Invalid> {
-    entry_from_words("deny", &entry.host, entry.port, &entry.path)
-}
-
 /// A gateway for the caller. The secret is the caller's to add.
 #[must_use]
 pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
@@ -284,30 +270,6 @@ pub fn destination_to_api(
         status: None,
         description: record.description.clone(),
         compression: d.compression.to_string(),
-    }
-}
-
-/// An access control list for the caller, without status.
-#[must_use]
-pub fn acl_to_api(id: &GatewayId, gateway: &str, acl: &Acl, etag: String) -> wire::Acl {
-    wire::Acl {
-        gateway_id: id.to_string(),
-        gateway: gateway.to_owned(),
-        entries: acl
-            .entries
-            .iter()
-            .map(|e| wire::AclEntry {
-                action: e.action.to_string(),
-                host: e.host.as_ref().map(ToString::to_string).unwrap_or_default(),
-                port: e.port.map(u32::from).unwrap_or_default(),
-                path: String::new(),
-            })
-            .collect(),
-        unlisted: acl.unlisted.to_string(),
-        epoch: acl.version.epoch,
-        generation: acl.version.generation,
-        etag,
-        status: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! From the wire a value is parsed (`TryFrom`, failing with a [`sg_model::Invalid`] that names the
 //! field); to the wire it is only written down (`From`).
 
+mod acl;
 pub mod api;
 pub mod node;
 pub mod store;

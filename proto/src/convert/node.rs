@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use sg_model::{
-    Acl, AclEntry, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId,
-    Host, HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol,
-    TokenHash,
+    Acl, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId, Host,
+    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol, TokenHash,
 };
 
+use super::acl::Fields;
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::node as wire;
 
@@ -45,32 +45,6 @@ pub(super) fn compression_from_wire(
         word => word.parse()?,
     };
     Destination::checked_compression(protocol, compression)
-}
-
-/// One access control entry from its parts.
-pub(super) fn entry_from_words(
-    action: &str,
-    host: &str,
-    port: u32,
-    path: &str,
-) -> Result<AclEntry, Invalid> {
-    if !path.is_empty() {
-        return Err(Invalid::new(
-            "path",
-            "paths are not supported yet; leave it out",
-        ));
-    }
-    let host = if host.is_empty() {
-        None
-    } else {
-        Some(host.parse::<Host>()?)
-    };
-    let port = optional_port_from_wire("port", port)?;
-    Ok(AclEntry {
-        action: action.parse()?,
-        host,
-        port: (port != 0).then_some(port),
-    })
 }
 
 impl From<&Gateway> for wire::Gateway {
@@ -194,44 +168,35 @@ fn acl_to_wire(gateway: &GatewayId, acl: &Acl) -> wire::Acl {
         gateway_id: gateway.to_string(),
         epoch: acl.version.epoch,
         generation: acl.version.generation,
-        entries: acl
-            .entries
-            .iter()
-            .map(|e| wire::AclEntry {
-                action: e.action.to_string(),
-                host: e.host.as_ref().map(ToString::to_string).unwrap_or_default(),
-                port: e.port.map(u32::from).unwrap_or_default(),
-                path: String::new(),
-            })
-            .collect(),
+        entries: acl.entries.iter().map(wire::AclEntry::from).collect(),
         unlisted: acl.unlisted.to_string(),
+        path_prefix: acl.path_prefix.to_string(),
     }
 }
 
 fn acl_from_wire(acl: &wire::Acl) -> Result<(GatewayId, Acl), Invalid> {
-    if acl.entries.len() > Acl::MAX_ENTRIES {
-        return Err(Invalid::new(
-            "entries",
-            format!("a list has at most {} entries", Acl::MAX_ENTRIES),
-        ));
-    }
-    let entries = acl
-        .entries
-        .iter()
-        .map(|e| entry_from_words(&e.action, &e.host, e.port, &e.path))
-        .collect::<Result<_, _>>()?;
     let version = AclVersion {
         epoch: acl.epoch,
         generation: acl.generation,
     };
-    Ok((
-        GatewayId::new(&acl.gateway_id)?,
-        Acl {
-            version,
-            entries,
-            unlisted: acl.unlisted.parse()?,
-        },
-    ))
+    let entries = acl.entries.iter().map(Fields::from);
+    let list = super::acl::list(version, entries, &acl.unlisted, &acl.path_prefix)?;
+    Ok((GatewayId::new(&acl.gateway_id)?, list))
+}
+
+/// What a node enforces in the place of an object that it cannot understand, if anything: of a list, one of the same
+/// version that denies everything.
+#[must_use]
+pub fn stand_in(object: &wire::Object) -> Option<NodeObject> {
+    let Some(wire::object::Object::Acl(acl)) = &object.object else {
+        return None;
+    };
+    let version = AclVersion {
+        epoch: acl.epoch,
+        generation: acl.generation,
+    };
+    let gateway = GatewayId::new(&acl.gateway_id).ok()?;
+    Some(NodeObject::Acl(gateway, Acl::deny_all(version)))
 }
 
 /// One object with the revision of its last change, for the wire.
@@ -380,13 +345,15 @@ mod tests {
             NodeObject::Acl(
                 gateway,
                 Acl {
+                    path_prefix: sg_model::PrefixMode::Text,
                     version: AclVersion {
                         epoch: 1,
                         generation: 2,
                     },
                     entries: vec![
-                        AclEntry::parse(Action::Allow, "db:5432").unwrap(),
-                        AclEntry::parse(Action::Deny, "[::1]:").unwrap(),
+                        sg_model::AclEntry::parse(Action::Allow, "db:5432").unwrap(),
+                        sg_model::AclEntry::parse(Action::Deny, "[::1]:").unwrap(),
+                        sg_model::AclEntry::parse(Action::Allow, "10.0.0.0/8:80-90/a").unwrap(),
                     ],
                     unlisted: Action::Allow,
                 },

@@ -8,9 +8,9 @@ use sg_model::{
     Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
 };
 
+use super::acl::Fields;
 use super::node::{
-    compression_from_wire, entry_from_words, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    compression_from_wire, optional_port_from_wire, port_from_wire, resume_time_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
@@ -201,17 +201,9 @@ pub fn acl_to_store(gateway: &GatewayId, acl: &Acl) -> wire::Acl {
     wire::Acl {
         gateway_id: gateway.to_string(),
         generation: acl.version.generation,
-        entries: acl
-            .entries
-            .iter()
-            .map(|e| wire::AclEntry {
-                action: e.action.to_string(),
-                host: e.host.as_ref().map(ToString::to_string).unwrap_or_default(),
-                port: e.port.map(u32::from).unwrap_or_default(),
-                path: String::new(),
-            })
-            .collect(),
+        entries: acl.entries.iter().map(wire::AclEntry::from).collect(),
         unlisted: acl.unlisted.to_string(),
+        path_prefix: acl.path_prefix.to_string(),
     }
 }
 
@@ -220,24 +212,13 @@ pub fn acl_to_store(gateway: &GatewayId, acl: &Acl) -> wire::Acl {
 /// # Errors
 /// When a field is not acceptable.
 pub fn acl_from_store(epoch: u64, acl: &wire::Acl) -> Result<(GatewayId, Acl), Invalid> {
-    let entries = acl
-        .entries
-        .iter()
-        .map(|e| entry_from_words(&e.action, &e.host, e.port, &e.path))
-        .collect::<Result<_, _>>()?;
     let version = AclVersion {
         epoch,
         generation: acl.generation,
     };
-    let unlisted = acl.unlisted.parse()?;
-    Ok((
-        GatewayId::new(&acl.gateway_id)?,
-        Acl {
-            version,
-            entries,
-            unlisted,
-        },
-    ))
+    let entries = acl.entries.iter().map(Fields::from);
+    let list = super::acl::list(version, entries, &acl.unlisted, &acl.path_prefix)?;
+    Ok((GatewayId::new(&acl.gateway_id)?, list))
 }
 
 impl From<&NodeRecord> for wire::Node {

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use sg_model::{Acl, AclEntry, AclVersion, HostPort, Invalid};
+use sg_model::{Acl, AclVersion, HostPort, Invalid};
 
-use super::node::{entry_from_words, port_from_wire};
+use super::acl::Fields;
+use super::node::port_from_wire;
 use crate::tunnel as wire;
 
 impl From<&Acl> for wire::Acl {
@@ -14,21 +15,7 @@ impl From<&Acl> for wire::Acl {
             generation: acl.version.generation,
             entries: acl.entries.iter().map(wire::AclEntry::from).collect(),
             unlisted: acl.unlisted.to_string(),
-        }
-    }
-}
-
-impl From<&AclEntry> for wire::AclEntry {
-    fn from(entry: &AclEntry) -> Self {
-        Self {
-            action: entry.action.to_string(),
-            host: entry
-                .host
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            port: entry.port.map(u32::from).unwrap_or_default(),
-            path: String::new(),
+            path_prefix: acl.path_prefix.to_string(),
         }
     }
 }
@@ -37,24 +24,23 @@ impl TryFrom<&wire::Acl> for Acl {
     type Error = Invalid;
 
     fn try_from(acl: &wire::Acl) -> Result<Self, Invalid> {
-        if acl.entries.len() > Self::MAX_ENTRIES {
-            return Err(Invalid::new(
-                "entries",
-                format!("a list has at most {} entries", Self::MAX_ENTRIES),
-            ));
+        super::acl::list(
+            acl.version(),
+            acl.entries.iter().map(Fields::from),
+            &acl.unlisted,
+            &acl.path_prefix,
+        )
+    }
+}
+
+impl wire::Acl {
+    /// Which version the message speaks of, whether it can be understood or not.
+    #[must_use]
+    pub fn version(&self) -> AclVersion {
+        AclVersion {
+            epoch: self.epoch,
+            generation: self.generation,
         }
-        Ok(Self {
-            version: AclVersion {
-                epoch: acl.epoch,
-                generation: acl.generation,
-            },
-            entries: acl
-                .entries
-                .iter()
-                .map(|e| entry_from_words(&e.action, &e.host, e.port, &e.path))
-                .collect::<Result<_, _>>()?,
-            unlisted: acl.unlisted.parse()?,
-        })
     }
 }
 

@@ -12,10 +12,10 @@ use sg_proto::api::{
     GetClientRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest,
     JoinToken, ListClientsRequest, ListClientsResponse, ListDestinationsRequest,
     ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest,
-    ListNodesResponse, Node, RemoveAclEntryRequest, ResetAclRequest, RotateTokenRequest,
-    Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest, WatchAclRequest,
-    WatchDestinationRequest, acls_server, clients_server, destinations_server, gateways_server,
-    nodes_server, system_server, tokens_server,
+    ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest, ResetAclRequest,
+    RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest,
+    WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server,
+    gateways_server, nodes_server, system_server, tokens_server,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -140,9 +140,10 @@ pub fn acl() -> Acl {
             action: "allow".into(),
             host: "10.0.0.5".into(),
             port: 5432,
-            path: String::new(),
+            ..AclEntry::default()
         }],
         unlisted: "deny".into(),
+        path_prefix: "segment".into(),
         epoch: 1,
         generation: 7,
         etag: "a7".into(),
@@ -352,6 +353,17 @@ impl acls_server::Acls for Services {
         self.asked(&r, "reset acl", &r.get_ref().name)?;
         Ok(Response::new(Acl {
             entries: Vec::new(),
+            ..acl()
+        }))
+    }
+
+    async fn replace_acl(&self, r: Request<ReplaceAclRequest>) -> Answer<Acl> {
+        let asked = r.get_ref();
+        let what = format!("replace {} {} in", asked.entries.len(), asked.unlisted);
+        self.asked(&r, &what, &asked.name)?;
+        Ok(Response::new(Acl {
+            entries: asked.entries.clone(),
+            unlisted: asked.unlisted.clone(),
             ..acl()
         }))
     }
