@@ -3,7 +3,7 @@
 //! | key under `v1/` | value (`securegateway.store.v1`) |
 //! |---|---|
 //! | `obj/gateway/<id>`, `obj/destination/<gateway>/<id>`, `obj/acl/<gateway>`, `obj/node/<id>` | the objects; their mod revision is the etag |
-//! | `idx/name/gateway/<name>`, `idx/name/destination/<gateway>/<name>`, `idx/name/node/<name>` | `Reference`: makes names unique |
+//! | `idx/name/gateway/<name>`, `idx/name/destination/<gateway>/<name>`, `idx/name/node/<name>`, `idx/name/token/<name>` | `Reference`: makes names unique |
 //! | `idx/cloudport/<group>/<port>`, `idx/clientport/<gateway>/<port>` | `Reference`: makes ports unique |
 //! | `quarantine/<group>/<port>` | `Reference` to the gateway that had the port; expires after a day |
 //! | `token/join/<sha256>`, `token/admin/<sha256>` | `JoinToken`, `AdminToken` |
@@ -23,8 +23,12 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) const OBJECTS: &str = "v1/obj/";
 /// What the whole installation shares.
 pub(crate) const META: &str = "v1/meta/";
-/// Hashes of the tokens of administrators.
+/// Hashes of the tokens of operators.
 pub(crate) const ADMIN_TOKENS: &str = "v1/token/admin/";
+/// Index keys and freed ports, whose values are references.
+pub(crate) const REFERENCES: [&str; 2] = ["v1/idx/", "v1/quarantine/"];
+/// The name of the token that the first start makes.
+pub(crate) const FIRST_TOKEN_NAME: &str = "v1/idx/name/token/admin";
 /// Control planes that are alive.
 pub(crate) const LIVE: &str = "v1/live/control-plane/";
 /// The audit trail.
@@ -139,7 +143,20 @@ pub(crate) fn join_token(sha256: &str) -> String {
     format!("v1/token/join/{sha256}")
 }
 
-/// An administrator's token by its hash in hexadecimal.
+/// The name of an operator's token.
+pub(crate) fn token_name(name: &Name) -> String {
+    format!("v1/idx/name/token/{name}")
+}
+
+/// The gateway that a key under [`OBJECTS`] belongs to, if it belongs to one.
+pub(crate) fn gateway_of(key: &str) -> Option<&str> {
+    match parse_object(key)? {
+        ObjectPath::Gateway(id) | ObjectPath::Destination(id, _) | ObjectPath::Acl(id) => Some(id),
+        ObjectPath::Node(_) => None,
+    }
+}
+
+/// An operator's token by its hash in hexadecimal.
 pub(crate) fn admin_token(sha256: &str) -> String {
     format!("{ADMIN_TOKENS}{sha256}")
 }

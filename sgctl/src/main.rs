@@ -26,6 +26,7 @@ mod session;
 mod settings;
 mod show;
 mod status;
+mod token;
 mod version;
 
 use std::process::ExitCode;

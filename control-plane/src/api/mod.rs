@@ -1,22 +1,26 @@
 //! gRPC: the public services, and those of nodes. Handlers decode, ask [`crate::service`], and
 //! encode; they decide nothing.
 //!
-//! [`serve`] takes connections; `auth` says who is calling; `errors` is the one place where a
-//! domain error becomes a status.
+//! [`serve`] takes connections; `auth` says who is calling and what he gets to see, by the table in
+//! [`access`]; `errors` is the one place where a domain error becomes a status.
 
+pub mod access;
 mod acls;
 mod auth;
 mod destinations;
 mod errors;
+mod failures;
 mod gateways;
 mod node_services;
 mod observations;
 mod request;
 pub mod serve;
+mod tokens;
 mod watch;
 
 use std::sync::Arc;
 
+use sg_model::Scope;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::tasks::TaskPool;
 use tokio::sync::Semaphore;
@@ -61,6 +65,18 @@ impl Api {
             pool: TaskPool::new("node stream", MAX_SESSIONS),
             joins: Arc::new(Semaphore::new(MAX_JOINS)),
             draining,
+        }
+    }
+
+    /// The same handlers over what a caller gets to see.
+    fn for_scope(&self, scope: &Scope) -> Self {
+        let core = match scope {
+            Scope::All => Arc::clone(&self.core),
+            scope => Arc::new(self.core.for_scope(scope.clone())),
+        };
+        Self {
+            core,
+            ..self.clone()
         }
     }
 }

@@ -123,6 +123,12 @@ pub(super) fn node_name(name: &str) -> Result<&str, ServiceError> {
     one_part("name", bare)
 }
 
+/// `adminTokens/X` or `X`.
+pub(super) fn token_name(name: &str) -> Result<&str, ServiceError> {
+    let bare = name.strip_prefix("adminTokens/").unwrap_or(name);
+    one_part("name", bare)
+}
+
 /// `gateways/G/COLLECTION/X` or `G/X`.
 pub(super) fn child_name<'a>(
     name: &'a str,

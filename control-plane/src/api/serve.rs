@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,14 +29,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::Api;
-use super::auth::BearerAuth;
+use super::auth::Guard;
+use super::failures::Failures;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 8192;
@@ -73,6 +73,8 @@ pub struct ConnectionInfo {
     pub remote: SocketAddr,
     /// Whether a certificate or a token was proved over it.
     pub proved: Arc<AtomicBool>,
+    /// How often the caller was told that too much has failed; the second time ends the connection.
+    pub strikes: Arc<AtomicUsize>,
     /// Whose certificate it proved, if one of ours.
     pub identity: Option<Arc<PeerIdentity>>,
 }
@@ -112,6 +114,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.info.strikes.load(Ordering::Relaxed) > 1 {
+            let text = "too many failed authentications";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, text)));
+        }
         if self.expired(cx) {
             let text = "nobody has proved anything over this connection";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
@@ -206,6 +212,7 @@ async fn handshake(
     let info = ConnectionInfo {
         remote,
         proved: Arc::new(AtomicBool::new(peer.identity.is_some())),
+        strikes: Arc::default(),
         identity: peer.identity.map(Arc::new),
     };
     Ok(Connection {
@@ -245,13 +252,12 @@ pub async fn serve(
     connections: mpsc::Receiver<io::Result<Connection>>,
     draining: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let auth = BearerAuth::new(api.core.views.clone());
+    let failures = Failures::default();
     macro_rules! public {
         ($server:ident) => {
-            InterceptedService::new(
-                $server::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
-                auth.clone(),
-            )
+            Guard::new(api.clone(), failures.clone(), |api| {
+                $server::new(api).max_decoding_message_size(MAX_MESSAGE)
+            })
         };
     }
     let reflection = tonic_reflection::server::Builder::configure()

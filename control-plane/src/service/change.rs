@@ -14,11 +14,10 @@ use sg_model::Timestamp;
 use sg_proto::convert::timestamp_to_wire;
 use sg_proto::store as wire;
 use sg_runtime::backoff::Backoff;
-use sg_runtime::sealed;
 use sg_runtime::secret::Secret;
 use tokio::time::Instant;
 
-use super::{Core, ServiceError};
+use super::{Core, ServiceError, scope};
 use crate::ids;
 use crate::keys;
 use crate::store::{Compare, KeyValue, Revision, StoreError, Txn, TxnOutcome, Write};
@@ -29,6 +28,8 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a writer waits to see its own change in memory.
 const OWN_CHANGE: Duration = Duration::from_millis(500);
+/// How long to wait for the view before a change is worked out anew that was made from it.
+pub(super) const MOMENT: Duration = Duration::from_millis(20);
 /// How often a change is worked out anew because others came in between.
 pub(super) const RETRIES: usize = 16;
 /// Longest request id, in characters.
@@ -235,7 +236,7 @@ impl Core {
             });
         }
         let open = |sealed: &[u8]| {
-            let secret = sealed::open(&self.key, key.as_bytes(), sealed).ok()?;
+            let secret = self.key.open(key.as_bytes(), sealed).ok()?;
             Some(Secret::new(
                 String::from_utf8(secret.expose().clone()).ok()?,
             ))
@@ -257,6 +258,7 @@ impl Core {
     /// # Errors
     /// The store failed; or the layout of the store was changed by a newer version.
     pub async fn commit(&self, change: Change<'_>) -> Result<Outcome, ServiceError> {
+        scope::check(self.views.scope(), &change.txn)?;
         let now = ids::now();
         let call = change.call;
         let number = self.audit_number.fetch_add(1, Ordering::Relaxed);
@@ -276,6 +278,11 @@ impl Core {
             }
             Sent::Conflict(current) => current,
         };
+        let shown = |entry: Option<KeyValue>| scope::shown(self.views.scope(), entry?);
+        let current = current
+            .into_iter()
+            .map(|(key, entry)| (key, shown(entry)))
+            .collect();
         let conflict = Conflict { current };
         if let Some(key) = &idempotency_key
             && let Some(entry) = conflict.entry(key)
@@ -326,9 +333,8 @@ impl Core {
         let Some(key) = idempotency_key else {
             return txn;
         };
-        let seal = |secret: &Secret<String>| {
-            sealed::seal(&self.key, key.as_bytes(), secret.expose().as_bytes())
-        };
+        let seal =
+            |secret: &Secret<String>| self.key.seal(key.as_bytes(), secret.expose().as_bytes());
         let answer = wire::Idempotency {
             method: call.method.to_owned(),
             id,

@@ -103,6 +103,7 @@ fn reason(error: &ServiceError) -> &'static str {
         | ServiceError::Aborted { reason, .. }
         | ServiceError::Unsupported { reason, .. }
         | ServiceError::Exhausted { reason, .. }
+        | ServiceError::Denied { reason, .. }
         | ServiceError::Unauthenticated { reason, .. } => reason,
         ServiceError::NotFound { .. } => "NOT_FOUND",
         ServiceError::Invalid(_) => "INVALID",

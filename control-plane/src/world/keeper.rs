@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sg_model::Scope;
 use sg_runtime::tasks::{Ended, TaskGroup};
 use tokio::sync::watch;
 
@@ -29,38 +30,69 @@ pub struct View {
 }
 
 /// Where everybody reads the newest view. Clones share it.
+/// A handle may be for some gateways only; the others are not in the views it gives.
 #[derive(Debug, Clone)]
-pub struct Views(watch::Receiver<Option<Arc<View>>>);
+pub struct Views {
+    newest: watch::Receiver<Option<Arc<View>>>,
+    scope: Arc<Scope>,
+}
 
 impl Views {
     /// The newest view; an empty one before the store was read for the first time.
     pub fn now(&self) -> Arc<View> {
-        self.0.borrow().clone().unwrap_or_default()
+        let whole = self.whole();
+        match &*self.scope {
+            Scope::All => whole,
+            Scope::Gateways(ids) => Arc::new(View {
+                world: whole.world.only(ids),
+                plans: whole.plans.clone(),
+            }),
+        }
+    }
+
+    /// The newest view with everything in it, whatever the handle is for. Nothing of it may reach
+    /// a caller.
+    pub(crate) fn whole(&self) -> Arc<View> {
+        self.newest.borrow().clone().unwrap_or_default()
+    }
+
+    /// What the handle is for.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// A handle for these gateways.
+    #[must_use]
+    pub fn for_scope(&self, scope: Scope) -> Self {
+        Self {
+            newest: self.newest.clone(),
+            scope: Arc::new(scope),
+        }
     }
 
     /// Waits for a view that is newer than those seen through this handle.
     /// Pending for ever once the keeper is gone; then the process ends anyway.
     pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
+        if self.newest.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Lets [`Views::changed`] wait for what comes after the newest view.
     pub fn mark_seen(&mut self) {
-        self.0.mark_unchanged();
+        self.newest.mark_unchanged();
     }
 
     /// Waits until the store was read for the first time.
     pub async fn loaded(&mut self) {
-        if self.0.wait_for(Option::is_some).await.is_err() {
+        if self.newest.wait_for(Option::is_some).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Waits until the view has reached `revision`, or the time is over; tells which.
     pub async fn reach(&self, revision: Revision, limit: Duration) -> bool {
-        let mut views = self.0.clone();
+        let mut views = self.newest.clone();
         let reached = views.wait_for(|view| {
             view.as_ref()
                 .is_some_and(|view| view.world.revision >= revision)
@@ -103,7 +135,10 @@ impl Keeper {
                 planner: Planner::default(),
                 view: View::default(),
             },
-            Views(views),
+            Views {
+                newest: views,
+                scope: Arc::default(),
+            },
         )
     }
 

@@ -4,4 +4,5 @@
 mod destinations;
 mod gateways;
 mod harness;
+mod roles;
 mod sync;
