@@ -4,8 +4,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "securegateway/v1/acls.proto",
+    "securegateway/v1/audit.proto",
     "securegateway/v1/clients.proto",
     "securegateway/v1/destinations.proto",
     "securegateway/v1/gateways.proto",

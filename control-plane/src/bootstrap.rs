@@ -15,6 +15,7 @@ use sg_runtime::secret::Secret;
 use sg_runtime::{crypto, files, sealed};
 
 use crate::authority::{Authority, IssueError};
+use crate::service::audit::Mark;
 use crate::store::{KeyValue, Revision, Store, StoreError, Txn, TxnOutcome};
 use crate::{ids, keys};
 
@@ -163,8 +164,12 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
         principal: "control-plane".to_owned(),
         method: "first-start".to_owned(),
         object: "meta".to_owned(),
+        number: 1,
+        previous_sha256: Mark::NONE.sha256.to_vec(),
         ..wire::Audit::default()
-    };
+    }
+    .encode_to_vec();
+    let head = Mark::NONE.next(&audit);
     let txn = Txn::new()
         .when_absent(keys::META_FORMAT)
         .when_absent(keys::META_CA)
@@ -179,7 +184,8 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
         .put(keys::META_CA, ca.encode_to_vec())
         .put(keys::admin_token(&hash), admin.encode_to_vec())
         .put(keys::FIRST_TOKEN_NAME, name.encode_to_vec())
-        .put(keys::audit(now.0, "first-start", 0), audit.encode_to_vec());
+        .put(keys::audit(1), audit)
+        .put(keys::CHAIN_HEAD, head.seal(&key, keys::CHAIN_HEAD));
     match store.txn(txn).await {
         Ok(TxnOutcome::Committed(_)) => {
             tracing::info!("first start: certificate authority and admin token made")

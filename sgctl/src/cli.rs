@@ -14,7 +14,8 @@ use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::session::Session;
 use crate::{
-    acl, client, completion, context, destination, dev, gateway, node, status, token, version,
+    acl, audit, client, completion, context, destination, dev, gateway, node, status, token,
+    version,
 };
 
 const EXIT_CODES: &str =
@@ -92,6 +93,9 @@ enum Command {
     /// Tokens with which operators show who they are
     #[command(subcommand, alias = "tokens")]
     Token(token::Command),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Show the state of the installation
     Status,
     /// Show the version of sgctl
@@ -118,6 +122,7 @@ pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
         Command::Acl(command) => acl::run(command, session).await,
         Command::Client(command) => client::run(command, session).await,
         Command::Node(command) => node::run(command, session).await,
+        Command::Audit(command) => audit::run(command, session).await,
         Command::Token(command) => token::run(command, session).await,
         Command::Status => status::run(session).await,
         Command::Version => version::run(session),

@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
+    /// The command did its work; what it found, and has printed, is the problem.
+    finding: bool,
 }
 
 impl Failure {
@@ -26,7 +28,21 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            finding: false,
         }
+    }
+
+    /// A check that found problems, and has printed them.
+    pub(crate) fn found(reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            finding: true,
+            ..Self::new(Code::DataLoss, reason, message)
+        }
+    }
+
+    /// Whether the answer is on stdout already.
+    pub(crate) fn is_finding(&self) -> bool {
+        self.finding
     }
 
     /// Bad usage or configuration; nothing was attempted.
@@ -88,6 +104,7 @@ impl Failure {
             message,
             causes,
             hint: None,
+            finding: false,
         };
         match status.code() {
             Code::Unauthenticated => failure.hint(
@@ -121,7 +138,10 @@ impl Failure {
 
     /// The exit code, by the table of `sgctl --help`.
     pub(crate) fn exit_code(&self) -> u8 {
-        exit_code(self.code)
+        match self.finding {
+            true => 7,
+            false => exit_code(self.code),
+        }
     }
 
     /// For a person.

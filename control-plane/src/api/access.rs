@@ -74,6 +74,7 @@ const fn rules(service: &'static str, method: &'static str) -> Rule {
 }
 
 const ACLS: &str = "securegateway.v1.Acls";
+const AUDIT: &str = "securegateway.v1.Audit";
 const CLIENTS: &str = "securegateway.v1.Clients";
 const DESTINATIONS: &str = "securegateway.v1.Destinations";
 const GATEWAYS: &str = "securegateway.v1.Gateways";
@@ -88,6 +89,9 @@ pub const RULES: &[Rule] = &[
     edits(ACLS, "AddAclEntry"),
     edits(ACLS, "RemoveAclEntry"),
     edits(ACLS, "ResetAcl"),
+    reads(AUDIT, "ListAuditRecords"),
+    reads(AUDIT, "WatchAuditRecords"),
+    surveys(AUDIT, "VerifyAudit"),
     reads(CLIENTS, "GetClient"),
     reads(CLIENTS, "ListClients"),
     reads(DESTINATIONS, "GetDestination"),

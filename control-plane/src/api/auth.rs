@@ -29,6 +29,7 @@ use super::Api;
 use super::access::{self, Need};
 use super::errors::status;
 use super::failures::Failures;
+use super::refusals::Refusals;
 use super::serve::ConnectionInfo;
 use crate::ids;
 use crate::world::keeper::Views;
@@ -41,6 +42,8 @@ const RECHECK: Duration = Duration::from_secs(60);
 pub(super) struct Caller {
     /// The token's name, for the record.
     pub(super) name: String,
+    /// The token's id.
+    pub(super) id: String,
     /// Tells callers apart in keys.
     pub(super) key: String,
     /// Where he calls from.
@@ -52,15 +55,17 @@ pub(super) struct Caller {
 pub(super) struct Guard<F, S> {
     api: Api,
     failures: Failures,
+    refusals: Refusals,
     make: F,
     service: PhantomData<fn() -> S>,
 }
 
 impl<F: Fn(Api) -> S, S> Guard<F, S> {
-    pub(super) const fn new(api: Api, failures: Failures, make: F) -> Self {
+    pub(super) const fn new(api: Api, failures: Failures, refusals: Refusals, make: F) -> Self {
         Self {
             api,
             failures,
+            refusals,
             make,
             service: PhantomData,
         }
@@ -72,6 +77,7 @@ impl<F: Clone, S> Clone for Guard<F, S> {
         Self {
             api: self.api.clone(),
             failures: self.failures.clone(),
+            refusals: self.refusals.clone(),
             make: self.make.clone(),
             service: PhantomData,
         }
@@ -98,15 +104,24 @@ where
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let views = self.api.core.views.clone();
+        let path = request.uri().path().to_owned();
         let (caller, admitted) = match self.admit(&request) {
             Ok(admitted) => admitted,
-            Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
+            Err(refused) => {
+                let source = source_of(&request);
+                self.refusals.note(&path, None, source, &refused);
+                return Box::pin(async move { Ok(refused.into_http()) });
+            }
         };
         let api = self.api.for_scope(&admitted.token.scope);
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(caller.clone());
         let answer = (self.make)(api).call(request);
+        let refusals = self.refusals.clone();
         Box::pin(async move {
             let answer = answer.await?;
+            if let Some(refused) = Status::from_header_map(answer.headers()) {
+                refusals.note(&path, Some(&caller.name), caller.source, &refused);
+            }
             let end = Box::pin(end_of(views, admitted));
             Ok(answer.map(|body| {
                 Body::new(Bounded {
@@ -127,7 +142,7 @@ struct Admitted {
 impl<F, S> Guard<F, S> {
     fn admit(&self, request: &http::Request<Body>) -> Result<(Caller, Admitted), Status> {
         let connection = request.extensions().get::<ConnectionInfo>();
-        let source = connection.map(|connection| connection.remote.ip());
+        let source = source_of(request);
         let admitted = self.operator(request).map_err(|refused| match connection {
             Some(connection) if !self.failures.note(connection.remote.ip()) => {
                 connection.strikes.fetch_add(1, Ordering::Relaxed);
@@ -147,6 +162,7 @@ impl<F, S> Guard<F, S> {
         let key = sg_runtime::crypto::hex(admitted.sha256.first_chunk::<8>().unwrap_or(&[0; 8]));
         let caller = Caller {
             name: admitted.token.name.to_string(),
+            id: admitted.token.id.clone(),
             key,
             source,
         };
@@ -176,6 +192,11 @@ impl<F, S> Guard<F, S> {
         let token = holds(&self.api.core.views, &sha256)?;
         Ok(Admitted { sha256, token })
     }
+}
+
+fn source_of<T>(request: &http::Request<T>) -> Option<IpAddr> {
+    let connection = request.extensions().get::<ConnectionInfo>();
+    connection.map(|connection| connection.remote.ip())
 }
 
 /// The operator with this token, if it holds now.

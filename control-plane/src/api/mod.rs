@@ -6,6 +6,7 @@
 
 pub mod access;
 mod acls;
+mod audit;
 mod auth;
 mod destinations;
 mod errors;
@@ -13,6 +14,7 @@ mod failures;
 mod gateways;
 mod node_services;
 mod observations;
+mod refusals;
 mod request;
 pub mod serve;
 mod tokens;
@@ -45,6 +47,8 @@ pub struct Api {
     pool: TaskPool,
     joins: Arc<Semaphore>,
     draining: CancellationToken,
+    audit_watches: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
 }
 
 impl Api {
@@ -65,6 +69,8 @@ impl Api {
             pool: TaskPool::new("node stream", MAX_SESSIONS),
             joins: Arc::new(Semaphore::new(MAX_JOINS)),
             draining,
+            audit_watches: Arc::new(Semaphore::new(audit::MAX_WATCHES)),
+            verifying: Arc::new(Semaphore::new(1)),
         }
     }
 

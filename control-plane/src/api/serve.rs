@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sg_proto::api::acls_server::AclsServer;
+use sg_proto::api::audit_server::AuditServer;
 use sg_proto::api::clients_server::ClientsServer;
 use sg_proto::api::destinations_server::DestinationsServer;
 use sg_proto::api::gateways_server::GatewaysServer;
@@ -37,6 +38,7 @@ use tonic_health::server::HealthReporter;
 use super::Api;
 use super::auth::Guard;
 use super::failures::Failures;
+use super::refusals::Refusals;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 8192;
@@ -49,11 +51,12 @@ const MAX_STREAMS: u32 = 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
 
 /// Services as health reports them; the empty name is the whole process.
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 11] = [
     "",
     "securegateway.v1.Gateways",
     "securegateway.v1.Destinations",
     "securegateway.v1.Acls",
+    "securegateway.v1.Audit",
     "securegateway.v1.Clients",
     "securegateway.v1.Nodes",
     "securegateway.v1.Tokens",
@@ -253,9 +256,10 @@ pub async fn serve(
     draining: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let failures = Failures::default();
+    let refusals = Refusals::default();
     macro_rules! public {
         ($server:ident) => {
-            Guard::new(api.clone(), failures.clone(), |api| {
+            Guard::new(api.clone(), failures.clone(), refusals.clone(), |api| {
                 $server::new(api).max_decoding_message_size(MAX_MESSAGE)
             })
         };
@@ -282,6 +286,7 @@ pub async fn serve(
         .add_service(public!(GatewaysServer))
         .add_service(public!(DestinationsServer))
         .add_service(public!(AclsServer))
+        .add_service(public!(AuditServer))
         .add_service(public!(ClientsServer))
         .add_service(public!(NodesServer))
         .add_service(public!(TokensServer))

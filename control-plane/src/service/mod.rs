@@ -4,6 +4,7 @@
 //! gRPC begins in [`crate::api`]. Start with [`change`], through which every write goes.
 
 pub mod acls;
+pub mod audit;
 pub mod change;
 pub mod destinations;
 pub mod error;
@@ -17,7 +18,6 @@ mod tests;
 pub mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use prost::Message as _;
 use sg_model::{DestinationId, GatewayId, Name};
@@ -53,8 +53,8 @@ pub struct Core {
     pub control_plane: String,
     /// Revision of `meta/format`, which no write may find changed.
     pub format: Revision,
-    /// Tells the audit records of this process apart.
-    pub audit_number: Arc<AtomicU64>,
+    /// The end of the audit trail.
+    pub chain: audit::chain::Chain,
 }
 
 impl std::fmt::Debug for Core {

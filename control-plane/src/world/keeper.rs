@@ -15,7 +15,7 @@ use super::{StoreHealth, World, epoch};
 use crate::keys;
 use crate::plan::{Planner, Plans};
 use crate::store::follow::{self, Change, FollowOptions, Snapshot, State};
-use crate::store::{Event, Revision, Store};
+use crate::store::{Event, KeyValue, Revision, Store};
 
 /// What is followed, each on its own: the objects are the only ones that change often.
 const PREFIXES: [&str; 4] = [keys::OBJECTS, keys::META, keys::ADMIN_TOKENS, keys::LIVE];
@@ -27,6 +27,16 @@ pub struct View {
     pub world: World,
     /// What each group should serve.
     pub plans: Plans,
+    /// The stored values that the world was read from, by the prefixes that are followed.
+    stored: [Arc<Snapshot>; PREFIXES.len()],
+}
+
+impl View {
+    /// The stored value under a key that is followed.
+    pub(crate) fn stored(&self, key: &str) -> Option<&Arc<KeyValue>> {
+        let index = PREFIXES.iter().position(|prefix| key.starts_with(prefix))?;
+        self.stored[index].get(key)
+    }
 }
 
 /// Where everybody reads the newest view. Clones share it.
@@ -46,6 +56,7 @@ impl Views {
             Scope::Gateways(ids) => Arc::new(View {
                 world: whole.world.only(ids),
                 plans: whole.plans.clone(),
+                stored: <[_; PREFIXES.len()]>::default(),
             }),
         }
     }
@@ -199,7 +210,7 @@ impl Keeper {
         let mut touched = Vec::new();
         let mut broke = false;
         let mut loaded = true;
-        for (prefix, followed) in PREFIXES.into_iter().zip(all) {
+        for (index, (prefix, followed)) in PREFIXES.into_iter().zip(all).enumerate() {
             let newest = Arc::clone(&followed.snapshots.borrow_and_update());
             loaded &= newest.revision > Revision::NONE;
             let first = followed.taken.revision == Revision::NONE;
@@ -216,6 +227,7 @@ impl Keeper {
                 };
                 touched.extend(world.apply(&event));
             }
+            self.view.stored[index] = Arc::clone(&newest);
             followed.taken = newest;
         }
         let plans = self.planner.advance(world, &touched);

@@ -71,8 +71,12 @@ fn request(method: &MethodDescriptor, gateway: &str, number: usize) -> Bytes {
             "name" if method.name().contains("AdminToken") => {
                 Value::String("adminTokens/none".to_owned())
             }
-            "name" | "parent" => Value::String(format!("gateways/{gateway}")),
+            "name" | "parent" | "gateway" if field.kind() == Kind::String => {
+                Value::String(format!("gateways/{gateway}"))
+            }
             "validate_only" | "force" => Value::Bool(true),
+            // From the beginning, so that there is something to see.
+            "after" => Value::U64(1),
             _ => match field.kind() {
                 Kind::Message(inner)
                     if !field.is_list() && inner.full_name().starts_with("securegateway") =>
@@ -132,7 +136,7 @@ async fn ask(
     }
 }
 
-async fn token(admin: &mut Admin, name: &str, role: Role, gateways: &[&str]) -> String {
+pub async fn token(admin: &mut Admin, name: &str, role: Role, gateways: &[&str]) -> String {
     let request = api::CreateAdminTokenRequest {
         admin_token: Some(api::AdminToken {
             name: name.to_owned(),
@@ -227,10 +231,10 @@ async fn every_call_by_every_role_on_own_and_foreign_gateways() {
             assert_eq!(status.code(), Code::Unauthenticated, "{name}");
             refused += 1;
         }
-        let names_gateway = method
-            .input()
-            .fields()
-            .any(|field| ["name", "parent"].contains(&field.name()));
+        let names_gateway = method.input().fields().any(|field| {
+            ["name", "parent"].contains(&field.name())
+                || (field.name() == "gateway" && field.kind() == Kind::String)
+        });
         for (number, (role, scoped, channel)) in callers.iter().enumerate() {
             let what = format!("{name} as {role}, scoped: {scoped}");
             let answer = ask(channel, method, request(method, "own-plant", number)).await;
