@@ -4,13 +4,15 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "securegateway/v1/acls.proto",
+    "securegateway/v1/audit.proto",
     "securegateway/v1/clients.proto",
     "securegateway/v1/destinations.proto",
     "securegateway/v1/gateways.proto",
     "securegateway/v1/nodes.proto",
     "securegateway/v1/system.proto",
+    "securegateway/v1/tokens.proto",
     "securegateway/node/v1/node.proto",
     "securegateway/store/v1/store.proto",
     "securegateway/tunnel/v1/tunnel.proto",

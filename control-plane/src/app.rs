@@ -8,7 +8,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sg_proto::store as wire;
@@ -33,6 +32,7 @@ use crate::http;
 use crate::ids;
 use crate::push::{Observed, session};
 use crate::service::Core;
+use crate::service::audit::chain::Chain;
 use crate::store::{self, Store, StoreError};
 use crate::tasks::{certificate, housekeeping, live};
 use crate::world::StoreHealth;
@@ -245,7 +245,12 @@ async fn run_api(
         ended = running.forever.join_next() => return Err(task_ended(ended)),
         () = views.loaded() => latches.store.set_ready(),
     }
-    let core = Arc::new(core(foundation, store, health, views, &args.data_dir)?);
+    let (chain, following) = Chain::new(Arc::clone(&store), foundation.key.clone());
+    running
+        .forever
+        .spawn("end of the audit trail", following.run());
+    let core = core(foundation, store, health, views, chain, &args.data_dir)?;
+    let core = Arc::new(core);
     gauges::register(metrics, &core);
     running
         .start(args, &core, metrics, grpc, &addresses, &draining)
@@ -270,6 +275,7 @@ fn core(
     store: Arc<dyn Store>,
     health: StoreHealth,
     views: Views,
+    chain: Chain,
     data_dir: &Path,
 ) -> Result<Core, AppError> {
     Ok(Core {
@@ -281,7 +287,7 @@ fn core(
         key: foundation.key,
         control_plane: control_plane_id(data_dir)?,
         format: foundation.format,
-        audit_number: Arc::new(AtomicU64::new(0)),
+        chain,
     })
 }
 
@@ -322,6 +328,8 @@ impl Running {
             health,
             core.views.clone(),
             core.observed.clone(),
+            core.key.clone(),
+            args.audit_kept(),
             !args.no_compaction,
         );
         self.forever.spawn("housekeeping", keeping);

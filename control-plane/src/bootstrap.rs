@@ -15,6 +15,7 @@ use sg_runtime::secret::Secret;
 use sg_runtime::{crypto, files, sealed};
 
 use crate::authority::{Authority, IssueError};
+use crate::service::audit::Mark;
 use crate::store::{KeyValue, Revision, Store, StoreError, Txn, TxnOutcome};
 use crate::{ids, keys};
 
@@ -24,7 +25,7 @@ pub struct Foundation {
     /// The certificate authority.
     pub authority: Authority,
     /// Seals secrets in the store.
-    pub key: sealed::Key,
+    pub key: sealed::KeyRing,
     /// Revision of `meta/format`.
     pub format: Revision,
 }
@@ -121,7 +122,7 @@ pub async fn establish(
 
 /// Makes everything, unless somebody else does first.
 async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(), BootstrapError> {
-    let key = sealed::Key::load_or_create(key_file)?;
+    let key = sealed::KeyRing::load_or_create(key_file)?;
     let authority = Authority::generate()?;
     // An attempt whose outcome is unknown may still come about: its token must not be lost.
     let kept = Secret::read(&pending_token(data_dir)).ok();
@@ -139,8 +140,7 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
     let now = ids::now();
     let ca = wire::CertificateAuthority {
         certificate_der: authority.certificate().to_vec(),
-        sealed_key: sealed::seal(
-            &key,
+        sealed_key: key.seal(
             keys::META_CA.as_bytes(),
             authority.key_pem().expose().as_bytes(),
         ),
@@ -149,14 +149,27 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
         name: "admin".to_owned(),
         role: "admin".to_owned(),
         create_time: Some(timestamp_to_wire(now)),
+        id: ids::new_id('T', now),
+        created_by: "first-start".to_owned(),
+        ..wire::AdminToken::default()
+    };
+    let name = wire::Reference {
+        kind: "token".to_owned(),
+        id: admin.id.clone(),
+        name: admin.name.clone(),
+        ..wire::Reference::default()
     };
     let audit = wire::Audit {
         time: Some(timestamp_to_wire(now)),
         principal: "control-plane".to_owned(),
         method: "first-start".to_owned(),
         object: "meta".to_owned(),
+        number: 1,
+        previous_sha256: Mark::NONE.sha256.to_vec(),
         ..wire::Audit::default()
-    };
+    }
+    .encode_to_vec();
+    let head = Mark::NONE.next(&audit);
     let txn = Txn::new()
         .when_absent(keys::META_FORMAT)
         .when_absent(keys::META_CA)
@@ -170,7 +183,9 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
         .put(keys::META_EPOCH, wire::Epoch { epoch: 1 }.encode_to_vec())
         .put(keys::META_CA, ca.encode_to_vec())
         .put(keys::admin_token(&hash), admin.encode_to_vec())
-        .put(keys::audit(now.0, "first-start", 0), audit.encode_to_vec());
+        .put(keys::FIRST_TOKEN_NAME, name.encode_to_vec())
+        .put(keys::audit(1), audit)
+        .put(keys::CHAIN_HEAD, head.seal(&key, keys::CHAIN_HEAD));
     match store.txn(txn).await {
         Ok(TxnOutcome::Committed(_)) => {
             tracing::info!("first start: certificate authority and admin token made")
@@ -198,7 +213,7 @@ async fn open(
     if version > keys::FORMAT {
         return Err(BootstrapError::Format(version));
     }
-    let key = sealed::Key::load(key_file).map_err(|error| match error {
+    let key = sealed::KeyRing::load(key_file).map_err(|error| match error {
         sealed::KeyError::Read { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
             BootstrapError::KeyMissing(key_file.to_owned())
         }
@@ -208,7 +223,8 @@ async fn open(
     let entry = entry.ok_or_else(|| unreadable(keys::META_CA, &"it is missing"))?;
     let ca = wire::CertificateAuthority::decode(entry.value.as_ref())
         .map_err(|error| unreadable(keys::META_CA, &error))?;
-    let pem = sealed::open(&key, keys::META_CA.as_bytes(), &ca.sealed_key)
+    let pem = key
+        .open(keys::META_CA.as_bytes(), &ca.sealed_key)
         .map_err(|_| BootstrapError::KeyWrong(key_file.to_owned()))?;
     let pem =
         std::str::from_utf8(pem.expose()).map_err(|error| unreadable(keys::META_CA, &error))?;

@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use sg_model::Host;
 use sg_runtime::config::CommonArgs;
 
+use crate::service::audit::trim::Kept;
 use crate::store::{StoreOptions, StoreUrl};
 
 /// Where admin HTTP listens by default.
@@ -34,6 +36,12 @@ pub struct Args {
     /// Key that opens the secrets in the store [default: DATA_DIR/store.key]
     #[arg(long, value_name = "FILE")]
     pub store_key_file: Option<PathBuf>,
+    /// Audit records that are kept; the oldest go first
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub audit_records: u64,
+    /// Days that audit records are kept
+    #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    pub audit_days: u64,
     /// CA of the etcd members (PEM); turns TLS on
     #[arg(long, value_name = "FILE")]
     pub etcd_ca: Option<PathBuf>,
@@ -69,6 +77,14 @@ impl Args {
         self.store_key_file
             .clone()
             .unwrap_or_else(|| self.data_dir.join("store.key"))
+    }
+
+    /// How much of the audit trail is kept.
+    pub const fn audit_kept(&self) -> Kept {
+        Kept {
+            records: self.audit_records,
+            age: Duration::from_secs(self.audit_days * 24 * 3600),
+        }
     }
 
     /// How to reach the store.

@@ -3,12 +3,13 @@
 //! | key under `v1/` | value (`securegateway.store.v1`) |
 //! |---|---|
 //! | `obj/gateway/<id>`, `obj/destination/<gateway>/<id>`, `obj/acl/<gateway>`, `obj/node/<id>` | the objects; their mod revision is the etag |
-//! | `idx/name/gateway/<name>`, `idx/name/destination/<gateway>/<name>`, `idx/name/node/<name>` | `Reference`: makes names unique |
+//! | `idx/name/gateway/<name>`, `idx/name/destination/<gateway>/<name>`, `idx/name/node/<name>`, `idx/name/token/<name>` | `Reference`: makes names unique |
 //! | `idx/cloudport/<group>/<port>`, `idx/clientport/<gateway>/<port>` | `Reference`: makes ports unique |
 //! | `quarantine/<group>/<port>` | `Reference` to the gateway that had the port; expires after a day |
 //! | `token/join/<sha256>`, `token/admin/<sha256>` | `JoinToken`, `AdminToken` |
 //! | `idem/<principal>/<request id>` | `Idempotency`; expires after an hour |
-//! | `audit/<day>/<milliseconds>-<control plane>-<number>` | `Audit`, in order of time |
+//! | `audit/<bucket>/<number>` | `Audit`, counted without a gap; a hundred numbers make a bucket |
+//! | `chain/head`, `chain/anchor` | `SealedSecret` with an `AuditMark`: the last record, and the last one dropped |
 //! | `live/control-plane/<id>` | `ControlPlane`; expires unless renewed |
 //! | `meta/format`, `meta/epoch`, `meta/ca` | `Format`, `Epoch`, `CertificateAuthority` |
 //!
@@ -23,14 +24,24 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) const OBJECTS: &str = "v1/obj/";
 /// What the whole installation shares.
 pub(crate) const META: &str = "v1/meta/";
-/// Hashes of the tokens of administrators.
+/// Hashes of the tokens of operators.
 pub(crate) const ADMIN_TOKENS: &str = "v1/token/admin/";
+/// Index keys and freed ports, whose values are references.
+pub(crate) const REFERENCES: [&str; 2] = ["v1/idx/", "v1/quarantine/"];
+/// The name of the token that the first start makes.
+pub(crate) const FIRST_TOKEN_NAME: &str = "v1/idx/name/token/admin";
 /// Control planes that are alive.
 pub(crate) const LIVE: &str = "v1/live/control-plane/";
 /// The audit trail.
 pub(crate) const AUDIT: &str = "v1/audit/";
-/// Milliseconds of a day.
-pub(crate) const DAY_MS: u64 = 24 * 3600 * 1000;
+/// Records in one bucket of the audit trail.
+pub(crate) const AUDIT_BUCKET: u64 = 100;
+/// Where the chain of the audit trail begins and ends.
+pub(crate) const CHAIN: &str = "v1/chain/";
+/// The last record.
+pub(crate) const CHAIN_HEAD: &str = "v1/chain/head";
+/// The last record that was dropped.
+pub(crate) const CHAIN_ANCHOR: &str = "v1/chain/anchor";
 /// Layout version.
 pub(crate) const META_FORMAT: &str = "v1/meta/format";
 /// Epoch.
@@ -139,7 +150,20 @@ pub(crate) fn join_token(sha256: &str) -> String {
     format!("v1/token/join/{sha256}")
 }
 
-/// An administrator's token by its hash in hexadecimal.
+/// The name of an operator's token.
+pub(crate) fn token_name(name: &Name) -> String {
+    format!("v1/idx/name/token/{name}")
+}
+
+/// The gateway that a key under [`OBJECTS`] belongs to, if it belongs to one.
+pub(crate) fn gateway_of(key: &str) -> Option<&str> {
+    match parse_object(key)? {
+        ObjectPath::Gateway(id) | ObjectPath::Destination(id, _) | ObjectPath::Acl(id) => Some(id),
+        ObjectPath::Node(_) => None,
+    }
+}
+
+/// An operator's token by its hash in hexadecimal.
 pub(crate) fn admin_token(sha256: &str) -> String {
     format!("{ADMIN_TOKENS}{sha256}")
 }
@@ -149,15 +173,45 @@ pub(crate) fn idempotency(principal: &str, request_id: &str) -> String {
     format!("v1/idem/{principal}/{request_id}")
 }
 
-/// One change; `number` tells the changes of one control plane apart.
-pub(crate) fn audit(millis: u64, control_plane: &str, number: u64) -> String {
-    let day = audit_day(millis / DAY_MS);
-    format!("{day}{millis:015}-{control_plane}-{number:010}")
+/// The record of a change.
+pub(crate) fn audit(number: u64) -> String {
+    format!("{}{number:020}", audit_bucket(audit_bucket_of(number)))
 }
 
-/// The audit records of a day, counted from 1970.
-pub(crate) fn audit_day(day: u64) -> String {
-    format!("{AUDIT}{day:06}/")
+/// The records of a bucket.
+pub(crate) fn audit_bucket(bucket: u64) -> String {
+    format!("{AUDIT}{bucket:018}/")
+}
+
+/// The bucket of a record.
+pub(crate) const fn audit_bucket_of(number: u64) -> u64 {
+    number / AUDIT_BUCKET
+}
+
+/// The first number in the bucket of a record.
+pub(crate) const fn audit_bucket_start(number: u64) -> u64 {
+    audit_bucket_of(number) * AUDIT_BUCKET
+}
+
+/// The number at the end of a key of [`audit`].
+pub(crate) fn audit_number(key: &str) -> Option<u64> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+/// What lies under a key, for the record of a change: the object as people know it, and the type of
+/// its stored value. `None` for keys that only serve others.
+pub(crate) fn recorded(key: &str) -> Option<(&str, &'static str)> {
+    if let Some(object) = key.strip_prefix(OBJECTS) {
+        let kind = match parse_object(key)? {
+            ObjectPath::Gateway(_) => "Gateway",
+            ObjectPath::Destination(..) => "Destination",
+            ObjectPath::Acl(_) => "Acl",
+            ObjectPath::Node(_) => "Node",
+        };
+        return Some((object, kind));
+    }
+    key.starts_with(ADMIN_TOKENS)
+        .then_some(("token", "AdminToken"))
 }
 
 /// A control plane that is alive.
@@ -187,6 +241,16 @@ mod tests {
         assert_eq!(parse_object("v1/obj/gateway/G1/x"), None);
         assert_eq!(parse_object("v1/obj/cert/C1"), None);
         assert_eq!(parse_object("v1/meta/ca"), None);
+    }
+
+    #[test]
+    fn records_sort_by_number_and_are_read_back() {
+        assert!(audit(99) < audit(100) && audit(100) < audit(u64::MAX));
+        assert!(audit(150).starts_with(&audit_bucket(1)));
+        assert_eq!(
+            (audit_number(&audit(150)), audit_bucket_start(150)),
+            (Some(150), 100)
+        );
     }
 
     #[test]

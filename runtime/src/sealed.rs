@@ -4,11 +4,15 @@
 //! which is safe for about 2³² values under one key. The associated data is not stored: give the
 //! value's place (its key in the store, its file name), so that a value moved elsewhere does not open.
 
+mod ring;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+
+pub use ring::KeyRing;
 
 use crate::secret::Secret;
 use crate::{crypto, files};

@@ -13,7 +13,10 @@ use sg_runtime::duration::HumanDuration;
 use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::session::Session;
-use crate::{acl, client, completion, context, destination, dev, gateway, node, status, version};
+use crate::{
+    acl, audit, client, completion, context, destination, dev, gateway, node, status, token,
+    version,
+};
 
 const EXIT_CODES: &str =
     "Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 not authenticated \
@@ -87,6 +90,12 @@ enum Command {
     /// Data-plane nodes
     #[command(subcommand, alias = "nodes")]
     Node(node::Command),
+    /// Tokens with which operators show who they are
+    #[command(subcommand, alias = "tokens")]
+    Token(token::Command),
+    /// Who changed what
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Show the state of the installation
     Status,
     /// Show the version of sgctl
@@ -113,6 +122,8 @@ pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
         Command::Acl(command) => acl::run(command, session).await,
         Command::Client(command) => client::run(command, session).await,
         Command::Node(command) => node::run(command, session).await,
+        Command::Audit(command) => audit::run(command, session).await,
+        Command::Token(command) => token::run(command, session).await,
         Command::Status => status::run(session).await,
         Command::Version => version::run(session),
         Command::Completion(args) => completion::run(args, grammar()),

@@ -15,8 +15,8 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
-    /// A check did its work and found something, which is printed already.
-    found: bool,
+    /// The command did its work; what it found, and has printed, is the problem.
+    finding: bool,
 }
 
 impl Failure {
@@ -28,21 +28,21 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
-            found: false,
+            finding: false,
         }
     }
 
-    /// A check that found something and has printed it.
-    pub(crate) fn found(message: impl Into<String>) -> Self {
+    /// A check that found problems, and has printed them.
+    pub(crate) fn found(reason: &str, message: impl Into<String>) -> Self {
         Self {
-            found: true,
-            ..Self::new(Code::Unknown, "FINDINGS", message)
+            finding: true,
+            ..Self::new(Code::DataLoss, reason, message)
         }
     }
 
-    /// Whether this is a check's result, which is on stdout already.
-    pub(crate) fn is_found(&self) -> bool {
-        self.found
+    /// Whether the answer is on stdout already.
+    pub(crate) fn is_finding(&self) -> bool {
+        self.finding
     }
 
     /// Bad usage or configuration; nothing was attempted.
@@ -104,7 +104,7 @@ impl Failure {
             message,
             causes,
             hint: None,
-            found: false,
+            finding: false,
         };
         match status.code() {
             Code::Unauthenticated => failure.hint(
@@ -138,10 +138,10 @@ impl Failure {
 
     /// The exit code, by the table of `sgctl --help`.
     pub(crate) fn exit_code(&self) -> u8 {
-        if self.found {
-            return FOUND;
+        match self.finding {
+            true => 7,
+            false => exit_code(self.code),
         }
-        exit_code(self.code)
     }
 
     /// For a person.
@@ -194,10 +194,8 @@ impl From<sg_model::Invalid> for Failure {
     }
 }
 
-/// Exit code of a check that found problems.
-const FOUND: u8 = 7;
-
-/// The exit code for each way a call can end.
+/// The exit code for each way a call can end. 7, a check that found problems, is kept free: no
+/// command of this version checks anything.
 fn exit_code(code: Code) -> u8 {
     match code {
         Code::Ok => 0,

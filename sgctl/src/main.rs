@@ -8,6 +8,7 @@
 //! [`failure`] turns whatever went wrong into texts and exit codes; [`output`] prints.
 
 mod acl;
+mod audit;
 mod canonical;
 mod cli;
 mod client;
@@ -26,6 +27,7 @@ mod session;
 mod settings;
 mod show;
 mod status;
+mod token;
 mod version;
 
 use std::process::ExitCode;
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
 fn report(failure: &Failure, format: Option<Format>) -> ExitCode {
     output::note(&failure.text());
     if format == Some(Format::Json)
-        && !failure.is_found()
+        && !failure.is_finding()
         && let Err(second) = output::print(&format!("{}\n", failure.json()))
     {
         output::note(&second.text());

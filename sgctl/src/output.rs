@@ -84,6 +84,30 @@ pub(crate) fn list<R: Resource>(format: Format, resources: &[R]) -> Result<(), F
     }
 }
 
+/// Prints one resource of a sequence that has no end: on one line, wherever the form allows it.
+pub(crate) fn line<R: Resource>(format: Format, resource: &R) -> Result<(), Failure> {
+    match format {
+        Format::Json => {
+            let mut text = canonical(resource)
+                .and_then(|value| serde_json::to_string(&value))
+                .map_err(|error| Failure::local("cannot write this as JSON", &error))?;
+            text.push('\n');
+            print(&text)
+        }
+        Format::Yaml => {
+            print("---\n")?;
+            yaml(resource)
+        }
+        Format::Name => print(&format!("{}\n", resource.reference())),
+        Format::Table | Format::Wide => {
+            let wide = if format == Format::Wide { R::WIDE } else { &[] };
+            let mut cells = resource.cells();
+            cells.truncate(R::COLUMNS.len() + wide.len());
+            print(&format!("{}\n", cells.join("  ")))
+        }
+    }
+}
+
 /// Prints a value that is no resource: as JSON or YAML, or as this text.
 pub(crate) fn value(format: Format, value: &impl Serialize, text: &str) -> Result<(), Failure> {
     match format {

@@ -359,3 +359,43 @@ async fn clients_nodes_tokens_and_status() {
     assert!(status.ends_with("problem        node node-2 is not connected\n"));
     assert_eq!(mock.run("status -o json").await.json()["nodesConnected"], 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_operators() {
+    let mock = Mock::start().await;
+    let made = mock
+        .run("token create ci --role editor --gateway dev --days 7")
+        .await;
+    assert_eq!(made.code, 0, "{made:?}");
+    assert!(made.out.contains("admin token: sga_secret"), "{}", made.out);
+    let file = mock.folder.path().join("ci.token");
+    let saved = mock
+        .run(&format!(
+            "token create ci --role viewer --token-out {} -o json",
+            file.display()
+        ))
+        .await;
+    assert_eq!(saved.json()["token"], "");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "sga_secret\n");
+    assert_eq!(
+        mock.run("token list").await.out,
+        "NAME  ID     ROLE    GATEWAYS  EXPIRES\n\
+         ci    t0123  editor  g0123     2030-03-17T17:46:40Z\n"
+    );
+    assert_eq!(mock.run("token delete ci -o name").await.out, "ci\n");
+    assert_eq!(mock.run("token delete missing").await.code, 3);
+    assert_eq!(mock.run("token create taken --role admin").await.code, 5);
+    assert_eq!(
+        mock.run("token create ci").await.code,
+        2,
+        "a role is needed"
+    );
+    assert_eq!(mock.run("token create ci --role root").await.code, 2);
+    assert_eq!(
+        mock.asked()[..2],
+        [
+            "admin token editor for dev for 7 days ci",
+            "admin token viewer for  for 0 days ci"
+        ]
+    );
+}

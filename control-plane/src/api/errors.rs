@@ -34,6 +34,7 @@ pub(super) fn to_status(error: ServiceError) -> Status {
         ServiceError::Aborted { reason, .. } => status(Code::Aborted, reason, &text),
         ServiceError::Unsupported { reason, .. } => status(Code::Unimplemented, reason, &text),
         ServiceError::Exhausted { reason, .. } => status(Code::ResourceExhausted, reason, &text),
+        ServiceError::Denied { reason, .. } => status(Code::PermissionDenied, reason, &text),
         ServiceError::Unauthenticated { reason, .. } => {
             status(Code::Unauthenticated, reason, &text)
         }

@@ -137,6 +137,10 @@ impl Gateways for Api {
                 ("resume_time", gateway.resume_time.is_some()),
             ];
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
+            // The group says which nodes get the gateway's secrets.
+            if fields.iter().any(|field| field == "group") {
+                self.core.needs_whole("changing the group")?;
+            }
             let edit = |record: &mut GatewayRecord| edit(record, &gateway, &fields);
             let (name, force) = (gateway_name(name)?, Some(asked.force));
             self.core

@@ -1,22 +1,28 @@
 //! gRPC: the public services, and those of nodes. Handlers decode, ask [`crate::service`], and
 //! encode; they decide nothing.
 //!
-//! [`serve`] takes connections; `auth` says who is calling; `errors` is the one place where a
-//! domain error becomes a status.
+//! [`serve`] takes connections; `auth` says who is calling and what he gets to see, by the table in
+//! [`access`]; `errors` is the one place where a domain error becomes a status.
 
+pub mod access;
 mod acls;
+mod audit;
 mod auth;
 mod destinations;
 mod errors;
+mod failures;
 mod gateways;
 mod node_services;
 mod observations;
+mod refusals;
 mod request;
 pub mod serve;
+mod tokens;
 mod watch;
 
 use std::sync::Arc;
 
+use sg_model::Scope;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::tasks::TaskPool;
 use tokio::sync::Semaphore;
@@ -41,6 +47,8 @@ pub struct Api {
     pool: TaskPool,
     joins: Arc<Semaphore>,
     draining: CancellationToken,
+    audit_watches: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
 }
 
 impl Api {
@@ -61,6 +69,20 @@ impl Api {
             pool: TaskPool::new("node stream", MAX_SESSIONS),
             joins: Arc::new(Semaphore::new(MAX_JOINS)),
             draining,
+            audit_watches: Arc::new(Semaphore::new(audit::MAX_WATCHES)),
+            verifying: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// The same handlers over what a caller gets to see.
+    fn for_scope(&self, scope: &Scope) -> Self {
+        let core = match scope {
+            Scope::All => Arc::clone(&self.core),
+            scope => Arc::new(self.core.for_scope(scope.clone())),
+        };
+        Self {
+            core,
+            ..self.clone()
         }
     }
 }

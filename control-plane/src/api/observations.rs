@@ -1,18 +1,14 @@
-//! `securegateway.v1.Clients`, `Nodes`, `Tokens` and `System`: what is connected, who may join, and
-//! how the whole does.
+//! `securegateway.v1.Clients`, `Nodes` and `System`: what is connected, and how the whole does.
 
-use std::time::Duration;
-
+use sg_model::Scope;
 use sg_proto::api as wire;
 use sg_proto::api::clients_server::Clients;
 use sg_proto::api::nodes_server::Nodes;
 use sg_proto::api::system_server::System;
-use sg_proto::api::tokens_server::Tokens;
-use sg_proto::convert::{duration_from_wire, timestamp_to_wire};
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::request::{call, child_name, gateway_name, node_name, page};
+use super::request::{child_name, gateway_name, node_name, page};
 use crate::service::{ServiceError, status};
 
 #[tonic::async_trait]
@@ -108,32 +104,6 @@ impl Nodes for Api {
 }
 
 #[tonic::async_trait]
-impl Tokens for Api {
-    async fn create_join_token(
-        &self,
-        request: Request<wire::CreateJoinTokenRequest>,
-    ) -> Result<Response<wire::JoinToken>, Status> {
-        const METHOD: &str = "Tokens.CreateJoinToken";
-        let asked = request.get_ref();
-        let call = call(&request, METHOD, &asked.request_id, false)?;
-        let work = async {
-            let ttl: Option<Duration> = asked
-                .ttl
-                .as_ref()
-                .map(|ttl| duration_from_wire("ttl", ttl))
-                .transpose()?;
-            let (token, expires) = self.core.create_join_token(&call, ttl).await?;
-            let expire_time = Some(timestamp_to_wire(expires));
-            Ok(wire::JoinToken {
-                token: token.expose().clone(),
-                expire_time,
-            })
-        };
-        self.rpcs.unary(METHOD, work).await
-    }
-}
-
-#[tonic::async_trait]
 impl System for Api {
     async fn get_status(
         &self,
@@ -152,9 +122,23 @@ impl Api {
         let world = &view.world;
         let live = || reports.connected().map(|(_, report)| report);
         let problem = self.core.health.problem();
-        let clients = world
+        let clients: Vec<_> = world
             .gateways()
-            .map(|(gateway, _)| status::clients(world, &reports, &gateway.value.gateway.id).len());
+            .flat_map(|(gateway, _)| status::clients(world, &reports, &gateway.value.gateway.id))
+            .collect();
+        // Nodes report of all gateways; who sees some of them gets what is told of these.
+        let (streams, problems) = match self.core.views.scope() {
+            Scope::All => (
+                live().fold(0, |sum: u32, report| sum.saturating_add(report.streams)),
+                status::problems(world, &reports, problem.clone()),
+            ),
+            Scope::Gateways(_) => (
+                clients.iter().fold(0, |sum: u32, client| {
+                    sum.saturating_add(client.active_streams)
+                }),
+                Vec::new(),
+            ),
+        };
         wire::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control_plane_id: self.core.control_plane.clone(),
@@ -170,9 +154,9 @@ impl Api {
             ),
             nodes: count(world.nodes().count()),
             nodes_connected: count(live().count()),
-            clients: count(clients.sum()),
-            streams: live().fold(0, |sum, report| sum.saturating_add(report.streams)),
-            problems: status::problems(world, &reports, problem),
+            clients: count(clients.len()),
+            streams,
+            problems,
         }
     }
 }

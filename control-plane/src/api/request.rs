@@ -16,6 +16,8 @@ use crate::service::change::{Call, MAX_REQUEST_ID};
 
 /// How long a request with one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same where very much is read.
+const LONG: Duration = Duration::from_secs(120);
 const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 1000;
 
@@ -45,12 +47,32 @@ impl Rpcs {
         method: &'static str,
         work: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<Response<T>, Status> {
-        let result = match tokio::time::timeout(TIMEOUT, work).await {
+        self.bounded(method, TIMEOUT, work).await
+    }
+
+    /// As [`Rpcs::unary`], for what reads very much.
+    pub(super) async fn long<T>(
+        &self,
+        method: &'static str,
+        work: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<Response<T>, Status> {
+        self.bounded(method, LONG, work).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        method: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<Response<T>, Status> {
+        let result = match tokio::time::timeout(limit, work).await {
             Ok(result) => result.map(Response::new).map_err(to_status),
             Err(_) => {
-                let text =
-                    "the request took longer than 10 s; the change may or may not have happened";
-                Err(status(Code::DeadlineExceeded, "TIMEOUT", text))
+                let limit = limit.as_secs();
+                let text = format!(
+                    "the request took longer than {limit} s; a change may or may not have happened"
+                );
+                Err(status(Code::DeadlineExceeded, "TIMEOUT", &text))
             }
         };
         self.count(method, result.as_ref().err());
@@ -103,7 +125,9 @@ pub(super) fn call<T: Message>(
     }
     Ok(Call {
         principal: caller.name,
+        principal_id: caller.id,
         principal_key: caller.key,
+        source: caller.source.map(|ip| ip.to_string()).unwrap_or_default(),
         method,
         request_id: request_id.to_owned(),
         request_sha256: crypto::sha256(&request.get_ref().encode_to_vec()),
@@ -120,6 +144,12 @@ pub(super) fn gateway_name(name: &str) -> Result<&str, ServiceError> {
 /// `nodes/X` or `X`.
 pub(super) fn node_name(name: &str) -> Result<&str, ServiceError> {
     let bare = name.strip_prefix("nodes/").unwrap_or(name);
+    one_part("name", bare)
+}
+
+/// `adminTokens/X` or `X`.
+pub(super) fn token_name(name: &str) -> Result<&str, ServiceError> {
+    let bare = name.strip_prefix("adminTokens/").unwrap_or(name);
     one_part("name", bare)
 }
 
@@ -155,17 +185,22 @@ fn one_part<'a>(field: &'static str, name: &'a str) -> Result<&'a str, ServiceEr
     Ok(name)
 }
 
+/// How many items a page may have.
+pub(super) fn page_size(asked: i32) -> Result<usize, ServiceError> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(size) => Ok(size.min(MAX_PAGE)),
+        Err(_) => Err(ServiceError::invalid("page_size", "must be 0 or more")),
+    }
+}
+
 /// One page of `items`, which must come in the order of their keys, and the token of the next.
 pub(super) fn page<T>(
     items: impl Iterator<Item = (String, T)>,
     size: i32,
     token: &str,
 ) -> Result<(Vec<T>, String), ServiceError> {
-    let size = match usize::try_from(size) {
-        Ok(0) => DEFAULT_PAGE,
-        Ok(size) => size.min(MAX_PAGE),
-        Err(_) => return Err(ServiceError::invalid("page_size", "must be 0 or more")),
-    };
+    let size = page_size(size)?;
     let bad =
         || ServiceError::invalid("page_token", "send back next_page_token exactly as it came");
     let after = crypto::unhex(token).and_then(|bytes| String::from_utf8(bytes).ok());

@@ -6,11 +6,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sg_proto::api::acls_server::AclsServer;
+use sg_proto::api::audit_server::AuditServer;
 use sg_proto::api::clients_server::ClientsServer;
 use sg_proto::api::destinations_server::DestinationsServer;
 use sg_proto::api::gateways_server::GatewaysServer;
@@ -29,14 +30,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::Api;
-use super::auth::BearerAuth;
+use super::auth::Guard;
+use super::failures::Failures;
+use super::refusals::Refusals;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 8192;
@@ -49,11 +51,12 @@ const MAX_STREAMS: u32 = 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
 
 /// Services as health reports them; the empty name is the whole process.
-const SERVICES: [&str; 10] = [
+const SERVICES: [&str; 11] = [
     "",
     "securegateway.v1.Gateways",
     "securegateway.v1.Destinations",
     "securegateway.v1.Acls",
+    "securegateway.v1.Audit",
     "securegateway.v1.Clients",
     "securegateway.v1.Nodes",
     "securegateway.v1.Tokens",
@@ -73,6 +76,8 @@ pub struct ConnectionInfo {
     pub remote: SocketAddr,
     /// Whether a certificate or a token was proved over it.
     pub proved: Arc<AtomicBool>,
+    /// How often the caller was told that too much has failed; the second time ends the connection.
+    pub strikes: Arc<AtomicUsize>,
     /// Whose certificate it proved, if one of ours.
     pub identity: Option<Arc<PeerIdentity>>,
 }
@@ -112,6 +117,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.info.strikes.load(Ordering::Relaxed) > 1 {
+            let text = "too many failed authentications";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, text)));
+        }
         if self.expired(cx) {
             let text = "nobody has proved anything over this connection";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
@@ -206,6 +215,7 @@ async fn handshake(
     let info = ConnectionInfo {
         remote,
         proved: Arc::new(AtomicBool::new(peer.identity.is_some())),
+        strikes: Arc::default(),
         identity: peer.identity.map(Arc::new),
     };
     Ok(Connection {
@@ -245,13 +255,13 @@ pub async fn serve(
     connections: mpsc::Receiver<io::Result<Connection>>,
     draining: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let auth = BearerAuth::new(api.core.views.clone());
+    let failures = Failures::default();
+    let refusals = Refusals::default();
     macro_rules! public {
         ($server:ident) => {
-            InterceptedService::new(
-                $server::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
-                auth.clone(),
-            )
+            Guard::new(api.clone(), failures.clone(), refusals.clone(), |api| {
+                $server::new(api).max_decoding_message_size(MAX_MESSAGE)
+            })
         };
     }
     let reflection = tonic_reflection::server::Builder::configure()
@@ -276,6 +286,7 @@ pub async fn serve(
         .add_service(public!(GatewaysServer))
         .add_service(public!(DestinationsServer))
         .add_service(public!(AclsServer))
+        .add_service(public!(AuditServer))
         .add_service(public!(ClientsServer))
         .add_service(public!(NodesServer))
         .add_service(public!(TokensServer))

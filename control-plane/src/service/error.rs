@@ -59,6 +59,14 @@ pub enum ServiceError {
         /// What, and where.
         message: String,
     },
+    /// The credential holds and is not enough.
+    #[error("{message}")]
+    Denied {
+        /// Stable word.
+        reason: &'static str,
+        /// What would be enough.
+        message: String,
+    },
     /// The credential does not hold.
     #[error("{message}")]
     Unauthenticated {

@@ -4,18 +4,20 @@
 //! gRPC begins in [`crate::api`]. Start with [`change`], through which every write goes.
 
 pub mod acls;
+pub mod audit;
 pub mod change;
 pub mod destinations;
 pub mod error;
 pub mod gateways;
 pub mod nodes;
 mod ports;
+mod scope;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use prost::Message as _;
 use sg_model::{DestinationId, GatewayId, Name};
@@ -46,13 +48,13 @@ pub struct Core {
     /// Issues certificates.
     pub authority: Arc<Authority>,
     /// Seals secrets.
-    pub key: sealed::Key,
+    pub key: sealed::KeyRing,
     /// Id of this control plane.
     pub control_plane: String,
     /// Revision of `meta/format`, which no write may find changed.
     pub format: Revision,
-    /// Tells the audit records of this process apart.
-    pub audit_number: Arc<AtomicU64>,
+    /// The end of the audit trail.
+    pub chain: audit::chain::Chain,
 }
 
 impl std::fmt::Debug for Core {
@@ -64,12 +66,12 @@ impl std::fmt::Debug for Core {
 }
 
 impl Core {
-    /// Reads a key linearizably.
+    /// Reads a key linearizably. What is out of scope is not there.
     async fn read(&self, key: &str) -> Result<Option<KeyValue>, ServiceError> {
         match self.store.get(key).await {
             Ok((_, entry)) => {
                 self.health.good();
-                Ok(entry)
+                Ok(entry.and_then(|entry| scope::shown(self.views.scope(), entry)))
             }
             Err(error) => {
                 self.health.bad(&error);

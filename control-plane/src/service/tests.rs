@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -13,6 +12,7 @@ use sg_proto::convert::api::{DestinationDraft, destination_draft, gateway_draft}
 use sg_runtime::metrics::Counter;
 use sg_runtime::tasks::TaskGroup;
 
+use super::audit::chain::Chain;
 use super::change::Call;
 use super::gateways::TokenChoice;
 use super::{Core, ServiceError};
@@ -24,13 +24,17 @@ use crate::world::StoreHealth;
 use crate::world::keeper::Keeper;
 
 /// A control plane without its network.
-struct Plane {
-    core: Core,
+pub(super) struct Plane {
+    pub(super) core: Core,
     _tasks: TaskGroup,
     _dir: Option<tempfile::TempDir>,
 }
 
-async fn plane_on(store: &MemoryStore, dir: &std::path::Path, id: &str) -> (Core, TaskGroup) {
+pub(super) async fn plane_on(
+    store: &MemoryStore,
+    dir: &std::path::Path,
+    id: &str,
+) -> (Core, TaskGroup) {
     let foundation = bootstrap::establish(store, dir, &dir.join("store.key"))
         .await
         .unwrap();
@@ -40,6 +44,8 @@ async fn plane_on(store: &MemoryStore, dir: &std::path::Path, id: &str) -> (Core
     let mut tasks = TaskGroup::new();
     tasks.spawn("keeper", keeper.run(Arc::clone(&store), health.clone()));
     views.loaded().await;
+    let (chain, following) = Chain::new(Arc::clone(&store), foundation.key.clone());
+    tasks.spawn("chain", following.run());
     let core = Core {
         store,
         health,
@@ -49,12 +55,12 @@ async fn plane_on(store: &MemoryStore, dir: &std::path::Path, id: &str) -> (Core
         key: foundation.key,
         control_plane: id.to_owned(),
         format: foundation.format,
-        audit_number: Arc::new(AtomicU64::new(0)),
+        chain,
     };
     (core, tasks)
 }
 
-async fn plane(store: &MemoryStore) -> Plane {
+pub(super) async fn plane(store: &MemoryStore) -> Plane {
     sg_runtime::crypto::install();
     let dir = tempfile::tempdir().unwrap();
     let (core, tasks) = plane_on(store, dir.path(), "C1").await;
@@ -65,10 +71,12 @@ async fn plane(store: &MemoryStore) -> Plane {
     }
 }
 
-fn call(request_id: &str) -> Call {
+pub(super) fn call(request_id: &str) -> Call {
     Call {
         principal: "tester".to_owned(),
+        principal_id: "T1".to_owned(),
         principal_key: "t".to_owned(),
+        source: String::new(),
         method: "Test",
         request_id: request_id.to_owned(),
         request_sha256: [7; 32],
@@ -103,6 +111,7 @@ fn reason(error: &ServiceError) -> &'static str {
         | ServiceError::Aborted { reason, .. }
         | ServiceError::Unsupported { reason, .. }
         | ServiceError::Exhausted { reason, .. }
+        | ServiceError::Denied { reason, .. }
         | ServiceError::Unauthenticated { reason, .. } => reason,
         ServiceError::NotFound { .. } => "NOT_FOUND",
         ServiceError::Invalid(_) => "INVALID",
@@ -111,7 +120,10 @@ fn reason(error: &ServiceError) -> &'static str {
     }
 }
 
-async fn create(core: &Core, name: &str) -> Result<super::gateways::GatewayAnswer, ServiceError> {
+pub(super) async fn create(
+    core: &Core,
+    name: &str,
+) -> Result<super::gateways::GatewayAnswer, ServiceError> {
     core.create_gateway(&call(""), gateway(name), TokenChoice::Days(1), true)
         .await
 }
@@ -423,7 +435,12 @@ async fn a_gateway_goes_only_with_all_that_it_has() {
     core.delete_gateway(&call(""), "a", "", true, true)
         .await
         .unwrap();
-    for prefix in [crate::keys::OBJECTS, "v1/idx/"] {
+    let names = [
+        "v1/idx/name/gateway/",
+        "v1/idx/name/destination/",
+        "v1/idx/cloudport/",
+    ];
+    for prefix in [crate::keys::OBJECTS].into_iter().chain(names) {
         assert_eq!(store.list(prefix).await.unwrap().1, [], "{prefix}");
     }
 }

@@ -1,30 +1,21 @@
 //! Keeps the store from growing for ever: compacts history that no watch needs any more, and drops
-//! audit records of more than 90 days. Several control planes may do it at once; that harms nothing.
+//! the oldest audit records. Several control planes may do it at once; that harms nothing.
 //! Also forgets reports of nodes that are no longer in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sg_runtime::crypto;
+use sg_runtime::sealed::KeyRing;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::ids;
-use crate::keys;
 use crate::push::Observed;
-use crate::store::{Revision, Store, StoreError, Txn};
+use crate::service::audit::trim::{Kept, trim};
+use crate::store::{Revision, Store, StoreError};
 use crate::world::StoreHealth;
 use crate::world::keeper::Views;
 
 const PERIOD: Duration = Duration::from_secs(300);
-const AUDIT_KEPT_DAYS: u64 = 90;
-/// Days before those that are looked at for records at the start, in case nobody ran for a while.
-const AUDIT_AT_START: u64 = 400;
-/// The same, later.
-const AUDIT_LATER: u64 = 3;
-/// Records dropped in one transaction.
-const BATCH: usize = 100;
-/// One in so many rounds looks for old records.
-const AUDIT_EVERY: u64 = 12;
 
 /// Runs for ever. Leaves history to others unless it `compacts`.
 pub(crate) async fn run(
@@ -32,6 +23,8 @@ pub(crate) async fn run(
     health: StoreHealth,
     views: Views,
     observed: Observed,
+    ring: KeyRing,
+    kept: Kept,
     compacts: bool,
 ) {
     // Not all control planes at the same moment.
@@ -40,7 +33,6 @@ pub(crate) async fn run(
     let mut timer = interval(PERIOD);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last_round: Option<Revision> = None;
-    let mut round = 0_u64;
     loop {
         timer.tick().await;
         let view = views.now();
@@ -54,18 +46,11 @@ pub(crate) async fn run(
                 }
             }
         }
-        let days = if round == 0 {
-            AUDIT_AT_START
-        } else {
-            AUDIT_LATER
-        };
-        if round.is_multiple_of(AUDIT_EVERY)
-            && let Err(error) = drop_old_records(&*store, days).await
-        {
-            health.bad(&error);
-            tracing::debug!(%error, "old audit records could not be dropped");
+        match trim(&*store, &ring, kept).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "old audit records dropped"),
+            Err(error) => tracing::debug!(%error, "old audit records could not be dropped"),
         }
-        round += 1;
     }
 }
 
@@ -83,51 +68,13 @@ async fn compact(store: &dyn Store, last_round: Option<Revision>) -> Result<Revi
     Ok(newest)
 }
 
-/// Drops the records of `days` days, the youngest of which is just too old to be kept. A day
-/// without records costs one small read.
-async fn drop_old_records(store: &dyn Store, days: u64) -> Result<(), StoreError> {
-    let youngest = (ids::now().0 / keys::DAY_MS).saturating_sub(AUDIT_KEPT_DAYS + 1);
-    for day in youngest.saturating_sub(days - 1)..=youngest {
-        let (_, old) = store.keys(&keys::audit_day(day)).await?;
-        for batch in old.chunks(BATCH) {
-            let delete = |txn: Txn, (key, _): &(String, Revision)| txn.delete(key.as_str());
-            store.txn(batch.iter().fold(Txn::new(), delete)).await?;
-        }
-        if !old.is_empty() {
-            tracing::info!(count = old.len(), "old audit records dropped");
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::store::Txn;
     use crate::store::memory::MemoryStore;
-
-    #[tokio::test]
-    async fn only_records_that_are_too_old_are_dropped() {
-        let store = MemoryStore::new();
-        let now = ids::now().0;
-        let at = |days: u64| keys::audit(now - days * keys::DAY_MS, "C1", days);
-        for days in [0, 1, 89, 90, 91, 92, 95] {
-            store.txn(Txn::new().put(at(days), "x")).await.unwrap();
-        }
-        for number in 0..250 {
-            let key = keys::audit(now - 93 * keys::DAY_MS, "C2", number);
-            store.txn(Txn::new().put(key, "x")).await.unwrap();
-        }
-        drop_old_records(&store, 30).await.unwrap();
-        let (_, left) = store.keys(keys::AUDIT).await.unwrap();
-        let mut expected: Vec<_> = [0, 1, 89, 90].map(at).into();
-        expected.sort_unstable();
-        assert_eq!(
-            left.into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            expected
-        );
-    }
 
     #[tokio::test]
     async fn history_is_kept_for_a_round() {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use prost::Message as _;
 use sg_model::{DestinationId, GatewayId, Invalid, Name, NodeId, ObjectKey};
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord, acl_from_store};
+use sg_proto::convert::tokens::AdminTokenRecord;
 use sg_proto::store as wire;
 use sg_runtime::crypto;
 
-use super::{Admin, GatewayEntry, Stored, World};
+use super::{GatewayEntry, Stored, World};
 use crate::keys::{self, ObjectPath};
 use crate::store::{Event, KeyValue, Revision};
 
@@ -249,12 +250,11 @@ impl World {
         let hash = crypto::unhex(hash).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         let hash = hash.ok_or(Unreadable::Key)?;
         let admin = entry
-            .map(|entry| wire::AdminToken::decode(entry.value.as_ref()))
+            .map(|entry| {
+                let token = wire::AdminToken::decode(entry.value.as_ref())?;
+                Ok::<_, Unreadable>(Arc::new(AdminTokenRecord::try_from(&token)?))
+            })
             .transpose()?;
-        let admin = admin.map(|token| Admin {
-            name: token.name,
-            role: token.role,
-        });
         set(Arc::make_mut(&mut self.admins), hash, admin);
         Ok(())
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sg_model::Scope;
 use sg_runtime::tasks::{Ended, TaskGroup};
 use tokio::sync::watch;
 
@@ -14,7 +15,7 @@ use super::{StoreHealth, World, epoch};
 use crate::keys;
 use crate::plan::{Planner, Plans};
 use crate::store::follow::{self, Change, FollowOptions, Snapshot, State};
-use crate::store::{Event, Revision, Store};
+use crate::store::{Event, KeyValue, Revision, Store};
 
 /// What is followed, each on its own: the objects are the only ones that change often.
 const PREFIXES: [&str; 4] = [keys::OBJECTS, keys::META, keys::ADMIN_TOKENS, keys::LIVE];
@@ -26,41 +27,83 @@ pub struct View {
     pub world: World,
     /// What each group should serve.
     pub plans: Plans,
+    /// The stored values that the world was read from, by the prefixes that are followed.
+    stored: [Arc<Snapshot>; PREFIXES.len()],
+}
+
+impl View {
+    /// The stored value under a key that is followed.
+    pub(crate) fn stored(&self, key: &str) -> Option<&Arc<KeyValue>> {
+        let index = PREFIXES.iter().position(|prefix| key.starts_with(prefix))?;
+        self.stored[index].get(key)
+    }
 }
 
 /// Where everybody reads the newest view. Clones share it.
+/// A handle may be for some gateways only; the others are not in the views it gives.
 #[derive(Debug, Clone)]
-pub struct Views(watch::Receiver<Option<Arc<View>>>);
+pub struct Views {
+    newest: watch::Receiver<Option<Arc<View>>>,
+    scope: Arc<Scope>,
+}
 
 impl Views {
     /// The newest view; an empty one before the store was read for the first time.
     pub fn now(&self) -> Arc<View> {
-        self.0.borrow().clone().unwrap_or_default()
+        let whole = self.whole();
+        match &*self.scope {
+            Scope::All => whole,
+            Scope::Gateways(ids) => Arc::new(View {
+                world: whole.world.only(ids),
+                plans: whole.plans.clone(),
+                stored: <[_; PREFIXES.len()]>::default(),
+            }),
+        }
+    }
+
+    /// The newest view with everything in it, whatever the handle is for. Nothing of it may reach
+    /// a caller.
+    pub(crate) fn whole(&self) -> Arc<View> {
+        self.newest.borrow().clone().unwrap_or_default()
+    }
+
+    /// What the handle is for.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// A handle for these gateways.
+    #[must_use]
+    pub fn for_scope(&self, scope: Scope) -> Self {
+        Self {
+            newest: self.newest.clone(),
+            scope: Arc::new(scope),
+        }
     }
 
     /// Waits for a view that is newer than those seen through this handle.
     /// Pending for ever once the keeper is gone; then the process ends anyway.
     pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
+        if self.newest.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Lets [`Views::changed`] wait for what comes after the newest view.
     pub fn mark_seen(&mut self) {
-        self.0.mark_unchanged();
+        self.newest.mark_unchanged();
     }
 
     /// Waits until the store was read for the first time.
     pub async fn loaded(&mut self) {
-        if self.0.wait_for(Option::is_some).await.is_err() {
+        if self.newest.wait_for(Option::is_some).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Waits until the view has reached `revision`, or the time is over; tells which.
     pub async fn reach(&self, revision: Revision, limit: Duration) -> bool {
-        let mut views = self.0.clone();
+        let mut views = self.newest.clone();
         let reached = views.wait_for(|view| {
             view.as_ref()
                 .is_some_and(|view| view.world.revision >= revision)
@@ -103,7 +146,10 @@ impl Keeper {
                 planner: Planner::default(),
                 view: View::default(),
             },
-            Views(views),
+            Views {
+                newest: views,
+                scope: Arc::default(),
+            },
         )
     }
 
@@ -164,7 +210,7 @@ impl Keeper {
         let mut touched = Vec::new();
         let mut broke = false;
         let mut loaded = true;
-        for (prefix, followed) in PREFIXES.into_iter().zip(all) {
+        for (index, (prefix, followed)) in PREFIXES.into_iter().zip(all).enumerate() {
             let newest = Arc::clone(&followed.snapshots.borrow_and_update());
             loaded &= newest.revision > Revision::NONE;
             let first = followed.taken.revision == Revision::NONE;
@@ -181,6 +227,7 @@ impl Keeper {
                 };
                 touched.extend(world.apply(&event));
             }
+            self.view.stored[index] = Arc::clone(&newest);
             followed.taken = newest;
         }
         let plans = self.planner.advance(world, &touched);

@@ -11,11 +11,12 @@ pub mod epoch;
 mod health;
 pub mod keeper;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sg_model::{Acl, DestinationId, GatewayId, Name, NodeId};
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
+use sg_proto::convert::tokens::AdminTokenRecord;
 
 pub use entries::Touched;
 pub use health::StoreHealth;
@@ -65,15 +66,6 @@ impl GatewayEntry {
     }
 }
 
-/// An administrator's token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// Its name.
-    pub name: String,
-    /// What it may do; `admin` may do everything.
-    pub role: String,
-}
-
 /// Everything that is known at one revision. Cheap to clone: the parts are shared.
 #[derive(Debug, Clone, Default)]
 pub struct World {
@@ -83,7 +75,7 @@ pub struct World {
     pub epoch: u64,
     gateways: Arc<BTreeMap<GatewayId, Arc<GatewayEntry>>>,
     nodes: Arc<BTreeMap<NodeId, Arc<Stored<NodeRecord>>>>,
-    admins: Arc<BTreeMap<[u8; 32], Admin>>,
+    admins: Arc<BTreeMap<[u8; 32], Arc<AdminTokenRecord>>>,
     control_planes: Arc<BTreeMap<String, String>>,
     problems: Arc<BTreeMap<String, String>>,
 }
@@ -161,12 +153,32 @@ impl World {
             .unwrap_or_default()
     }
 
-    /// The administrator with this token hash.
-    pub fn admin(&self, sha256: &[u8; 32]) -> Option<&Admin> {
+    /// The operator's token with this hash, expired or not.
+    pub fn admin(&self, sha256: &[u8; 32]) -> Option<&Arc<AdminTokenRecord>> {
         // A hash of 256 random bits cannot be approached guess by guess; the comparison in
         // constant time only keeps that from mattering.
         let (stored, admin) = self.admins.get_key_value(sha256)?;
         sg_runtime::crypto::equal(stored, sha256).then_some(admin)
+    }
+
+    /// All operators' tokens by their hashes.
+    pub fn admins(&self) -> impl Iterator<Item = (&[u8; 32], &Arc<AdminTokenRecord>)> {
+        self.admins.iter()
+    }
+
+    /// The world as one sees it who may see these gateways only. Nodes stay: they are what a
+    /// gateway's status is made of.
+    pub(crate) fn only(&self, ids: &BTreeSet<GatewayId>) -> Self {
+        let gateways = ids
+            .iter()
+            .filter_map(|id| Some((id.clone(), Arc::clone(self.gateways.get(id)?))))
+            .collect();
+        Self {
+            gateways: Arc::new(gateways),
+            admins: Arc::default(),
+            problems: Arc::default(),
+            ..self.clone()
+        }
     }
 
     /// HOST:PORT of the control planes that are alive, by their ids.

@@ -1,7 +1,9 @@
 //! The control plane as its callers see it: through real gRPC over TLS, in this process.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod audit;
 mod destinations;
 mod gateways;
 mod harness;
+mod roles;
 mod sync;

@@ -8,6 +8,7 @@ pub mod api;
 pub mod node;
 pub mod store;
 mod time;
+pub mod tokens;
 mod tunnel;
 
 pub use time::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};

@@ -263,8 +263,8 @@ pub(crate) async fn lint(
     output::value(session.format(), &findings, &text)?;
     match findings.findings.len() {
         0 => Ok(()),
-        1 => Err(Failure::found("1 finding")),
-        many => Err(Failure::found(format!("{many} findings"))),
+        1 => Err(Failure::found("FINDINGS", "1 finding")),
+        many => Err(Failure::found("FINDINGS", format!("{many} findings"))),
     }
 }
 

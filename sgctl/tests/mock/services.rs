@@ -5,17 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use pbjson_types::{Empty, Timestamp};
 use sg_proto::api::{
-    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, Client, CreateDestinationRequest,
-    CreateGatewayRequest, CreateJoinTokenRequest, DeleteDestinationRequest, DeleteGatewayRequest,
-    Destination, DestinationNodeStatus, DestinationStatus, DisableDestinationRequest,
-    DisableGatewayRequest, EnableDestinationRequest, EnableGatewayRequest, Gateway, GetAclRequest,
-    GetClientRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest,
-    JoinToken, ListClientsRequest, ListClientsResponse, ListDestinationsRequest,
-    ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest,
-    ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest, ResetAclRequest,
-    RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest,
-    WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server,
-    gateways_server, nodes_server, system_server, tokens_server,
+    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AdminToken, Client, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest, CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest, DeleteGatewayRequest, Destination, DestinationNodeStatus, DestinationStatus, DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest, EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest, GetClientRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest, JoinToken, ListAdminTokensRequest, ListAdminTokensResponse, ListClientsRequest, ListClientsResponse, ListDestinationsRequest, ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest, ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest, ResetAclRequest, RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest, WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server, gateways_server, nodes_server, system_server, tokens_server,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -450,6 +440,18 @@ impl nodes_server::Nodes for Services {
     }
 }
 
+fn admin_token(name: &str) -> AdminToken {
+    AdminToken {
+        id: "t0123".into(),
+        name: name.into(),
+        role: "editor".into(),
+        gateways: vec!["g0123".into()],
+        expire_time: at(1_900_000_000),
+        created_by: "admin".into(),
+        ..AdminToken::default()
+    }
+}
+
 #[tonic::async_trait]
 impl tokens_server::Tokens for Services {
     async fn create_join_token(&self, r: Request<CreateJoinTokenRequest>) -> Answer<JoinToken> {
@@ -464,6 +466,42 @@ impl tokens_server::Tokens for Services {
             token: "sgj_secret".into(),
             expire_time: at(1_900_000_000),
         }))
+    }
+
+    async fn create_admin_token(&self, r: Request<CreateAdminTokenRequest>) -> Answer<AdminToken> {
+        let days = r.get_ref().days;
+        let asked = r.get_ref().admin_token.clone().unwrap_or_default();
+        let what = format!(
+            "admin token {} for {} for {days} days",
+            asked.role,
+            asked.gateways.join(",")
+        );
+        self.asked(&r, &what, &asked.name)?;
+        Ok(Response::new(AdminToken {
+            token: "sga_secret".into(),
+            ..admin_token(&asked.name)
+        }))
+    }
+
+    async fn get_admin_token(&self, r: Request<GetAdminTokenRequest>) -> Answer<AdminToken> {
+        self.asked(&r, "get admin token", &r.get_ref().name)?;
+        Ok(Response::new(admin_token(&r.get_ref().name)))
+    }
+
+    async fn list_admin_tokens(
+        &self,
+        r: Request<ListAdminTokensRequest>,
+    ) -> Answer<ListAdminTokensResponse> {
+        self.asked(&r, "list admin tokens", &r.get_ref().page_token)?;
+        Ok(Response::new(ListAdminTokensResponse {
+            admin_tokens: vec![admin_token("ci")],
+            next_page_token: String::new(),
+        }))
+    }
+
+    async fn delete_admin_token(&self, r: Request<DeleteAdminTokenRequest>) -> Answer<Empty> {
+        self.asked(&r, "delete admin token", &r.get_ref().name)?;
+        Ok(Response::new(Empty {}))
     }
 }
 
