@@ -15,7 +15,7 @@
 //! idle stream holds no buffer.
 
 mod from_tcp;
-mod idle;
+pub(crate) mod idle;
 mod to_tcp;
 
 use std::future::{Future, poll_fn};

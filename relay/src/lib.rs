@@ -15,6 +15,7 @@ pub mod compress;
 mod counters;
 mod dial;
 mod end;
+pub mod http;
 mod join;
 mod limits;
 mod metrics;
