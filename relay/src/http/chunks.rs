@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(scan(b"3\r\nabc\r\n0\r\n\r\nGET"), Ok((13, true)));
         assert_eq!(
             scan(b"A;x=\"y z\"\r\n0123456789\r\n00\r\nX: y\r\n\r\n"),
-            Ok((37, true))
+            Ok((35, true))
         );
         assert_eq!(scan(b"3\r\nab"), Ok((5, false)));
     }

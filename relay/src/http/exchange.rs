@@ -129,10 +129,8 @@ impl<U: Upstream> Exchanges<U> {
             rewrite::set_upgrade(&mut parts.headers, protocol.clone());
         }
         let (mut answer, lease, link) = self.ask(parts, body, &facts, upgrade.is_some()).await?;
-        let protocol = rewrite::answer(
-            answer.headers_mut(),
-            matches!(self.role, Role::Accepting(_)),
-        );
+        let ours = matches!(self.role, Role::Accepting(_));
+        let protocol = rewrite::answer(answer.headers_mut(), ours)?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (Some((user, _)), Some(protocol), Some(link)) = (upgrade, protocol, link) else {
                 return Err(Refusal::of("bad-answer"));

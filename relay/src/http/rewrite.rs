@@ -116,8 +116,23 @@ pub(super) fn request(parts: &mut request::Parts, te_added: bool) -> Result<Fact
 }
 
 /// Takes what belongs to one hop from an answer; `ours` says that the word of a failure in it is to be believed.
-/// Answers the protocol that was changed to.
-pub(super) fn answer(headers: &mut HeaderMap, ours: bool) -> Option<HeaderValue> {
+/// Answers the protocol that was changed to. An answer whose end two readers could see in two places is none.
+pub(super) fn answer(headers: &mut HeaderMap, ours: bool) -> Result<Option<HeaderValue>, Refusal> {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let encoding = encodings.next();
+    let lengths: Vec<HeaderValue> = headers.get_all(CONTENT_LENGTH).iter().cloned().collect();
+    let framed_twice = encoding.is_some() && !lengths.is_empty();
+    let coded = encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if framed_twice || coded || encodings.next().is_some() {
+        return Err(Refusal::of("bad-answer"));
+    }
+    match &lengths[..] {
+        [] | [_] => {}
+        [one, rest @ ..] if rest.iter().all(|other| other == one) => {
+            headers.insert(CONTENT_LENGTH, one.clone());
+        }
+        _ => return Err(Refusal::of("bad-answer")),
+    }
     let upgrade = headers.get(UPGRADE).cloned();
     let mut listed = listed(headers);
     listed.retain(|name| !END_TO_END.contains(&name.as_str()));
@@ -125,7 +140,7 @@ pub(super) fn answer(headers: &mut HeaderMap, ours: bool) -> Option<HeaderValue>
     if !ours {
         headers.remove(ERROR_HEADER);
     }
-    upgrade
+    Ok(upgrade)
 }
 
 /// Addresses a checked request to the resource, the way this version of HTTP does it. Also right for a request

@@ -182,9 +182,9 @@ impl<U: Upstream> Pool<U> {
         if let Some(shared) = self.shared() {
             return Ok(self.all(shared));
         }
-        let permit = match timeout(QUEUE_TIME, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => return Err(Refusal::of("limit")),
+        let permit = timeout(QUEUE_TIME, Arc::clone(&self.permits).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Refusal::of("limit"));
         };
         loop {
             let waiting = lock(&self.idle).pop();

@@ -134,8 +134,8 @@ impl<W: Wire> Cell<W> {
         self.lock().written
     }
 
-    /// Completes when the connection has failed. From then on it cannot be read or written, so that what is left
-    /// of it is never taken for a clean end.
+    /// Completes when the connection has failed. From then on only what has arrived before can be read, and its
+    /// end is an error: it is never taken for a clean one.
     pub(super) fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<EndReason> {
         if let Some(reason) = self.0.failed.get() {
             return Poll::Ready(*reason);
@@ -183,6 +183,18 @@ impl<W: Wire> Cell<W> {
         }
     }
 
+    /// Reads what a connection that has failed still holds.
+    fn poll_rest(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if let Some(wire) = &mut self.lock().wire
+            && let Poll::Ready(Ok(())) = Pin::new(wire).poll_read(cx, buf)
+            && buf.filled().len() > before
+        {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner<W>> {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,6 +221,9 @@ impl<W: Wire> AsyncRead for Cell<W> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.0.failed.get().is_some() {
+            return self.poll_rest(cx, buf);
+        }
         self.with(|inner| {
             if inner.eof {
                 return Poll::Ready(Ok(()));

@@ -5,7 +5,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
-    clippy::missing_panics_doc,
+    clippy::let_underscore_must_use,
+    clippy::string_slice,
     unreachable_pub
 )]
 
@@ -16,4 +17,5 @@ mod http2;
 mod pipe;
 mod raw;
 mod rig;
+mod tunnel;
 mod upgrades;
