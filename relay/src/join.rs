@@ -20,7 +20,7 @@
 //! idle stream holds no buffer.
 
 mod from_tcp;
-mod idle;
+pub(crate) mod idle;
 mod layer;
 mod to_tcp;
 

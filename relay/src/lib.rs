@@ -16,6 +16,7 @@ pub mod compress;
 mod counters;
 mod dial;
 mod end;
+pub mod http;
 mod join;
 mod limits;
 mod local;
@@ -23,8 +24,8 @@ mod local_io;
 mod metrics;
 pub mod proxy_protocol;
 mod socket;
-pub mod tls;
 mod socks;
+pub mod tls;
 mod tunnel_board;
 pub mod udp;
 

@@ -40,6 +40,16 @@ struct DatagramLabels {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    gateway: String,
+    destination: String,
+    code: &'static str,
+}
+
+/// Classes of the status of an answer.
+const HTTP_CODES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// The series of all destinations. Clones share them.
 #[derive(Debug, Clone)]
 pub struct StreamMetrics(Arc<Series>);
@@ -50,6 +60,7 @@ struct Series {
     active: Family<DestinationLabels, Gauge>,
     bytes: Family<BytesLabels, Counter>,
     datagrams: Family<DatagramLabels, Counter>,
+    http: Family<HttpLabels, Counter>,
     connect_seconds: Histogram,
     duration_seconds: Histogram,
     meters: Mutex<HashMap<(String, String), Arc<DestinationMeter>>>,
@@ -74,6 +85,11 @@ impl StreamMetrics {
             datagrams: metrics.register(
                 "udp_datagrams",
                 "Datagrams of UDP destinations, by what became of them here",
+                Family::default(),
+            ),
+            http: metrics.register(
+                "http_requests",
+                "Requests of users of HTTP destinations, by the class of the answer's status",
                 Family::default(),
             ),
             connect_seconds: metrics.register(
@@ -127,6 +143,7 @@ impl StreamMetrics {
             }),
             opened: Mutex::new(Some(HashMap::new())),
             datagrams: OnceLock::new(),
+            http: OnceLock::new(),
             series: Arc::downgrade(&self.0),
         });
         meters.insert(key, Arc::clone(&meter));
@@ -162,6 +179,11 @@ impl StreamMetrics {
                     .remove(&meter.datagram_labels(direction, fate));
             }
         }
+        if meter.http.get().is_some() {
+            for code in HTTP_CODES {
+                self.0.http.remove(&meter.http_labels(code));
+            }
+        }
         self.0.active.remove(&DestinationLabels {
             gateway,
             destination,
@@ -194,6 +216,8 @@ pub struct DestinationMeter {
     opened: Mutex<Option<HashMap<&'static str, Counter>>>,
     /// Made with the first datagram.
     datagrams: OnceLock<[Counter; DATAGRAM_RESULTS]>,
+    /// Made with the first answer.
+    http: OnceLock<[Counter; HTTP_CODES.len()]>,
     series: std::sync::Weak<Series>,
 }
 
@@ -233,6 +257,31 @@ impl DestinationMeter {
         let index = direction as usize * Fate::ALL.len() + fate as usize;
         if let Some(counter) = counters.get(index) {
             counter.inc();
+        }
+    }
+
+    /// Counts an answer with this status.
+    pub fn http_answered(&self, status: u16) {
+        let counters = self.http.get_or_init(|| {
+            // As for datagrams.
+            let series = self.results().is_some().then(|| self.series.upgrade());
+            let series = series.flatten();
+            HTTP_CODES.map(|code| match &series {
+                Some(series) => series.http.get_or_create_owned(&self.http_labels(code)),
+                None => Counter::default(),
+            })
+        });
+        let class = usize::from(status / 100).saturating_sub(1);
+        if let Some(counter) = counters.get(class) {
+            counter.inc();
+        }
+    }
+
+    fn http_labels(&self, code: &'static str) -> HttpLabels {
+        HttpLabels {
+            gateway: self.gateway.clone(),
+            destination: self.destination.clone(),
+            code,
         }
     }
 

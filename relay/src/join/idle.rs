@@ -9,7 +9,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::ByteCounters;
 
-pub(super) struct Idle(Option<Limit>);
+pub(crate) struct Idle(Option<Limit>);
 
 struct Limit {
     timeout: Duration,
@@ -19,7 +19,7 @@ struct Limit {
 }
 
 impl Idle {
-    pub(super) fn new(timeout: Option<Duration>) -> Self {
+    pub(crate) fn new(timeout: Option<Duration>) -> Self {
         Self(timeout.map(|timeout| Limit {
             timeout,
             timer: Box::pin(sleep(timeout)),
@@ -28,7 +28,7 @@ impl Idle {
         }))
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, counters: &ByteCounters) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, counters: &ByteCounters) -> Poll<()> {
         let Some(limit) = &mut self.0 else {
             return Poll::Pending;
         };

@@ -5,7 +5,19 @@ use std::sync::{Arc, Mutex};
 
 use pbjson_types::{Empty, Timestamp};
 use sg_proto::api::{
-    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AdminToken, Client, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest, CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest, DeleteGatewayRequest, Destination, DestinationNodeStatus, DestinationStatus, DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest, EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest, GetClientRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest, JoinToken, ListAdminTokensRequest, ListAdminTokensResponse, ListClientsRequest, ListClientsResponse, ListDestinationsRequest, ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest, ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest, ResetAclRequest, RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest, WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server, gateways_server, nodes_server, system_server, tokens_server,
+    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AdminToken, Client,
+    CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
+    CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest,
+    DeleteGatewayRequest, Destination, DestinationNodeStatus, DestinationStatus,
+    DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest,
+    EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest, GetClientRequest,
+    GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest, JoinToken,
+    ListAdminTokensRequest, ListAdminTokensResponse, ListClientsRequest, ListClientsResponse,
+    ListDestinationsRequest, ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse,
+    ListNodesRequest, ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest,
+    ResetAclRequest, RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest,
+    UpdateGatewayRequest, WatchAclRequest, WatchDestinationRequest, acls_server, clients_server,
+    destinations_server, gateways_server, nodes_server, system_server, tokens_server,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
