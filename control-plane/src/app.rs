@@ -35,6 +35,7 @@ use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::store::{self, Store, StoreError};
 use crate::tasks::{certificate, housekeeping, live};
+use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::{Keeper, Views};
 
@@ -236,7 +237,7 @@ async fn run_api(
         () = draining.cancelled() => return Ok(()),
         foundation = found(&*store, args, &health) => foundation?,
     };
-    let (keeper, mut views) = Keeper::new();
+    let (keeper, mut views) = Keeper::new(Vault::new(foundation.key.clone()));
     let mut running = Running::default();
     let keeping = keeper.run(Arc::clone(&store), health.clone());
     running.forever.spawn("keeper of the world", keeping);

@@ -3,6 +3,7 @@
 //! It signs only what the caller decided. Of a node's request it reads the public key and nothing
 //! else, so nobody can ask for a name. Its key is kept sealed in the store, see [`crate::bootstrap`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +25,22 @@ const NODE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 pub const OWN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Longest certificate signing request that is looked at, in bytes.
 pub const MAX_CSR: usize = 16 * 1024;
+
+/// Life of a certificate for users of a destination: what browsers accept at most.
+const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
+/// Life of a certificate that is accepted by itself, and so cannot be renewed unnoticed.
+const STRANGER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+/// Longest common name of X.509.
+const LONGEST_COMMON_NAME: usize = 64;
+
+/// A certificate for a party outside, with its key.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    /// Leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// PKCS#8.
+    pub key: Secret<Vec<u8>>,
+}
 
 /// Root certificate and key.
 pub struct Authority {
@@ -128,10 +145,7 @@ impl Authority {
         let key = KeyPair::generate();
         let mut params = leaf(identity, OWN_LIFE)?;
         for name in names {
-            params.subject_alt_names.push(match name.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(unusable)?),
-            });
+            params.subject_alt_names.push(alternative_name(name)?);
         }
         let certificate = self.sign(&params, key.signing())?;
         Ok(Credentials::new(
@@ -152,6 +166,51 @@ impl Authority {
         let request = parse_request(csr_der)?;
         let certificate = self.sign(&leaf(identity, NODE_LIFE)?, &request.public_key)?;
         Ok(vec![certificate, self.certificate.clone()])
+    }
+
+    /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses). It names no
+    /// process: what checks kinds does not take it for one.
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if one of the names cannot stand in a certificate.
+    pub fn server(&self, names: &BTreeSet<String>) -> Result<ServerCertificate, IssueError> {
+        let key = KeyPair::generate();
+        let common = names.iter().find(|name| name.len() <= LONGEST_COMMON_NAME);
+        let mut params = params(common.map_or("destination", String::as_str), SERVER_LIFE);
+        for name in names {
+            params.subject_alt_names.push(alternative_name(name)?);
+        }
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let certificate = self.sign(&params, key.signing())?;
+        Ok(ServerCertificate {
+            chain: vec![certificate, self.certificate.clone()],
+            key: Secret::new(key.signing().serialize_der()),
+        })
+    }
+
+    /// A certificate, with its key, that only itself vouches for: for a party that is accepted by this very certificate.
+    ///
+    /// # Errors
+    /// [`IssueError::Authority`] if it cannot be made.
+    pub fn stranger(common_name: &str) -> Result<ServerCertificate, IssueError> {
+        let key = KeyPair::generate();
+        let mut params = params(common_name, STRANGER_LIFE);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.self_signed(key.signing()).map_err(broken)?;
+        Ok(ServerCertificate {
+            chain: vec![certificate.der().clone()],
+            key: Secret::new(key.signing().serialize_der()),
+        })
+    }
+
+    /// DNS names and addresses in a certificate; `None` if it cannot be read.
+    pub fn names(certificate: &CertificateDer<'_>) -> Option<BTreeSet<String>> {
+        identity::names(certificate)
     }
 
     fn sign(
@@ -183,6 +242,13 @@ fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, Issu
         )));
     }
     CertificateSigningRequestParams::from_der(&csr_der.to_vec().into()).map_err(unusable)
+}
+
+fn alternative_name(name: &str) -> Result<SanType, IssueError> {
+    Ok(match name.parse::<IpAddr>() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(name.try_into().map_err(unusable)?),
+    })
 }
 
 fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, IssueError> {

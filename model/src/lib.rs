@@ -18,6 +18,7 @@
 mod acl;
 mod destination;
 mod endpoint;
+mod ends;
 mod error;
 mod gateway;
 mod id;
@@ -30,9 +31,14 @@ mod words;
 
 pub use acl::{Acl, AclEntry, AclVersion, Action, Decision};
 pub use destination::{
-    DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
+    DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT, MAX_KEEPALIVE,
 };
 pub use endpoint::{Host, HostPort, PortRange};
+pub use ends::{
+    Certificate, ForwardedHeaders, KeyPair, MAX_ALPN, MAX_ALPN_NAME, MAX_CERTIFICATES, MAX_SERVER_PAIRS,
+    PairOrigin, Preface, ProxyProtocol, ResourceEnd, ResourceHttp, ResourceTls, SecretBytes, Socks,
+    SocksVersion, UserEnd,
+};
 pub use error::Invalid;
 pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};

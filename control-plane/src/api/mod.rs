@@ -6,6 +6,7 @@
 
 mod acls;
 mod auth;
+mod destination_fields;
 mod destinations;
 mod errors;
 mod gateways;

@@ -4,6 +4,7 @@
 //! field); to the wire it is only written down (`From`).
 
 pub mod api;
+pub mod ends;
 pub mod node;
 pub mod store;
 mod time;

@@ -8,8 +8,12 @@ use sg_model::{
     Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
 };
 
+use super::ends::{
+    ReadSecret, WriteSecret, resource_end_from_wire, resource_end_to_wire, user_end_from_wire,
+    user_end_to_wire,
+};
 use super::node::{
-    compression_from_wire, entry_from_words, optional_port_from_wire, port_from_wire,
+    compression_from_wire, entry_from_words, keepalive_from_wire, optional_port_from_wire, port_from_wire,
     resume_time_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
@@ -128,10 +132,12 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
     }
 }
 
-impl From<&DestinationRecord> for wire::Destination {
-    fn from(record: &DestinationRecord) -> Self {
-        let d = &record.destination;
-        Self {
+impl DestinationRecord {
+    /// For the store; `seal` writes keys and passwords.
+    #[must_use]
+    pub fn to_store(&self, seal: WriteSecret<'_>) -> wire::Destination {
+        let (record, d) = (self, &self.destination);
+        wire::Destination {
             id: d.id.to_string(),
             gateway_id: d.gateway.to_string(),
             name: d.name.to_string(),
@@ -150,14 +156,17 @@ impl From<&DestinationRecord> for wire::Destination {
             generation: d.generation,
             description: record.description.clone(),
             compression: d.compression.to_string(),
+            keepalive: d.keepalive.map(duration_to_wire),
+            user_end: Some(user_end_to_wire(&d.user_end, seal)),
+            resource_end: Some(resource_end_to_wire(&d.resource_end, seal)),
         }
     }
-}
 
-impl TryFrom<&wire::Destination> for DestinationRecord {
-    type Error = Invalid;
-
-    fn try_from(d: &wire::Destination) -> Result<Self, Invalid> {
+    /// From the store; `open` reads keys and passwords.
+    ///
+    /// # Errors
+    /// When a field is not acceptable, or a secret does not open.
+    pub fn from_store(d: &wire::Destination, open: ReadSecret<'_>) -> Result<Self, Invalid> {
         let timeout = |field, wire: Option<&pbjson_types::Duration>| {
             wire.map(|t| duration_from_wire(field, t)).transpose()
         };
@@ -184,6 +193,9 @@ impl TryFrom<&wire::Destination> for DestinationRecord {
                 .filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
             compression: compression_from_wire(protocol, &d.compression)?,
+            keepalive: keepalive_from_wire(d.keepalive.as_ref())?,
+            user_end: user_end_from_wire(d.user_end.as_ref(), protocol, open)?,
+            resource_end: resource_end_from_wire(d.resource_end.as_ref(), protocol, open)?,
             generation: d.generation,
         };
         Ok(Self {
