@@ -34,7 +34,7 @@ use crate::ids;
 use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::store::{self, Store, StoreError};
-use crate::tasks::{certificate, housekeeping, live};
+use crate::tasks::{certificate, destination_certificates, housekeeping, live};
 use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::{Keeper, Views};
@@ -326,6 +326,8 @@ impl Running {
             !args.no_compaction,
         );
         self.forever.spawn("housekeeping", keeping);
+        let issuing = destination_certificates::run(Arc::clone(core));
+        self.forever.spawn("destinations' certificates", issuing);
         let observed = core.observed.clone();
         self.forever.spawn("settling", async move {
             // Nodes look for a control plane that came (back) far more often than this.

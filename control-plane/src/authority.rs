@@ -15,6 +15,7 @@ use sg_runtime::crypto;
 use sg_runtime::identity::{self, CertificateDer, KeyPair, NotAKey, PeerIdentity};
 use sg_runtime::secret::Secret;
 use sg_runtime::tls::Credentials;
+use sg_runtime::tls::material::{self, Pair};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates begin a little earlier, for clocks that are behind.
@@ -30,18 +31,6 @@ pub const MAX_CSR: usize = 16 * 1024;
 const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
 /// Life of a certificate that is accepted by itself, and so cannot be renewed unnoticed.
 const STRANGER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
-/// Longest common name of X.509.
-const LONGEST_COMMON_NAME: usize = 64;
-
-/// A certificate for a party outside, with its key.
-#[derive(Debug)]
-pub struct ServerCertificate {
-    /// Leaf first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// PKCS#8.
-    pub key: Secret<Vec<u8>>,
-}
-
 /// Root certificate and key.
 pub struct Authority {
     certificate: CertificateDer<'static>,
@@ -66,6 +55,15 @@ pub enum IssueError {
     /// The stored authority cannot be used.
     #[error("the certificate authority cannot be used: {0}")]
     Authority(String),
+}
+
+impl From<material::IssueError> for IssueError {
+    fn from(error: material::IssueError) -> Self {
+        match error {
+            material::IssueError::Authority(why) => Self::Authority(why),
+            error => Self::Request(error.to_string()),
+        }
+    }
 }
 
 impl From<NotAKey> for IssueError {
@@ -168,49 +166,27 @@ impl Authority {
         Ok(vec![certificate, self.certificate.clone()])
     }
 
-    /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses). It names no
-    /// process: what checks kinds does not take it for one.
+    /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses, at least one). It
+    /// names no process: what checks kinds does not take it for one.
     ///
     /// # Errors
     /// [`IssueError::Request`] if one of the names cannot stand in a certificate.
-    pub fn server(&self, names: &BTreeSet<String>) -> Result<ServerCertificate, IssueError> {
-        let key = KeyPair::generate();
-        let common = names.iter().find(|name| name.len() <= LONGEST_COMMON_NAME);
-        let mut params = params(common.map_or("destination", String::as_str), SERVER_LIFE);
-        for name in names {
-            params.subject_alt_names.push(alternative_name(name)?);
-        }
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let certificate = self.sign(&params, key.signing())?;
-        Ok(ServerCertificate {
-            chain: vec![certificate, self.certificate.clone()],
-            key: Secret::new(key.signing().serialize_der()),
-        })
+    pub fn server(&self, names: &BTreeSet<String>) -> Result<Pair, IssueError> {
+        let names: Vec<String> = names.iter().cloned().collect();
+        Ok(Pair::issue(
+            &self.certificate,
+            &self.key,
+            &names,
+            SERVER_LIFE,
+        )?)
     }
 
     /// A certificate, with its key, that only itself vouches for: for a party that is accepted by this very certificate.
     ///
     /// # Errors
-    /// [`IssueError::Authority`] if it cannot be made.
-    pub fn stranger(common_name: &str) -> Result<ServerCertificate, IssueError> {
-        let key = KeyPair::generate();
-        let mut params = params(common_name, STRANGER_LIFE);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.self_signed(key.signing()).map_err(broken)?;
-        Ok(ServerCertificate {
-            chain: vec![certificate.der().clone()],
-            key: Secret::new(key.signing().serialize_der()),
-        })
-    }
-
-    /// DNS names and addresses in a certificate; `None` if it cannot be read.
-    pub fn names(certificate: &CertificateDer<'_>) -> Option<BTreeSet<String>> {
-        identity::names(certificate)
+    /// [`IssueError::Request`] if the name cannot stand in a certificate.
+    pub fn stranger(common_name: &str) -> Result<Pair, IssueError> {
+        Ok(Pair::self_signed(common_name, STRANGER_LIFE)?)
     }
 
     fn sign(

@@ -61,8 +61,14 @@ mod tests {
             open("v1/obj/destination/G/D", "user_end.server_pairs.0"),
             Some(secret)
         );
-        assert_eq!(open("v1/obj/destination/G/E", "user_end.server_pairs.0"), None);
-        assert_eq!(open("v1/obj/destination/G/D", "user_end.server_pairs.1"), None);
+        assert_eq!(
+            open("v1/obj/destination/G/E", "user_end.server_pairs.0"),
+            None
+        );
+        assert_eq!(
+            open("v1/obj/destination/G/D", "user_end.server_pairs.1"),
+            None
+        );
         let other = Vault::new(sealed::Key::generate());
         let elsewhere = other.open("v1/obj/destination/G/D", "user_end.server_pairs.0", &sealed);
         assert!(elsewhere.is_err());

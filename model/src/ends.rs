@@ -278,7 +278,11 @@ impl UserEnd {
                 return needs("user_end.server_pairs", "a server certificate", for_tls);
             }
             if !self.server_names.is_empty() {
-                return needs("user_end.server_names", "a name in the certificate", for_tls);
+                return needs(
+                    "user_end.server_names",
+                    "a name in the certificate",
+                    for_tls,
+                );
             }
             if self.preface != Preface::None {
                 return needs("user_end.preface", "a preface", for_tls);
@@ -295,7 +299,11 @@ impl UserEnd {
             if self.preface != Preface::None {
                 return needs("user_end.preface", "a preface", "does not go with HTTP");
             }
-            if self.alpn.iter().any(|name| name != "h2" && name != "http/1.1") {
+            if self
+                .alpn
+                .iter()
+                .any(|name| name != "h2" && name != "http/1.1")
+            {
                 let with = "is h2 or http/1.1 where HTTP is spoken";
                 return needs("user_end.alpn", "an application protocol", with);
             }
@@ -309,9 +317,21 @@ impl UserEnd {
             }
             Ok(())
         };
-        limit("user_end.server_pairs", self.server_pairs.len(), MAX_SERVER_PAIRS)?;
-        limit("user_end.server_names", self.server_names.len(), MAX_CERTIFICATES)?;
-        limit("user_end.certificates", self.certificates.len(), MAX_CERTIFICATES)?;
+        limit(
+            "user_end.server_pairs",
+            self.server_pairs.len(),
+            MAX_SERVER_PAIRS,
+        )?;
+        limit(
+            "user_end.server_names",
+            self.server_names.len(),
+            MAX_CERTIFICATES,
+        )?;
+        limit(
+            "user_end.certificates",
+            self.certificates.len(),
+            MAX_CERTIFICATES,
+        )?;
         limit("user_end.alpn", self.alpn.len(), MAX_ALPN)?;
         if self
             .alpn
@@ -345,10 +365,16 @@ impl ResourceEnd {
                 return fault("resource_end.tls", "must be none for protocol udp");
             }
             if self.socks.is_some() {
-                return fault("resource_end.socks", "cannot carry protocol udp; leave it out");
+                return fault(
+                    "resource_end.socks",
+                    "cannot carry protocol udp; leave it out",
+                );
             }
             if self.proxy_protocol != ProxyProtocol::None {
-                return fault("resource_end.proxy_protocol", "must be none for protocol udp");
+                return fault(
+                    "resource_end.proxy_protocol",
+                    "must be none for protocol udp",
+                );
             }
         }
         if self.http != ResourceHttp::Auto && !protocol.is_http() {
@@ -425,10 +451,9 @@ impl Socks {
         }
         let long = |length: usize| length > 255;
         if long(self.user.len())
-            || self
-                .password
-                .as_ref()
-                .is_some_and(|password| long(password.expose().len()) || password.expose().is_empty())
+            || self.password.as_ref().is_some_and(|password| {
+                long(password.expose().len()) || password.expose().is_empty()
+            })
         {
             return fault("user name and password have 1 to 255 bytes");
         }
@@ -454,7 +479,10 @@ mod tests {
     #[test]
     fn a_key_is_not_shown() {
         let shown = format!("{:?}", pair(PairOrigin::Uploaded));
-        assert!(!shown.contains("canary") && !shown.contains("99"), "{shown}");
+        assert!(
+            !shown.contains("canary") && !shown.contains("99"),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -477,7 +505,10 @@ mod tests {
             ..UserEnd::default()
         };
         assert_eq!(field(preface.clone(), Protocol::Tls), None);
-        assert_eq!(field(preface.clone(), Protocol::Https), Some("user_end.preface"));
+        assert_eq!(
+            field(preface.clone(), Protocol::Https),
+            Some("user_end.preface")
+        );
         assert_eq!(field(preface, Protocol::Tcp), Some("user_end.preface"));
         let alpn = UserEnd {
             alpn: vec!["postgresql".to_owned()],

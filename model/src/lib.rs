@@ -27,17 +27,19 @@ mod node_config;
 mod path;
 mod source;
 mod timestamp;
+mod user;
 mod words;
 
 pub use acl::{Acl, AclEntry, AclVersion, Action, Decision};
 pub use destination::{
-    DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT, MAX_KEEPALIVE,
+    DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
+    MAX_KEEPALIVE,
 };
 pub use endpoint::{Host, HostPort, PortRange};
 pub use ends::{
-    Certificate, ForwardedHeaders, KeyPair, MAX_ALPN, MAX_ALPN_NAME, MAX_CERTIFICATES, MAX_SERVER_PAIRS,
-    PairOrigin, Preface, ProxyProtocol, ResourceEnd, ResourceHttp, ResourceTls, SecretBytes, Socks,
-    SocksVersion, UserEnd,
+    Certificate, ForwardedHeaders, KeyPair, MAX_ALPN, MAX_ALPN_NAME, MAX_CERTIFICATES,
+    MAX_SERVER_PAIRS, PairOrigin, Preface, ProxyProtocol, ResourceEnd, ResourceHttp, ResourceTls,
+    SecretBytes, Socks, SocksVersion, UserEnd,
 };
 pub use error::Invalid;
 pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
@@ -47,4 +49,5 @@ pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, Stale
 pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
+pub use user::{UserFacts, UserTlsFacts};
 pub use words::{Compression, Policy, Protocol};

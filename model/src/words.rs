@@ -71,6 +71,12 @@ impl Protocol {
         }
     }
 
+    /// Whether bytes or datagrams are passed on as they are.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
+    }
+
     /// Whether users must show a certificate.
     #[must_use]
     pub fn is_mutual(self) -> bool {

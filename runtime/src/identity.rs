@@ -9,18 +9,15 @@
 mod key;
 mod peer;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::Path;
 
 pub use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use self::key::{KeyFileError, KeyPair, NotAKey};
 pub use self::peer::{PeerIdentity, PeerKind, URI_PREFIX};
 use crate::crypto;
-use crate::secret::Secret;
 
 /// A certificate that cannot be used. Whoever sent or stored it is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +55,9 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Result<i64, CertificateErr
     Ok(parse(certificate)?.validity().not_after.timestamp())
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, CertificateError> {
+pub(crate) fn parse<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, CertificateError> {
     match X509Certificate::from_der(certificate.as_ref()) {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(CertificateError::Malformed),
@@ -133,32 +132,6 @@ pub fn csr_der(key: &KeyPair) -> Vec<u8> {
         .expect("invariant: a P-256 key signs")
         .der()
         .to_vec()
-}
-
-/// DNS names and IP addresses that a certificate is for; `None` if it cannot be read.
-#[must_use]
-pub fn names(certificate: &CertificateDer<'_>) -> Option<BTreeSet<String>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let alternative = parsed.subject_alternative_name().ok()?;
-    let Some(alternative) = alternative else {
-        return Some(BTreeSet::new());
-    };
-    let name = |general: &GeneralName<'_>| match general {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => {
-            let v4 = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
-            let v6 = || <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
-            v4.or_else(|_| v6()).ok().map(|ip| ip.to_string())
-        }
-        _ => None,
-    };
-    Some(alternative.value.general_names.iter().filter_map(name).collect())
-}
-
-/// A private key in PKCS#8 as PEM.
-#[must_use]
-pub fn private_key_to_pem(pkcs8_der: &[u8]) -> Secret<String> {
-    Secret::new(pem::encode(&pem::Pem::new("PRIVATE KEY", pkcs8_der)))
 }
 
 #[cfg(test)]

@@ -11,11 +11,14 @@
 //!
 //! [`exporter`] gives both ends of one connection the same 32 bytes, which nobody else knows.
 //!
+//! [`material`] reads and makes the certificates of destinations.
+//!
 //! Not here: TLS of users and of resources, which has host names, and is in the relay.
 
 mod client;
 mod error;
 mod exporter;
+pub mod material;
 mod provider;
 mod server;
 mod trust;

@@ -4,7 +4,9 @@ use sg_model::{Destination, Invalid, Listen};
 use sg_proto::api as wire;
 use sg_proto::convert::api::{destination_draft, destination_to_merge};
 use sg_proto::convert::store::DestinationRecord;
-use sg_runtime::tls::material;
+use sg_runtime::identity::{self, CertificateDer};
+use sg_runtime::secret::Secret;
+use sg_runtime::tls::material::{self, Pair};
 
 use crate::service::ServiceError;
 
@@ -158,7 +160,10 @@ fn forget_what_was_made(merged: &mut wire::Destination) {
     );
     if let Some(end) = &mut merged.resource_end
         && !mutual
-        && end.client_pair.as_ref().is_some_and(|pair| pair.origin != "uploaded")
+        && end
+            .client_pair
+            .as_ref()
+            .is_some_and(|pair| pair.origin != "uploaded")
     {
         end.client_pair = None;
     }
@@ -181,39 +186,72 @@ pub(super) fn normalise(destination: &mut wire::Destination) -> Result<(), Vec<I
         if let Some(pair) = &mut end.client_pair {
             normalise_pair(pair, "resource_end.client_pair", &mut faults);
         }
-        normalise_list(&mut end.certificates, "resource_end.certificates", &mut faults);
+        normalise_list(
+            &mut end.certificates,
+            "resource_end.certificates",
+            &mut faults,
+        );
     }
-    let user = destination.user_end.as_ref().map_or(0, prost::Message::encoded_len);
-    let resource = destination.resource_end.as_ref().map_or(0, prost::Message::encoded_len);
+    let user = destination
+        .user_end
+        .as_ref()
+        .map_or(0, prost::Message::encoded_len);
+    let resource = destination
+        .resource_end
+        .as_ref()
+        .map_or(0, prost::Message::encoded_len);
     if user + resource > MAX_ENDS {
-        let limit = format!("certificates and rules of both ends are longer than {MAX_ENDS} bytes together");
+        let limit = format!(
+            "certificates and rules of both ends are longer than {MAX_ENDS} bytes together"
+        );
         faults.push(Invalid::new("user_end", limit));
     }
-    if faults.is_empty() { Ok(()) } else { Err(faults) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(faults)
+    }
 }
 
 fn normalise_list(list: &mut Vec<Vec<u8>>, field: &'static str, faults: &mut Vec<Invalid>) {
     let mut found = Vec::new();
     for upload in list.iter() {
-        match material::certificates(upload) {
+        match material::certificates(upload, field) {
             Ok(certificates) => {
                 for certificate in certificates {
-                    if !found.iter().any(|one: &Vec<u8>| *one == certificate.as_ref()) {
+                    if !found
+                        .iter()
+                        .any(|one: &Vec<u8>| *one == certificate.as_ref())
+                    {
                         found.push(certificate.to_vec());
                     }
                 }
             }
-            Err(error) => faults.push(Invalid::new(field, error.to_string())),
+            Err(error) => faults.push(Invalid::new(field, error.problem.to_string())),
         }
     }
     *list = found;
 }
 
 fn normalise_pair(pair: &mut wire::KeyPair, field: &'static str, faults: &mut Vec<Invalid>) {
-    normalise_list(&mut pair.certificates, field, faults);
     "uploaded".clone_into(&mut pair.origin);
-    match material::private_key_for(&pair.certificates, &pair.key) {
-        Ok(key) => pair.key = key.expose().clone(),
-        Err(error) => faults.push(Invalid::new(field, error.to_string())),
+    let before = faults.len();
+    normalise_list(&mut pair.certificates, field, faults);
+    if faults.len() > before {
+        return;
+    }
+    let chain: Vec<_> = pair
+        .certificates
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
+    let pem = identity::certificates_to_pem(&chain);
+    let key = Secret::new(std::mem::take(&mut pair.key));
+    match Pair::parse(pem.as_bytes(), &key, field) {
+        Ok(parsed) => {
+            pair.certificates = parsed.chain().iter().map(|one| one.to_vec()).collect();
+            pair.key = parsed.key().to_pem().expose().clone().into_bytes();
+        }
+        Err(error) => faults.push(Invalid::new(field, error.problem.to_string())),
     }
 }

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use sg_model::{GatewayId, Invalid, SourceOwner, SourceSpec};
+use sg_model::{GatewayId, SourceOwner, SourceSpec};
 use sg_proto::api as wire;
 use sg_proto::api::destinations_server::Destinations;
 use sg_proto::convert::api::{destination_draft, destination_to_api};
@@ -15,8 +15,8 @@ use super::Api;
 use super::destination_fields::{edit, normalise, paths, set_fields};
 use super::request::{call, child_name, fields, gateway_name, page};
 use super::watch;
-use crate::service::change::Call;
 use crate::ids;
+use crate::service::change::Call;
 use crate::service::destinations::DestinationAnswer;
 use crate::service::{ServiceError, status};
 
@@ -290,7 +290,9 @@ impl Destinations for Api {
                 let removed = match (&spec, &owner) {
                     (Some(spec), owner) => sources.remove(spec, owner.as_ref()) > 0,
                     (None, Some(owner)) => sources.remove_owner(owner),
-                    (None, None) => return Err(ServiceError::invalid("spec", "give spec or owner")),
+                    (None, None) => {
+                        return Err(ServiceError::invalid("spec", "give spec or owner"));
+                    }
                 };
                 if removed {
                     Ok(record)

@@ -70,7 +70,13 @@ impl Core {
                     destination: uncommitted(record),
                 });
             }
-            let change = create_change(call, &gateway, &record, &self.sealed_destination(&record), proposal.as_ref());
+            let change = create_change(
+                call,
+                &gateway,
+                &record,
+                &self.sealed_destination(&record),
+                proposal.as_ref(),
+            );
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
                     let destination = Stored {
@@ -267,7 +273,9 @@ impl Core {
             let mut change = Change::new(&step, format!("gateway/{gateway_id}"), "")
                 .detail(format!("deletes {} of its destinations", batch.len()));
             for entry in batch {
-                let destination = self.parse_destination(entry).map_err(|error| (any, error))?;
+                let destination = self
+                    .parse_destination(entry)
+                    .map_err(|error| (any, error))?;
                 change = delete_writes(change, gateway, &destination);
             }
             let outcome = self.commit(change).await.map_err(|error| (any, error))?;

@@ -15,8 +15,8 @@ use super::ends::{
     user_end_from_wire, user_end_to_wire,
 };
 use super::node::{
-    compression_from_wire, entry_from_words, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    compression_from_wire, entry_from_words, keepalive_from_wire, optional_port_from_wire,
+    port_from_wire, resume_time_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
@@ -156,7 +156,11 @@ pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<
         faults.take(user_end_from_wire(d.user_end.as_ref(), protocol, &as_it_is))
     });
     let resource_end = protocol.and_then(|protocol| {
-        faults.take(resource_end_from_wire(d.resource_end.as_ref(), protocol, &as_it_is))
+        faults.take(resource_end_from_wire(
+            d.resource_end.as_ref(),
+            protocol,
+            &as_it_is,
+        ))
     });
     faults.description(&d.description);
     let resource = host.zip(port).and_then(|(host, port)| {

@@ -119,7 +119,11 @@ pub fn resource_end_to_wire(end: &ResourceEnd, secret: WriteSecret<'_>) -> wire:
             .client_pair
             .as_ref()
             .map(|pair| pair_to_wire(pair, "resource_end.client_pair", secret)),
-        sni: end.sni.as_ref().map(ToString::to_string).unwrap_or_default(),
+        sni: end
+            .sni
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         insecure_skip_verify: !end.verify,
         http: end.http.to_string(),
         socks: end.socks.as_ref().map(|socks| wire::SocksProxy {
@@ -363,7 +367,10 @@ pub(super) mod tests {
         let protocol = Protocol::TlsMutual;
         let user = user_end();
         let wire = user_end_to_wire(&user, &plain);
-        assert_eq!(user_end_from_wire(Some(&wire), protocol, &as_it_is), Ok(user));
+        assert_eq!(
+            user_end_from_wire(Some(&wire), protocol, &as_it_is),
+            Ok(user)
+        );
         let resource = resource_end();
         let wire = resource_end_to_wire(&resource, &plain);
         assert_eq!(

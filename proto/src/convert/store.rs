@@ -13,8 +13,8 @@ use super::ends::{
     user_end_to_wire,
 };
 use super::node::{
-    compression_from_wire, entry_from_words, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    compression_from_wire, entry_from_words, keepalive_from_wire, optional_port_from_wire,
+    port_from_wire, resume_time_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
@@ -309,6 +309,7 @@ mod tests {
     use sg_model::{Compression, DEFAULT_RESUME_TIME};
 
     use super::*;
+    use crate::convert::ends::{as_it_is, plain};
 
     #[test]
     fn a_gateway_stored_before_resumption_has_the_default() {
@@ -342,12 +343,12 @@ mod tests {
             cloud_port: 15000,
             ..Default::default()
         };
-        let record = DestinationRecord::try_from(&stored).unwrap();
+        let record = DestinationRecord::from_store(&stored, &as_it_is).unwrap();
         assert_eq!(record.destination.compression, Compression::None);
         stored.compression = "lz4".to_owned();
-        let record = DestinationRecord::try_from(&stored).unwrap();
+        let record = DestinationRecord::from_store(&stored, &as_it_is).unwrap();
         assert_eq!(record.destination.compression, Compression::Lz4);
-        let again = DestinationRecord::try_from(&wire::Destination::from(&record));
+        let again = DestinationRecord::from_store(&record.to_store(&plain), &as_it_is);
         assert_eq!(again, Ok(record));
     }
 }

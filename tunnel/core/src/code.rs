@@ -37,6 +37,8 @@ pub const REFUSED_RETRY: u32 = 0x10f;
 pub const TUNNEL_LOST: u32 = 0x110;
 /// A changed policy no longer permits the stream.
 pub const POLICY_CHANGED: u32 = 0x111;
+/// The operator of the accepting node lets no cloud destination reach this resource from there.
+pub const CLOUD_DENIED: u32 = 0x112;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -111,6 +113,7 @@ pub fn word(code: u32) -> &'static str {
         REFUSED_RETRY => "refused-retry",
         TUNNEL_LOST => "tunnel-lost",
         POLICY_CHANGED => "policy-changed",
+        CLOUD_DENIED => "cloud-denied",
         INTERNAL => "internal",
         _ => "cancelled",
     }
@@ -119,5 +122,5 @@ pub fn word(code: u32) -> &'static str {
 /// Whether an OPEN that was refused with `code` may succeed on another tunnel of the same gateway.
 #[must_use]
 pub fn retry_elsewhere(code: u32) -> bool {
-    matches!(code, REFUSED_RETRY | LIMIT | TUNNEL_LOST)
+    matches!(code, REFUSED_RETRY | LIMIT | TUNNEL_LOST | CLOUD_DENIED)
 }

@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sg_model::{
-    Certificate, Destination, DestinationKind, Host, KeyPair, PairOrigin, ResourceTls, SecretBytes, Timestamp,
+    Certificate, Destination, DestinationKind, Host, KeyPair, PairOrigin, ResourceTls, SecretBytes,
+    Timestamp,
 };
 use sg_proto::api as wire;
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord};
 use sg_runtime::identity;
-use sg_runtime::secret::Secret;
+use sg_runtime::tls::material::{Facts, Pair};
 
 use super::{Core, ServiceError};
-use crate::authority::{Authority, IssueError, ServerCertificate};
+use crate::authority::{Authority, IssueError};
 use crate::ids;
 use crate::service::change::Call;
 use crate::world::World;
@@ -34,7 +35,7 @@ impl Core {
     ) -> Result<(), ServiceError> {
         let now = ids::now();
         let names = issued_names(&self.views.now().world, gateway, &record.destination);
-        complete(&self.authority, &mut record.destination, &names, now).map_err(ServiceError::from)
+        complete(&self.authority, &mut record.destination, &names, now).map_err(refused)
     }
 
     /// Whether [`Core::renew_certificate`] would change something.
@@ -78,12 +79,10 @@ impl Core {
     }
 }
 
-impl From<IssueError> for ServiceError {
-    fn from(error: IssueError) -> Self {
-        match error {
-            IssueError::Request(why) => Self::invalid("user_end.server_names", why),
-            IssueError::Authority(why) => Self::Internal(why),
-        }
+fn refused(error: IssueError) -> ServiceError {
+    match error {
+        IssueError::Request(why) => ServiceError::invalid("user_end.server_names", why),
+        IssueError::Authority(why) => ServiceError::Internal(why),
     }
 }
 
@@ -131,7 +130,7 @@ fn complete(
     let user = &mut destination.user_end;
     if issued {
         if !is_good(user.server_pairs.first(), names, now) {
-            user.server_pairs = vec![pair(authority.server(names)?, PairOrigin::Issued)];
+            user.server_pairs = vec![pair(&authority.server(names)?, PairOrigin::Issued)];
         }
     } else {
         user.server_pairs
@@ -141,7 +140,7 @@ fn complete(
         user.generated_pair = None;
     } else if user.generated_pair.is_none() {
         let name = format!("{} user", destination.name);
-        user.generated_pair = Some(pair(Authority::stranger(&name)?, PairOrigin::Generated));
+        user.generated_pair = Some(pair(&Authority::stranger(&name)?, PairOrigin::Generated));
     }
     user.sources.prune(now);
     let resource = &mut destination.resource_end;
@@ -149,19 +148,19 @@ fn complete(
         resource.client_pair = None;
     } else if resource.client_pair.is_none() {
         let name = format!("{} client", destination.name);
-        resource.client_pair = Some(pair(Authority::stranger(&name)?, PairOrigin::Generated));
+        resource.client_pair = Some(pair(&Authority::stranger(&name)?, PairOrigin::Generated));
     }
     Ok(())
 }
 
-fn pair(made: ServerCertificate, origin: PairOrigin) -> KeyPair {
+/// Keys are kept as PEM text, which says of which form they are.
+fn pair(made: &Pair, origin: PairOrigin) -> KeyPair {
+    let chain = made.chain().iter();
     KeyPair {
-        certificates: made
-            .chain
-            .iter()
-            .map(|one| Certificate::new(one.as_ref()))
-            .collect(),
-        key: Some(SecretBytes::new(made.key.expose().clone())),
+        certificates: chain.map(|one| Certificate::new(one.as_ref())).collect(),
+        key: Some(SecretBytes::new(
+            made.key().to_pem().expose().clone().into_bytes(),
+        )),
         origin,
     }
 }
@@ -173,11 +172,14 @@ fn is_good(pair: Option<&KeyPair>, names: &BTreeSet<String>, now: Timestamp) -> 
         .and_then(|pair| pair.certificates.first());
     let Some(leaf) = leaf else { return false };
     let der = identity::CertificateDer::from(leaf.der());
-    let lasts = identity::not_after(&der).is_ok_and(|end| {
-        let end = u64::try_from(end).unwrap_or_default() * 1000;
-        end > now.0 + u64::try_from(RENEW_BEFORE.as_millis()).unwrap_or(u64::MAX)
-    });
-    lasts && Authority::names(&der).is_some_and(|present| present == *names)
+    let Ok(facts) = Facts::of(&der) else {
+        return false;
+    };
+    let end = u64::try_from(facts.not_after).unwrap_or_default() * 1000;
+    let lasts = end > now.0 + u64::try_from(RENEW_BEFORE.as_millis()).unwrap_or(u64::MAX);
+    let addresses = facts.addresses.iter().map(ToString::to_string);
+    let present: BTreeSet<String> = facts.dns_names.iter().cloned().chain(addresses).collect();
+    lasts && present == *names
 }
 
 fn files(authority: &Authority, destination: &Destination) -> CertificateFiles {
@@ -222,7 +224,7 @@ fn files(authority: &Authority, destination: &Destination) -> CertificateFiles {
             add(
                 "user_key.pem",
                 "the key of user_cert.pem, for users alone",
-                key_pem(key).expose().clone().into_bytes(),
+                key.expose().to_vec(),
                 true,
             );
         }
@@ -244,11 +246,6 @@ fn chain_pem(chain: &[Certificate]) -> Vec<u8> {
         .map(|one| identity::CertificateDer::from(one.der()))
         .collect();
     identity::certificates_to_pem(&chain).into_bytes()
-}
-
-/// Only generated keys are answered, and these are PKCS#8.
-fn key_pem(key: &SecretBytes) -> Secret<String> {
-    identity::private_key_to_pem(key.expose())
 }
 
 #[cfg(test)]
@@ -318,7 +315,9 @@ mod tests {
         assert!(d.user_end.generated_pair.is_some());
         let files = files(&authority, &d);
         let has = |name: &str| files.iter().any(|file| file.name == name);
-        assert!(has("ca.pem") && has("server_cert.pem") && has("user_cert.pem") && has("user_key.pem"));
+        assert!(
+            has("ca.pem") && has("server_cert.pem") && has("user_cert.pem") && has("user_key.pem")
+        );
         d.protocol = sg_model::Protocol::Tcp;
         complete(&authority, &mut d, &all, ids::now()).unwrap();
         assert_eq!(d.user_end, sg_model::UserEnd::default());
