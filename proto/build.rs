@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "securegateway/v1/acls.proto",
     "securegateway/v1/audit.proto",
     "securegateway/v1/clients.proto",
     "securegateway/v1/destinations.proto",
+    "securegateway/v1/ends.proto",
     "securegateway/v1/gateways.proto",
     "securegateway/v1/nodes.proto",
     "securegateway/v1/system.proto",
@@ -30,8 +31,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .compile_well_known_types(true)
-        // Holds a secret; see `src/convert/tunnel.rs`.
-        .skip_debug(["securegateway.tunnel.v1.Accepted"])
+        // They hold secrets; see `src/convert/tunnel.rs` and `src/convert/ends.rs`.
+        .skip_debug([
+            "securegateway.tunnel.v1.Accepted",
+            "securegateway.v1.KeyPair",
+            "securegateway.v1.SocksProxy",
+            "securegateway.v1.CertificateFile",
+        ])
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()

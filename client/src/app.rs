@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::acl::AclState;
+use crate::cloud::ClientPorts;
 use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
 use crate::identity::{Identity, IdentityError};
 use crate::metrics::ClientMetrics;
@@ -130,6 +131,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
         dials: DialGate::new(settings.dials),
         metrics: ClientMetrics::register(&metrics),
         own_ports: admin_address.into_iter().collect(),
+        client_ports: ClientPorts::default(),
+        client_address: settings.client_address,
+        draining: shutdown.draining(),
     });
     tracing::info!(
         client = &*shared.client_id,
@@ -201,12 +205,12 @@ fn start(
             .chain(settings.local_acl.clone())
             .collect();
         let latch = readiness.latch(format!("gateway {}", gateway.gateway));
-        let context = Arc::new(GatewayContext {
-            gateway: gateway.gateway.into(),
-            token: gateway.token,
-            acl: AclState::new(local),
-            shared: Arc::clone(shared),
-        });
+        let context = Arc::new(GatewayContext::new(
+            gateway.gateway.into(),
+            gateway.token,
+            AclState::new(local),
+            Arc::clone(shared),
+        ));
         let gateway = Gateway::new(
             context,
             &gateway.addresses,

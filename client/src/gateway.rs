@@ -2,8 +2,8 @@
 //! nothing in common but the process, so trouble of one stays with it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sg_model::HostPort;
@@ -11,7 +11,7 @@ use sg_proto::tunnel::ClientHello;
 use sg_relay::TunnelBoard;
 use sg_runtime::readiness::Latch;
 use sg_runtime::secret::Secret;
-use sg_runtime::shutdown::Shutdown;
+use sg_runtime::shutdown::{CancellationToken, Shutdown};
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::ClientTls;
 use sg_tunnel_io::Config;
@@ -20,6 +20,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::acl::AclState;
+use crate::cloud::{self, ClientPorts, Ports, State, Tunnels, Users};
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
 use crate::proxy::Proxy;
@@ -57,6 +58,12 @@ pub struct Shared {
     pub metrics: ClientMetrics,
     /// Its own listeners, which no stream reaches.
     pub own_ports: Vec<SocketAddr>,
+    /// Which gateway has which client port.
+    pub client_ports: ClientPorts,
+    /// Where client ports listen.
+    pub client_address: IpAddr,
+    /// Cancelled when the process is to end.
+    pub draining: CancellationToken,
 }
 
 /// What the sessions of one gateway share.
@@ -68,11 +75,48 @@ pub struct GatewayContext {
     pub token: Option<Secret<String>>,
     /// What may be reached.
     pub acl: AclState,
+    /// What the nodes told of its destinations.
+    pub known: State,
+    /// Its tunnels, for users at client ports.
+    pub tunnels: Tunnels,
+    /// How its client ports fare.
+    pub listeners: watch::Sender<cloud::Report>,
+    /// Connections of users at client ports.
+    pub carried_users: Users,
+    /// Its name, once a node has told it.
+    pub told_name: OnceLock<Arc<str>>,
     /// The process.
     pub shared: Arc<Shared>,
 }
 
 impl GatewayContext {
+    /// A gateway that no node has told anything of yet.
+    #[must_use]
+    pub fn new(
+        gateway: Arc<str>,
+        token: Option<Secret<String>>,
+        acl: AclState,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            gateway,
+            token,
+            acl,
+            known: State::default(),
+            tunnels: Tunnels::default(),
+            listeners: watch::Sender::default(),
+            carried_users: Users::default(),
+            told_name: OnceLock::new(),
+            shared,
+        }
+    }
+
+    /// Its name, for people: as a node told it, or else as it was given.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(self.told_name.get().unwrap_or(&self.gateway))
+    }
+
     /// The first message to a node, but for what a tunnel is resumed by. `connection` tells the tunnels to one node apart.
     #[must_use]
     pub fn hello(&self, connection: u32) -> ClientHello {
@@ -119,6 +163,9 @@ pub struct Gateway {
     started: Instant,
     ending: bool,
     given_up: bool,
+    /// Keeps the client ports.
+    ports: JoinSet<()>,
+    close_ports: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -154,11 +201,16 @@ impl Gateway {
             started: Instant::now(),
             ending: false,
             given_up: false,
+            ports: JoinSet::new(),
+            close_ports: CancellationToken::new(),
         }
     }
 
     /// Keeps the gateway connected until the process drains or nothing is tried any more.
     pub async fn run(mut self, shutdown: Shutdown) -> GatewayEnd {
+        let address = self.context.shared.client_address;
+        let ports = Ports::new(Arc::clone(&self.context), address);
+        self.ports.spawn(ports.run(self.close_ports.clone()));
         for connection in 0..self.supervisors.len() {
             let actions = self.supervisors[connection].start();
             self.carry_out(index(connection), actions);
@@ -394,6 +446,7 @@ impl Gateway {
     async fn end(mut self, shutdown: &Shutdown) {
         self.ending = true;
         self.latch.set_pending();
+        self.close_ports.cancel();
         self.context
             .shared
             .metrics

@@ -17,6 +17,7 @@
 
 pub mod acl;
 pub mod app;
+pub mod cloud;
 pub mod gateway;
 pub mod identity;
 pub mod metrics;

@@ -9,7 +9,7 @@ mod lists;
 mod proxy;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub data_dir: Option<PathBuf>,
     /// How the client calls itself to the nodes.
     pub name: String,
+    /// Where client ports listen.
+    pub client_address: IpAddr,
     /// What tunnels may take.
     pub limits: TunnelLimits,
     /// Dials at a time.
@@ -144,6 +146,7 @@ impl Args {
             data_dir: self.data_dir,
             name: client_name(self.name)?,
             admin: self.common.admin(ADMIN_DEFAULT),
+            client_address: self.client_address,
             limits: self.limits,
             dials: self.limit_dials,
             ready_file: self.common.ready_file,

@@ -12,14 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use sg_model::{AclVersion, HostPort, Protocol, Scope};
+use sg_model::{AclVersion, CanonicalPath, DestinationId, HostPort, Protocol, Scope};
 use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
+use sg_relay::http::HttpVersion;
 use sg_relay::udp::{dial_udp, join_flow};
-use sg_relay::{ByteCounters, DialError, Ended, JoinOptions, Parties, StreamAccount, StreamEnd};
+use sg_relay::{
+    Approach, ByteCounters, DialError, JoinOptions, Parties, Purpose, ReachError, Reached, Redial,
+    StreamAccount, StreamEnd,
+};
 use sg_runtime::gate::{First, race};
 use sg_tunnel_io::{IncomingStream, code};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -88,8 +92,10 @@ pub struct TunnelContext {
     pub gateway_name: Arc<str>,
     /// The node at the other end.
     pub node: Arc<str>,
-    /// Bytes of all streams of the tunnel.
+    /// Bytes of all streams of the tunnel whose resource is here.
     pub bytes: Arc<ByteCounters>,
+    /// Bytes of all streams of the tunnel whose user is here.
+    pub user_bytes: Arc<ByteCounters>,
     /// Its open streams.
     pub carried: Carried,
     /// Ends all streams of the tunnel.
@@ -108,6 +114,16 @@ impl From<u32> for Refusal {
         Self {
             code,
             word: code::word(code),
+        }
+    }
+}
+
+impl From<ReachError> for Refusal {
+    fn from(error: ReachError) -> Self {
+        tracing::debug!(reason = error.as_str(), %error, "resource not reached");
+        Self {
+            code: error.code(),
+            word: error.as_str(),
         }
     }
 }
@@ -138,9 +154,8 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
     };
     // Accepted if it is understood, and there is room for one more.
     let compression = Grant::take(open.compression.parse().unwrap_or_default());
-    drop(open);
-    let socket = match connected {
-        Ok(socket) => socket,
+    let connected = match connected {
+        Ok(connected) => connected,
         Err(refusal) => {
             account.set_reason(refusal.word);
             return incoming.refuse(refusal.code);
@@ -152,7 +167,7 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         &account,
         policy,
         &resource,
-        socket,
+        (connected, open),
         (incoming, compression),
     )
     .await;
@@ -180,11 +195,7 @@ fn begin(
         return None;
     };
     let shared = &tunnel.gateway.shared;
-    let protocol = if incoming.is_flow() {
-        Protocol::Udp
-    } else {
-        Protocol::Tcp
-    };
+    let protocol = open.protocol.parse().unwrap_or(Protocol::Tcp);
     let meter = shared
         .metrics
         .destination(&tunnel.gateway_name, &open.destination, protocol);
@@ -205,18 +216,17 @@ fn read(metadata: bytes::Bytes) -> Option<(StreamOpen, HostPort)> {
 }
 
 /// What is connected to the resource.
-enum Socket {
-    Tcp(TcpStream),
-    Udp(UdpSocket),
+enum Connected {
+    Stream(Approach, Box<Reached>),
+    Flow(UdpSocket),
 }
 
-impl Socket {
+impl Connected {
     fn address(&self) -> Option<IpAddr> {
-        let address = match self {
-            Self::Tcp(tcp) => tcp.peer_addr(),
-            Self::Udp(udp) => udp.peer_addr(),
-        };
-        address.ok().map(|address| address.ip())
+        match self {
+            Self::Stream(_, reached) => reached.address,
+            Self::Flow(udp) => udp.peer_addr().ok().map(|address| address.ip()),
+        }
     }
 }
 
@@ -227,49 +237,133 @@ async fn connect(
     resource: &HostPort,
     is_flow: bool,
     policy: &mut watch::Receiver<Arc<Policy>>,
-) -> Result<Socket, Refusal> {
-    let protocol = if is_flow {
-        Protocol::Udp
-    } else {
-        Protocol::Tcp
-    };
-    if open.protocol != protocol.as_str() {
+) -> Result<Connected, Refusal> {
+    let protocol = open.protocol.parse::<Protocol>();
+    if protocol.is_ok_and(|protocol| (protocol == Protocol::Udp) != is_flow) || protocol.is_err() {
         // A newer node; another client of the gateway may know the protocol.
         return Err(code::REFUSED_RETRY.into());
     }
-    let shared = &tunnel.gateway.shared;
     let asked = AclVersion {
         epoch: open.acl_epoch,
         generation: open.acl_generation,
     };
     let present = wait_for_version(policy, asked).await;
-    let allowed = present.allows(resource);
-    shared.metrics.count_decision(&tunnel.gateway_name, allowed);
-    if !allowed {
-        return Err(code::ACL_DENIED.into());
-    }
-    let limit = match open.connect_timeout_ms {
-        0 => CONNECT_TIMEOUT,
-        millis => Duration::from_millis(millis.into()).min(LONGEST_CONNECT_TIMEOUT),
-    };
-    let Some(permission) = shared.dials.enter(limit).await else {
+    decide(tunnel, &present, resource, scope_of(open))?;
+    let limit = limit_of(open);
+    let Some(permission) = tunnel.gateway.shared.dials.enter(limit).await else {
         return Err(code::LIMIT.into());
     };
-    let permit = |ip: &IpAddr| {
-        present.allows_address(resource, *ip, Scope::Stream)
-            && !acl::is_own(&shared.own_ports, *ip, resource.port())
-    };
-    let socket = if protocol == Protocol::Udp {
-        Socket::Udp(dial_udp(resource, permission.left, permit).await?)
+    let connected = if is_flow {
+        let permit = permit_of(tunnel, &present, resource, Scope::Stream);
+        Connected::Flow(dial_udp(resource, permission.left, permit).await?)
     } else {
-        Socket::Tcp(sg_relay::dial(resource, permission.left, permit).await?)
+        let approach = approach(tunnel, open, resource).await?;
+        let reached = reach(tunnel, open, &approach, &present, permission.left).await?;
+        Connected::Stream(approach, Box::new(reached))
     };
     // The lists may have changed during the dial.
-    let address = socket.address();
-    if !policy.borrow_and_update().allows_stream(resource, address) {
+    let address = connected.address();
+    let policy = policy.borrow_and_update();
+    if !policy.allows_open(resource, address, scope_of(open)) {
         return Err(code::ACL_DENIED.into());
     }
-    Ok(socket)
+    Ok(connected)
+}
+
+/// What is decided about a stream before any request is known.
+fn scope_of(open: &StreamOpen) -> Scope<'static> {
+    if open.http == 0 {
+        Scope::Stream
+    } else {
+        Scope::AnyPath
+    }
+}
+
+fn decide(
+    tunnel: &TunnelContext,
+    policy: &Policy,
+    resource: &HostPort,
+    scope: Scope<'_>,
+) -> Result<(), Refusal> {
+    let allowed = policy.allows_for(resource, scope);
+    let metrics = &tunnel.gateway.shared.metrics;
+    metrics.count_decision(&tunnel.gateway_name, allowed);
+    if allowed {
+        Ok(())
+    } else {
+        Err(code::ACL_DENIED.into())
+    }
+}
+
+fn limit_of(open: &StreamOpen) -> Duration {
+    match open.connect_timeout_ms {
+        0 => CONNECT_TIMEOUT,
+        millis => Duration::from_millis(millis.into()).min(LONGEST_CONNECT_TIMEOUT),
+    }
+}
+
+/// Which addresses of a target may be connected to.
+fn permit_of(
+    tunnel: &TunnelContext,
+    policy: &Policy,
+    target: &HostPort,
+    scope: Scope<'static>,
+) -> impl Fn(&IpAddr) -> bool + Send + Sync {
+    move |ip: &IpAddr| {
+        policy.allows_address(target, *ip, scope)
+            && !acl::is_own(&tunnel.gateway.shared.own_ports, *ip, target.port())
+    }
+}
+
+/// The way to the resource: by what the node has told of the destination before, or by what the opening says.
+async fn approach(
+    tunnel: &TunnelContext,
+    open: &StreamOpen,
+    resource: &HostPort,
+) -> Result<Approach, Refusal> {
+    if !open.look_up {
+        let keepalive = u64::from(open.keepalive_s);
+        let keepalive = (keepalive > 0).then(|| Duration::from_secs(keepalive));
+        return Ok(Approach::plain(resource.clone(), open.http != 0, keepalive));
+    }
+    let id = DestinationId::new(&open.destination_id).map_err(|_| code::INTERNAL)?;
+    let known = tunnel.gateway.known.wait_for(&id, open.generation).await;
+    // Another client of the gateway may have heard of it already.
+    let known = known
+        .filter(|known| known.destination.resource == *resource)
+        .ok_or(code::REFUSED_RETRY)?;
+    known.approach().cloned().map_err(|why| {
+        tracing::warn!(
+            destination = open.destination,
+            why,
+            "the destination's certificates cannot be used"
+        );
+        code::TLS_FAILED.into()
+    })
+}
+
+async fn reach(
+    tunnel: &TunnelContext,
+    open: &StreamOpen,
+    approach: &Approach,
+    policy: &Policy,
+    limit: Duration,
+) -> Result<Reached, Refusal> {
+    let user = open.user().ok_or(code::INTERNAL)?;
+    let permit = permit_of(tunnel, policy, approach.resource(), scope_of(open));
+    // A proxy is a target like any other: it must be allowed by the list.
+    let permit_proxy = |proxy: &HostPort, ip: &IpAddr| {
+        policy.allows(proxy) && permit_of(tunnel, policy, proxy, Scope::Stream)(ip)
+    };
+    let purpose = Purpose {
+        limit,
+        permit: &permit,
+        permit_proxy: &permit_proxy,
+        user: &user,
+        alpn: &open.alpn,
+        http: HttpVersion::of_number(open.http),
+    };
+    Ok(approach.connect(purpose).await?)
 }
 
 /// The lists, once they are as new as the node's; after [`ACL_WAIT`] as they are.
@@ -287,16 +381,19 @@ async fn wait_for_version(
 
 /// Accepts and relays until the stream ends, or may no longer go on; answers the word for it.
 async fn relay(
-    tunnel: &TunnelContext,
+    tunnel: &Arc<TunnelContext>,
     account: &StreamAccount,
     mut policy: watch::Receiver<Arc<Policy>>,
     resource: &HostPort,
-    socket: Socket,
+    (connected, open): (Connected, StreamOpen),
     (incoming, compression): (IncomingStream, Option<Grant>),
 ) -> &'static str {
     let end = StreamEnd::new();
-    let address = socket.address();
-    let _entered = tunnel.carried.enter(resource.clone(), address, end.clone());
+    let address = connected.address();
+    let scope = scope_of(&open);
+    let _entered = tunnel
+        .carried
+        .enter(resource.clone(), address, scope, end.clone());
     let options = JoinOptions {
         idle_timeout: None,
         counters: account.counters(),
@@ -304,46 +401,83 @@ async fn relay(
         compression: None,
     };
     // Pinned here: futures that are handed on by value keep room for themselves twice.
-    let revoked = pin!(revoked(tunnel, &mut policy, resource, address));
-    let ended = match socket {
-        Socket::Tcp(tcp) => {
+    let policies = policy.clone();
+    let revoked = pin!(revoked(tunnel, &mut policy, (resource, address, scope)));
+    match connected {
+        Connected::Stream(approach, reached) => {
             let answer = StreamAnswer {
                 compression: compression
                     .as_ref()
                     .map(|grant| grant.compression().to_string())
                     .unwrap_or_default(),
+                alpn: reached.alpn.clone().unwrap_or_default(),
             };
             let stream = incoming.accept_with(answer.encode_to_vec().into());
             let options = JoinOptions {
                 compression,
                 ..options
             };
-            let join = pin!(sg_relay::join(tcp, stream, options));
-            unless_revoked(join, revoked, &end).await
+            let http = HttpVersion::of_number(open.http);
+            let redial = http.map(|_| ClientRedial {
+                tunnel: Arc::clone(tunnel),
+                open: Box::new(open),
+                approach: approach.clone(),
+                policies,
+            });
+            let carried = pin!(approach.carry(stream, *reached, http, options, redial));
+            unless_revoked(carried, revoked, &end).await
         }
-        Socket::Udp(udp) => {
-            let join = pin!(join_flow(
-                udp,
-                incoming.accept_flow(),
-                account.meter(),
-                options
-            ));
-            unless_revoked(join, revoked, &end).await
+        Connected::Flow(udp) => {
+            let join = async {
+                join_flow(udp, incoming.accept_flow(), account.meter(), options)
+                    .await
+                    .reason
+                    .as_str()
+            };
+            unless_revoked(pin!(join), revoked, &end).await
         }
-    };
-    ended.reason.as_str()
+    }
+}
+
+/// Makes further connections for the requests of one stream.
+struct ClientRedial {
+    tunnel: Arc<TunnelContext>,
+    open: Box<StreamOpen>,
+    approach: Approach,
+    policies: watch::Receiver<Arc<Policy>>,
+}
+
+impl Redial for ClientRedial {
+    async fn connect(&self) -> Result<Reached, &'static str> {
+        let policy = Arc::clone(&self.policies.borrow());
+        let resource = self.approach.resource();
+        let tunnel = &self.tunnel;
+        decide(tunnel, &policy, resource, Scope::AnyPath).map_err(|refusal| refusal.word)?;
+        let limit = limit_of(&self.open);
+        let permission = tunnel.gateway.shared.dials.enter(limit).await;
+        let permission = permission.ok_or(code::word(code::LIMIT))?;
+        reach(tunnel, &self.open, &self.approach, &policy, permission.left)
+            .await
+            .map_err(|refusal| refusal.word)
+    }
+
+    fn permit_path(&self, path: &CanonicalPath) -> Result<(), &'static str> {
+        let policy = Arc::clone(&self.policies.borrow());
+        let resource = self.approach.resource();
+        decide(&self.tunnel, &policy, resource, Scope::Path(path)).map_err(|refusal| refusal.word)
+    }
 }
 
 async fn unless_revoked(
-    mut join: Pin<&mut impl Future<Output = Ended>>,
+    mut carried: Pin<&mut impl Future<Output = &'static str>>,
     revoked: Pin<&mut impl Future<Output = u32>>,
     end: &StreamEnd,
-) -> Ended {
-    match race(join.as_mut(), revoked).await {
-        First::Main(ended) => ended,
+) -> &'static str {
+    match race(carried.as_mut(), revoked).await {
+        First::Main(word) => word,
         First::Seldom(code) => {
             end.end(code);
-            join.await
+            carried.await
         }
     }
 }
@@ -352,10 +486,9 @@ async fn unless_revoked(
 async fn revoked(
     tunnel: &TunnelContext,
     policy: &mut watch::Receiver<Arc<Policy>>,
-    resource: &HostPort,
-    address: Option<IpAddr>,
+    (resource, address, scope): (&HostPort, Option<IpAddr>, Scope<'_>),
 ) -> u32 {
-    let forbidden = policy.wait_for(|policy| !policy.allows_stream(resource, address));
+    let forbidden = policy.wait_for(|policy| !policy.allows_open(resource, address, scope));
     tokio::select! {
         biased;
         () = tunnel.end.cancelled() => code::DRAINED,

@@ -34,7 +34,8 @@ use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::service::audit::chain::Chain;
 use crate::store::{self, Store, StoreError};
-use crate::tasks::{certificate, housekeeping, live};
+use crate::tasks::{certificate, destination_certificates, housekeeping, live};
+use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::{Keeper, Views};
 
@@ -236,7 +237,7 @@ async fn run_api(
         () = draining.cancelled() => return Ok(()),
         foundation = found(&*store, args, &health) => foundation?,
     };
-    let (keeper, mut views) = Keeper::new();
+    let (keeper, mut views) = Keeper::new(Vault::new(foundation.key.clone()));
     let mut running = Running::default();
     let keeping = keeper.run(Arc::clone(&store), health.clone());
     running.forever.spawn("keeper of the world", keeping);
@@ -333,6 +334,8 @@ impl Running {
             !args.no_compaction,
         );
         self.forever.spawn("housekeeping", keeping);
+        let issuing = destination_certificates::run(Arc::clone(core));
+        self.forever.spawn("destinations' certificates", issuing);
         let observed = core.observed.clone();
         self.forever.spawn("settling", async move {
             // Nodes look for a control plane that came (back) far more often than this.

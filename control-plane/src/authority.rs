@@ -3,6 +3,7 @@
 //! It signs only what the caller decided. Of a node's request it reads the public key and nothing
 //! else, so nobody can ask for a name. Its key is kept sealed in the store, see [`crate::bootstrap`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +15,7 @@ use sg_runtime::crypto;
 use sg_runtime::identity::{self, CertificateDer, KeyPair, NotAKey, PeerIdentity};
 use sg_runtime::secret::Secret;
 use sg_runtime::tls::Credentials;
+use sg_runtime::tls::material::{self, Pair};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates begin a little earlier, for clocks that are behind.
@@ -25,6 +27,10 @@ pub const OWN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Longest certificate signing request that is looked at, in bytes.
 pub const MAX_CSR: usize = 16 * 1024;
 
+/// Life of a certificate for users of a destination: what browsers accept at most.
+const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
+/// Life of a certificate that is accepted by itself, and so cannot be renewed unnoticed.
+const STRANGER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
 /// Root certificate and key.
 pub struct Authority {
     certificate: CertificateDer<'static>,
@@ -49,6 +55,15 @@ pub enum IssueError {
     /// The stored authority cannot be used.
     #[error("the certificate authority cannot be used: {0}")]
     Authority(String),
+}
+
+impl From<material::IssueError> for IssueError {
+    fn from(error: material::IssueError) -> Self {
+        match error {
+            material::IssueError::Authority(why) => Self::Authority(why),
+            error => Self::Request(error.to_string()),
+        }
+    }
 }
 
 impl From<NotAKey> for IssueError {
@@ -128,10 +143,7 @@ impl Authority {
         let key = KeyPair::generate();
         let mut params = leaf(identity, OWN_LIFE)?;
         for name in names {
-            params.subject_alt_names.push(match name.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(unusable)?),
-            });
+            params.subject_alt_names.push(alternative_name(name)?);
         }
         let certificate = self.sign(&params, key.signing())?;
         Ok(Credentials::new(
@@ -152,6 +164,29 @@ impl Authority {
         let request = parse_request(csr_der)?;
         let certificate = self.sign(&leaf(identity, NODE_LIFE)?, &request.public_key)?;
         Ok(vec![certificate, self.certificate.clone()])
+    }
+
+    /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses, at least one). It
+    /// names no process: what checks kinds does not take it for one.
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if one of the names cannot stand in a certificate.
+    pub fn server(&self, names: &BTreeSet<String>) -> Result<Pair, IssueError> {
+        let names: Vec<String> = names.iter().cloned().collect();
+        Ok(Pair::issue(
+            &self.certificate,
+            &self.key,
+            &names,
+            SERVER_LIFE,
+        )?)
+    }
+
+    /// A certificate, with its key, that only itself vouches for: for a party that is accepted by this very certificate.
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if the name cannot stand in a certificate.
+    pub fn stranger(common_name: &str) -> Result<Pair, IssueError> {
+        Ok(Pair::self_signed(common_name, STRANGER_LIFE)?)
     }
 
     fn sign(
@@ -183,6 +218,13 @@ fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, Issu
         )));
     }
     CertificateSigningRequestParams::from_der(&csr_der.to_vec().into()).map_err(unusable)
+}
+
+fn alternative_name(name: &str) -> Result<SanType, IssueError> {
+    Ok(match name.parse::<IpAddr>() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(name.try_into().map_err(unusable)?),
+    })
 }
 
 fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, IssueError> {

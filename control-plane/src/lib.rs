@@ -23,4 +23,5 @@ pub mod push;
 pub mod service;
 pub mod store;
 mod tasks;
+pub mod vault;
 pub mod world;

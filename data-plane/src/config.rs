@@ -10,6 +10,8 @@ use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::{CommonArgs, Invalid};
 use sg_runtime::threads::Threads;
 
+use crate::cloud::CloudAllow;
+
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9001);
 /// Control planes that may be named.
 const MOST_CONTROL_PLANES: usize = 4;
@@ -90,6 +92,7 @@ pub struct Settings {
     pub(crate) handshakes: (u32, u32),
     pub(crate) streams_per_source: u32,
     pub(crate) trusted_proxies: Vec<IpRange>,
+    pub(crate) cloud_allow: CloudAllow,
 }
 
 impl Args {
@@ -130,6 +133,14 @@ impl Args {
             handshakes: (self.limit_handshakes, self.limit_handshakes_per_source),
             streams_per_source: self.limit_streams_per_source,
             trusted_proxies: self.trusted_proxies,
+            cloud_allow: CloudAllow::parse(&self.cloud_allow).map_err(|(entry, error)| {
+                Invalid::new(
+                    "--cloud-allow",
+                    entry,
+                    error.message,
+                    "write HOST[:PORT] or CIDR[:PORT], several with commas",
+                )
+            })?,
         })
     }
 }

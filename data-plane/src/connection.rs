@@ -1,31 +1,37 @@
 //! The story of one user's connection, from the accept to the access line.
 //!
-//! Registered → destination looked up → access decided → tunnel chosen → stream opened → joined. No byte of
-//! the user is read before the far side has connected to the resource, so a stream that cannot be opened on
-//! one tunnel is tried on the next, inside the same connection; a resource that refuses is final. Whatever
-//! fails before the join, the user sees a reset, and the reason is in the log and the metrics.
+//! Registered → destination looked up → source decided → received (TLS, HTTP) → access decided → tunnel chosen →
+//! stream opened → joined. How a user is received is in [`sg_relay::Reception`]; here is where its streams come from.
+//!
+//! No byte that is for the resource is read before the far side has connected to it, so a stream that cannot be opened
+//! on one tunnel is tried on the next, inside the same connection; a resource that refuses is final. Whatever fails
+//! before that, the user sees a reset (of HTTP an answer), and the reason is in the log and the metrics.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
 use sg_model::{
-    AclVersion, Compression, Destination, DestinationId, Gateway, HostPort, NodeConfig, Protocol,
+    AclVersion, CanonicalPath, Compression, Destination, DestinationId, Gateway, HostPort,
+    NodeConfig, Protocol, Scope,
 };
 use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
+use sg_relay::http::HttpVersion;
 use sg_relay::proxy_protocol::HeaderError;
 use sg_relay::{
-    EndReason, JoinOptions, Parties, ResetOnDrop, StreamAccount, TcpEnd, join, socket_error, tune,
+    Opened, Opener, Parties, ReceiveOptions, Reception, ResetOnDrop, StreamAccount, TcpEnd, Wish,
+    tune,
 };
 use sg_tunnel_io::{OpenError, TunnelStream, code};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use crate::balancers::Ends;
+use crate::for_clients;
 use crate::listener::{Accepted, Occupancy, Occupied};
-use crate::node::Node;
+use crate::node::{Node, OpeningPlace, now};
 use crate::places::Place;
 use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
@@ -50,7 +56,7 @@ pub(crate) async fn serve(
         peer,
         opening,
     } = accepted;
-    let ends = match node.balancers.ends(tcp.tcp_mut(), peer).await {
+    let Ends { user, local } = match node.balancers.ends(tcp.tcp_mut(), peer).await {
         Ok(ends) => ends,
         Err(HeaderError::Probe) => return,
         Err(error) => {
@@ -58,38 +64,145 @@ pub(crate) async fn serve(
             return close_books(&node, peer, &destination, error.as_str());
         }
     };
-    tracing::trace!(%peer, user = %ends.user, local = ?ends.local, "a user connects");
-    let registered = node.streams.register(destination.clone());
+    let registered = node.streams.register(destination.clone(), user);
     // Boxed, so that an open stream does not keep the room that its opening needed.
-    let opened = Box::pin(open(
-        &node,
-        &tcp,
-        ends,
-        &destination,
-        &registered,
-        &occupancy,
-    ))
-    .await;
-    drop(opening);
-    let Some(mut opened) = opened else {
+    let Some(story) = Box::pin(begin_story(&node, &tcp, user, &registered, &occupancy)).await
+    else {
         return;
     };
-    // From here on nothing of the configuration is held: a stream may live for weeks.
-    let session = opened.choice.session();
-    let account = &mut opened.account;
-    account.opened(Arc::clone(&session.client_id), &session.bytes);
-    let options = JoinOptions {
-        idle_timeout: opened.idle_timeout,
-        counters: account.counters(),
-        end: registered.end().clone(),
-        compression: agreed(opened.compression, &opened.stream),
+    let Begun {
+        reception,
+        story,
+        idle_timeout,
+        held,
+    } = story;
+    let options = {
+        let account = story.account();
+        ReceiveOptions {
+            user,
+            idle_timeout,
+            counters: account.counters(),
+            end: registered.end().clone(),
+            drain: node.shutdown.draining(),
+            meter: Some(Arc::clone(account.meter())),
+        }
     };
-    let ended = join(tcp.into_inner(), opened.stream, options).await;
-    account.set_reason(ended.reason.as_str());
-    if ended.reason == EndReason::TunnelLost {
-        let user = ends.user;
-        tracing::debug!(client = %session.client_id, %user, "stream lost with its tunnel");
+    let opener = UserOpener {
+        node,
+        destination,
+        local,
+        user,
+        registered,
+        story: Arc::clone(&story),
+        opening: Mutex::new(Some(opening)),
+    };
+    // From here on nothing of the configuration is held: a stream may live for weeks.
+    let reason = reception.serve(tcp, opener, options).await;
+    story.account().set_reason(reason);
+    drop(held);
+}
+
+/// What a connection is known by while it lasts.
+#[derive(Debug)]
+struct Story {
+    account: Mutex<StreamAccount>,
+    /// The tunnel that carries its stream.
+    choice: Mutex<Option<Choice>>,
+}
+
+impl Story {
+    fn account(&self) -> MutexGuard<'_, StreamAccount> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn carried_by(&self, choice: Choice) {
+        let before = self
+            .choice
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(choice);
+        drop(before);
+    }
+}
+
+/// A connection that may go on.
+struct Begun {
+    reception: Reception,
+    story: Arc<Story>,
+    idle_timeout: Option<Duration>,
+    held: (Occupied, Place),
+}
+
+/// Everything before the first byte is read. `None`: the books are closed, and the connection is to be reset.
+async fn begin_story(
+    node: &Node,
+    tcp: &ResetOnDrop,
+    user: SocketAddr,
+    registered: &Registered,
+    occupancy: &Occupancy,
+) -> Option<Begun> {
+    let config = node.config();
+    let id = registered.destination();
+    let Some(destination) = config.destination(id) else {
+        tracing::debug!(destination = %id, "connection reset: the destination is gone");
+        return None;
+    };
+    let Some(gateway) = config.gateway(&destination.gateway) else {
+        tracing::debug!(destination = %destination.id, "connection reset: the gateway is gone");
+        return None;
+    };
+    let mut account = begin(node, gateway, destination, user);
+    let mut refuse = |reason: Refusal| {
+        tracing::debug!(destination = %destination.name, %user, reason, "connection reset");
+        account.set_reason(reason);
+    };
+    if let Err(reason) = admit(node, gateway, destination, user) {
+        refuse(reason);
+        return None;
+    }
+    let places = occupancy
+        .enter(destination.max_connections)
+        .zip(node.sources.enter(user.ip()));
+    let Some(held) = places else {
+        refuse(code::word(code::LIMIT));
+        return None;
+    };
+    if tune(tcp.tcp(), destination.keepalive).is_err() {
+        refuse("tcp-reset");
+        return None;
+    }
+    let reception = match node.receptions.of(destination) {
+        Ok(reception) => reception,
+        Err(why) => {
+            tracing::warn!(destination = %destination.name, %why, "connection reset: its certificates cannot be used");
+            refuse(code::word(code::TLS_FAILED));
+            return None;
+        }
+    };
+    Some(Begun {
+        reception,
+        story: Arc::new(Story {
+            account: Mutex::new(account),
+            choice: Mutex::default(),
+        }),
+        idle_timeout: destination.idle_timeout,
+        held,
+    })
+}
+
+/// Decides by where the user connects from.
+pub(crate) fn admit(
+    node: &Node,
+    gateway: &Gateway,
+    destination: &Destination,
+    user: SocketAddr,
+) -> Result<(), Refusal> {
+    if destination.user_end.sources.admits(user, now()) {
+        return Ok(());
+    }
+    node.metrics
+        .source_denied(gateway.name.as_str(), destination.name.as_str());
+    Err("source-denied")
 }
 
 /// Closes the books of a connection that finds no room at all; it is reset by whoever has it.
@@ -108,75 +221,6 @@ fn close_books(node: &Node, user: SocketAddr, destination: &DestinationId, reaso
     let gateway = destination.and_then(|d| config.gateway(&d.gateway));
     if let (Some(destination), Some(gateway)) = (destination, gateway) {
         begin(node, gateway, destination, user).set_reason(reason);
-    }
-}
-
-/// A connection whose stream is open.
-struct Opened {
-    stream: TunnelStream,
-    account: StreamAccount,
-    choice: Choice,
-    idle_timeout: Option<Duration>,
-    /// The compression that was offered.
-    compression: Option<Grant>,
-    _occupied: (Occupied, Place),
-}
-
-/// Everything before the join. `None`: the books are closed, and the connection is to be reset.
-async fn open(
-    node: &Node,
-    tcp: &ResetOnDrop,
-    ends: Ends,
-    destination: &DestinationId,
-    registered: &Registered,
-    occupancy: &Occupancy,
-) -> Option<Opened> {
-    let user = ends.user;
-    let config = node.config();
-    let Some(destination) = config.destination(destination) else {
-        tracing::debug!(%destination, "connection reset: the destination is gone");
-        return None;
-    };
-    let Some(gateway) = config.gateway(&destination.gateway) else {
-        tracing::debug!(destination = %destination.id, "connection reset: the gateway is gone");
-        return None;
-    };
-    let mut account = begin(node, gateway, destination, user);
-    let Some(occupied) = occupancy.enter(destination.max_connections) else {
-        account.set_reason(code::word(code::LIMIT));
-        return None;
-    };
-    let Some(source) = node.sources.enter(user.ip()) else {
-        account.set_reason(code::word(code::LIMIT));
-        return None;
-    };
-    let connection = Connection {
-        node,
-        gateway,
-        destination,
-        registered,
-        ends,
-    };
-    // Offered only if there is room for one more.
-    let compression = Grant::take(destination.compression);
-    let offer = compression.as_ref().map(Grant::compression);
-    match connection
-        .open(tcp, offer.unwrap_or_default(), &mut account)
-        .await
-    {
-        Ok((stream, choice)) => Some(Opened {
-            stream,
-            account,
-            choice,
-            idle_timeout: destination.idle_timeout,
-            compression,
-            _occupied: (occupied, source),
-        }),
-        Err(reason) => {
-            tracing::debug!(destination = %destination.name, %user, reason, "connection reset");
-            account.set_reason(reason);
-            None
-        }
     }
 }
 
@@ -202,26 +246,29 @@ pub(crate) fn begin(
     StreamAccount::begin(meter, TcpEnd::User, parties)
 }
 
-/// Decides over access to a destination that is to be served by `protocol`; answers the list that was decided by.
+/// Decides over access to a destination for a user; answers the list that was decided by.
 pub(crate) fn permit(
     node: &Node,
     gateway: &Gateway,
     destination: &Destination,
     registered: &Registered,
-    protocol: Protocol,
+    user: SocketAddr,
+    path: Option<&CanonicalPath>,
 ) -> Result<AclVersion, Refusal> {
     let resource: &HostPort = &destination.resource;
     registered.reaches(gateway.id.clone(), resource.clone());
     if !gateway.enabled || !destination.enabled {
         return Err(code::word(code::DISABLED));
     }
-    if destination.protocol != protocol {
-        return Err("unsupported-protocol");
-    }
+    admit(node, gateway, destination, user)?;
     // Read again after registering, so that a change in between is not missed.
     let config: Arc<NodeConfig> = node.config();
     let acl = config.acl(&gateway.id);
-    let allowed = acl.is_some_and(|acl| acl.decide(resource).allowed);
+    let scope = match path {
+        Some(path) => Scope::Path(path),
+        None => scope_of(destination.protocol),
+    };
+    let allowed = acl.is_some_and(|acl| acl.decide_for(resource, scope).allowed);
     node.metrics.decided(gateway.name.as_str(), allowed);
     match (acl, allowed) {
         (Some(acl), true) => Ok(acl.version),
@@ -229,15 +276,35 @@ pub(crate) fn permit(
     }
 }
 
+/// What is decided about a stream before any request is known.
+pub(crate) fn scope_of(protocol: Protocol) -> Scope<'static> {
+    if protocol.is_http() {
+        Scope::AnyPath
+    } else {
+        Scope::Stream
+    }
+}
+
+/// What a stream is asked for beside what its destination says.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// What the user's side has shown, and wants.
+    pub(crate) wish: Wish,
+    /// Where the user connected to.
+    pub(crate) local: Option<SocketAddr>,
+    /// The compression that is offered.
+    pub(crate) compression: Compression,
+}
+
 /// What the client is told of a stream or flow.
 pub(crate) fn metadata(
     destination: &Destination,
     ends: Ends,
     acl: AclVersion,
-    offer: Compression,
+    asked: &Asked,
 ) -> Bytes {
     let timeout = destination.connect_timeout.as_millis();
-    let open = StreamOpen {
+    let mut open = StreamOpen {
         destination_id: destination.id.to_string(),
         destination: destination.name.to_string(),
         protocol: destination.protocol.to_string(),
@@ -246,19 +313,24 @@ pub(crate) fn metadata(
         connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
         acl_epoch: acl.epoch,
         acl_generation: acl.generation,
-        user_address: ends.user.to_string(),
-        compression: match offer {
+        user_address: user.to_string(),
+        generation: destination.generation,
+        look_up: for_clients::needs_look_up(destination),
+        keepalive_s: keepalive_seconds(destination),
+        compression: match asked.compression {
             Compression::None => String::new(),
             offer => offer.to_string(),
         },
+        ..StreamOpen::default()
     };
+    open.http = asked.wish.http.map_or(0, HttpVersion::number);
+    open.tell_of_user(asked.local, asked.wish.tls.as_ref(), &asked.wish.alpn);
     open.encode_to_vec().into()
 }
 
-/// The compression that was offered, if the client has agreed to it.
-fn agreed(offered: Option<Grant>, stream: &TunnelStream) -> Option<Grant> {
-    let answer = StreamAnswer::decode(stream.answer().clone()).ok()?;
-    offered.filter(|grant| answer.compression == grant.compression().as_str())
+fn keepalive_seconds(destination: &Destination) -> u32 {
+    let seconds = destination.keepalive.map_or(0, |time| time.as_secs());
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// How waiting for a tunnel went.
@@ -271,49 +343,104 @@ enum Wait {
     NoRoom,
 }
 
+/// Opens the streams of one user's connection.
+struct UserOpener {
+    node: Arc<Node>,
+    destination: DestinationId,
+    user: SocketAddr,
+    local: Option<SocketAddr>,
+    registered: Registered,
+    story: Arc<Story>,
+    /// Counted until its first stream is open.
+    opening: Mutex<Option<OpeningPlace>>,
+}
+
+impl Opener for UserOpener {
+    async fn open(&self, wish: Wish) -> Result<Opened, Refusal> {
+        let config = self.node.config();
+        let destination = config
+            .destination(&self.destination)
+            .ok_or(code::word(code::NO_DESTINATION))?;
+        let gateway = config
+            .gateway(&destination.gateway)
+            .ok_or(code::word(code::NO_DESTINATION))?;
+        let connection = Connection {
+            node: &self.node,
+            gateway,
+            destination,
+            user: self.user,
+            story: &self.story,
+        };
+        let acl = permit(
+            &self.node,
+            gateway,
+            destination,
+            &self.registered,
+            self.user,
+            None,
+        )?;
+        // Offered only if there is room for one more.
+        let compression = Grant::take(destination.compression);
+        let asked = Asked {
+            wish,
+            local: self.local,
+            compression: compression
+                .as_ref()
+                .map(Grant::compression)
+                .unwrap_or_default(),
+        };
+        let (stream, choice) = connection.open_somewhere(acl, &asked).await?;
+        let session = choice.session();
+        self.story
+            .account()
+            .opened(Arc::clone(&session.client_id), &session.bytes);
+        self.story.carried_by(choice);
+        let opening = self.opening.lock().map(|mut place| place.take());
+        drop(opening);
+        let answer = StreamAnswer::decode(stream.answer().clone()).unwrap_or_default();
+        Ok(Opened {
+            compression: compression
+                .filter(|grant| answer.compression == grant.compression().as_str()),
+            alpn: (!answer.alpn.is_empty()).then_some(answer.alpn),
+            stream,
+        })
+    }
+
+    fn permit_path(&self, path: &CanonicalPath) -> Result<(), Refusal> {
+        let config = self.node.config();
+        let destination = config.destination(&self.destination);
+        let gateway = destination.and_then(|d| config.gateway(&d.gateway));
+        let Some((destination, gateway)) = destination.zip(gateway) else {
+            return Err(code::word(code::NO_DESTINATION));
+        };
+        permit(
+            &self.node,
+            gateway,
+            destination,
+            &self.registered,
+            self.user,
+            Some(path),
+        )
+        .map(drop)
+    }
+}
+
 struct Connection<'a> {
     node: &'a Node,
     gateway: &'a Gateway,
     destination: &'a Destination,
-    registered: &'a Registered,
-    ends: Ends,
+    user: SocketAddr,
+    story: &'a Story,
 }
 
 impl Connection<'_> {
-    /// Permits, then opens the stream.
-    async fn open(
-        &self,
-        tcp: &ResetOnDrop,
-        offer: Compression,
-        account: &mut StreamAccount,
-    ) -> Result<(TunnelStream, Choice), Refusal> {
-        if tune(tcp.tcp(), None).is_err() {
-            return Err("tcp-reset");
-        }
-        let acl = permit(
-            self.node,
-            self.gateway,
-            self.destination,
-            self.registered,
-            Protocol::Tcp,
-        )?;
-        // Ends from outside and the user's own reset end every wait below; none of them loses anything.
-        tokio::select! {
-            biased;
-            code = self.registered.end().ended() => Err(code::word(code)),
-            _ = socket_error(tcp.tcp()) => Err("tcp-reset"),
-            opened = self.open_somewhere(acl, offer, account) => opened,
-        }
-    }
-
     /// Tries tunnels of the gateway until one has opened the stream, or the resource refused.
     async fn open_somewhere(
         &self,
         acl: AclVersion,
-        offer: Compression,
-        account: &mut StreamAccount,
+        asked: &Asked,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let metadata = metadata(self.destination, self.ends, acl, offer);
+        let metadata = metadata(self.destination, self.user, acl, asked);
         let mut tried = Vec::new();
         let mut held = false;
         let mut last: Option<Refusal> = None;
@@ -334,7 +461,9 @@ impl Connection<'_> {
             let Some(choice) = chosen else {
                 return Err(last.unwrap_or("no-client"));
             };
-            account.set_client(Arc::clone(&choice.session().client_id));
+            self.story
+                .account()
+                .set_client(Arc::clone(&choice.session().client_id));
             match self.open_on(choice.session(), &metadata, &tried).await {
                 Ok(stream) => return Ok((stream, choice)),
                 Err(error) if error.retry_elsewhere() => {

@@ -12,6 +12,7 @@
 //! | what runs, and in which order | `app` |
 //! | the story of one user's connection | `connection` |
 //! | the same of datagrams | `udp` |
+//! | the same the other way round, for users at a client | `cloud` |
 //! | how configuration arrives and status leaves | `control` |
 //! | how it becomes open ports | `reconcile` |
 //! | how a client gets its tunnel, and which one carries a stream | `tunnels` |
@@ -21,15 +22,18 @@
 
 pub mod app;
 mod balancers;
+mod cloud;
 pub mod config;
 mod connection;
 mod control;
 mod enroll;
+mod for_clients;
 mod listener;
 mod log_limit;
 mod metrics;
 mod node;
 mod places;
+mod receptions;
 mod reconcile;
 mod state;
 mod streams;

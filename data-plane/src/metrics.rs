@@ -10,6 +10,12 @@ struct GatewayLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationLabels {
+    gateway: String,
+    destination: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabels {
     gateway: String,
     decision: &'static str,
@@ -79,6 +85,7 @@ pub(crate) struct NodeMetrics {
     closed: Family<ReasonLabels, Counter>,
     resumes: Family<ResumeLabels, Counter>,
     detached: Gauge,
+    source_denied: Family<DestinationLabels, Counter>,
     accept_errors: Counter,
     pub(crate) config_revision: Gauge,
     pub(crate) rejected_objects: Gauge,
@@ -120,6 +127,11 @@ impl NodeMetrics {
                 "tunnels_detached",
                 "Tunnels whose connection is lost and that may still be resumed",
                 Gauge::default(),
+            ),
+            source_denied: metrics.register(
+                "source_denied",
+                "Users who may not connect from where they are",
+                Family::default(),
             ),
             accept_errors: metrics.register(
                 "accept_errors",
@@ -173,6 +185,23 @@ impl NodeMetrics {
     /// Sets how many tunnels are detached.
     pub(crate) fn set_detached(&self, count: usize) {
         self.detached.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a user who was not admitted by address; the series goes with [`NodeMetrics::forget_destination`].
+    pub(crate) fn source_denied(&self, gateway: &str, destination: &str) {
+        let labels = DestinationLabels {
+            gateway: gateway.to_owned(),
+            destination: destination.to_owned(),
+        };
+        self.source_denied.get_or_create(&labels).inc();
+    }
+
+    /// Forgets the series of a destination that is gone.
+    pub(crate) fn forget_destination(&self, gateway: &str, destination: &str) {
+        self.source_denied.remove(&DestinationLabels {
+            gateway: gateway.to_owned(),
+            destination: destination.to_owned(),
+        });
     }
 
     pub(crate) fn accept_error(&self) {

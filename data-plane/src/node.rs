@@ -12,9 +12,12 @@ use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
 use crate::balancers::Balancers;
+use crate::cloud::{Cloud, CloudAllow};
+use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::places::Places;
+use crate::receptions::Receptions;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
 
@@ -28,6 +31,14 @@ pub(crate) struct Node {
     pub(crate) served: watch::Sender<Arc<NodeConfig>>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) streams: OpenStreams,
+    /// How users are received.
+    pub(crate) receptions: Receptions,
+    /// What clients must know of destinations. Written with `served`.
+    pub(crate) for_clients: ForClients,
+    /// What cloud destinations may reach from here.
+    pub(crate) cloud_allow: CloudAllow,
+    /// The streams of cloud destinations, and the ways to their resources.
+    pub(crate) cloud: Cloud,
     pub(crate) hold: Hold,
     /// Connections to the tunnel listener that have not said yet who they are.
     pub(crate) half_open: Places,

@@ -4,11 +4,15 @@
 //! to the registered ones after that. Whichever comes first, none is missed.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sg_model::{DestinationId, GatewayId, HostPort, NodeConfig};
+use sg_model::{DestinationId, GatewayId, HostPort, NodeConfig, Timestamp};
 use sg_relay::StreamEnd;
 use sg_tunnel_io::code;
+
+use crate::connection::scope_of;
+use crate::node::now;
 
 /// All open connections. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +27,7 @@ struct Open {
 #[derive(Debug)]
 struct Entry {
     destination: DestinationId,
+    user: SocketAddr,
     /// Known once the connection has read its destination.
     resource: Option<(GatewayId, HostPort)>,
     end: StreamEnd,
@@ -35,13 +40,14 @@ type Decided<'a> = HashMap<(&'a GatewayId, &'a HostPort), bool>;
 #[derive(Debug)]
 pub(crate) struct Registered {
     number: u64,
+    destination: DestinationId,
     end: StreamEnd,
     all: OpenStreams,
 }
 
 impl OpenStreams {
-    /// Registers a connection to a destination.
-    pub(crate) fn register(&self, destination: DestinationId) -> Registered {
+    /// Registers a user's connection to a destination.
+    pub(crate) fn register(&self, destination: DestinationId, user: SocketAddr) -> Registered {
         let end = StreamEnd::new();
         let mut open = self.lock();
         open.next += 1;
@@ -49,7 +55,8 @@ impl OpenStreams {
         open.streams.insert(
             number,
             Entry {
-                destination,
+                destination: destination.clone(),
+                user,
                 resource: None,
                 end: end.clone(),
             },
@@ -57,6 +64,7 @@ impl OpenStreams {
         drop(open);
         Registered {
             number,
+            destination,
             end,
             all: self.clone(),
         }
@@ -67,8 +75,9 @@ impl OpenStreams {
         let open = self.lock();
         let mut decided = HashMap::new();
         let mut ended = 0;
+        let now = now();
         for entry in open.streams.values() {
-            if let Some(code) = entry.refusal(config, &mut decided) {
+            if let Some(code) = entry.refusal(config, now, &mut decided) {
                 entry.end.end(code);
                 ended += 1;
             }
@@ -95,7 +104,12 @@ impl OpenStreams {
 
 impl Entry {
     /// Why the connection may not go on; `None`: it may.
-    fn refusal<'a>(&'a self, config: &NodeConfig, decided: &mut Decided<'a>) -> Option<u32> {
+    fn refusal<'a>(
+        &'a self,
+        config: &NodeConfig,
+        now: Timestamp,
+        decided: &mut Decided<'a>,
+    ) -> Option<u32> {
         let Some(destination) = config.destination(&self.destination) else {
             return Some(code::NO_DESTINATION);
         };
@@ -103,18 +117,27 @@ impl Entry {
         if !destination.enabled || !gateway.is_some_and(|g| g.enabled) {
             return Some(code::DISABLED);
         }
+        if !destination.user_end.sources.admits(self.user, now) {
+            return Some(code::POLICY_CHANGED);
+        }
         let (gateway, resource) = self.resource.as_ref()?;
+        let scope = scope_of(destination.protocol);
         // The resource that the stream has, which need not be the one the destination has by now.
         let permitted = *decided.entry((gateway, resource)).or_insert_with(|| {
             config
                 .acl(gateway)
-                .is_some_and(|acl| acl.decide(resource).allowed)
+                .is_some_and(|acl| acl.decide_for(resource, scope).allowed)
         });
         (!permitted).then_some(code::POLICY_CHANGED)
     }
 }
 
 impl Registered {
+    /// The destination that the user connected to.
+    pub(crate) fn destination(&self) -> &DestinationId {
+        &self.destination
+    }
+
     /// The way to end it from outside.
     pub(crate) fn end(&self) -> &StreamEnd {
         &self.end
@@ -142,7 +165,10 @@ mod tests {
     use crate::reconcile::testing::{acl, config, destination, gateway};
 
     fn registered(streams: &OpenStreams) -> Registered {
-        let one = streams.register(DestinationId::new("d1").unwrap());
+        let one = streams.register(
+            DestinationId::new("d1").unwrap(),
+            "127.0.0.1:7".parse().unwrap(),
+        );
         let gateway = GatewayId::new("g1").unwrap();
         one.reaches(gateway, "127.0.0.1:5432".parse().unwrap());
         one
@@ -186,5 +212,27 @@ mod tests {
         );
         drop(one);
         assert_eq!(streams.len(), 0);
+    }
+
+    #[test]
+    fn a_stream_ends_when_its_source_is_no_longer_admitted() {
+        let streams = OpenStreams::default();
+        let one = registered(&streams);
+        let restricted = |spec: &str| {
+            let mut object = destination("d1", "g1", 15000);
+            if let NodeObject::Destination(d) = &mut object {
+                d.user_end.sources.restrict = true;
+                let rule = sg_model::SourceRule {
+                    spec: spec.parse().unwrap(),
+                    owner: None,
+                    expires: None,
+                };
+                d.user_end.sources.add(rule, Timestamp(0)).unwrap();
+            }
+            config(2, [gateway("g1", true), object, allowed()])
+        };
+        assert_eq!(streams.redecide(&restricted("127.0.0.0/8")), 0);
+        assert_eq!(streams.redecide(&restricted("10.0.0.1")), 1);
+        assert_eq!(one.end().code(), Some(code::POLICY_CHANGED));
     }
 }

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use crate::words::words;
-use crate::{Compression, DestinationId, GatewayId, HostPort, Invalid, Name, Protocol};
+use crate::{
+    Compression, DestinationId, GatewayId, HostPort, Invalid, Name, Protocol, ResourceEnd, UserEnd,
+};
 
 /// Connect timeout where none is given.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time without a byte before TCP asks after the other side.
+pub const MAX_KEEPALIVE: Duration = Duration::from_secs(2 * 3600);
 /// Longest connect timeout.
 pub const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -109,6 +113,12 @@ pub struct Destination {
     pub max_connections: Option<u32>,
     /// How its streams' bytes are compressed inside tunnels; see [`Destination::checked_compression`].
     pub compression: Compression,
+    /// Time without a byte after which TCP asks whether the other side is still there; `None`: the default.
+    pub keepalive: Option<Duration>,
+    /// How users are received.
+    pub user_end: UserEnd,
+    /// How the resource is connected to.
+    pub resource_end: ResourceEnd,
     /// Counts the changes of this destination.
     pub generation: u64,
 }
@@ -129,6 +139,21 @@ impl Destination {
             None | Some(Duration::ZERO) => Ok(DEFAULT_CONNECT_TIMEOUT),
             Some(t) if t <= MAX_CONNECT_TIMEOUT => Ok(t),
             Some(_) => Err(Invalid::new("connect_timeout", "must be at most 5m")),
+        }
+    }
+
+    /// Checks a keepalive time; `None` and zero mean the default.
+    ///
+    /// # Errors
+    /// When it is not of whole seconds from 1 s to [`MAX_KEEPALIVE`].
+    pub fn checked_keepalive(time: Option<Duration>) -> Result<Option<Duration>, Invalid> {
+        match time {
+            None | Some(Duration::ZERO) => Ok(None),
+            Some(t) if t.subsec_nanos() == 0 && t <= MAX_KEEPALIVE => Ok(Some(t)),
+            Some(_) => Err(Invalid::new(
+                "keepalive",
+                "must be whole seconds from 1s to 2h; 0 means the default, 60s",
+            )),
         }
     }
 

@@ -18,6 +18,7 @@
 mod acl;
 mod destination;
 mod endpoint;
+mod ends;
 mod error;
 mod gateway;
 mod id;
@@ -27,6 +28,7 @@ mod path;
 mod role;
 mod source;
 mod timestamp;
+mod user;
 mod words;
 
 pub use acl::{
@@ -35,8 +37,14 @@ pub use acl::{
 };
 pub use destination::{
     DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
+    MAX_KEEPALIVE,
 };
 pub use endpoint::{Host, HostPort, PortRange};
+pub use ends::{
+    Certificate, ForwardedHeaders, KeyPair, MAX_ALPN, MAX_ALPN_NAME, MAX_CERTIFICATES,
+    MAX_SERVER_PAIRS, PairOrigin, Preface, ProxyProtocol, ResourceEnd, ResourceHttp, ResourceTls,
+    SecretBytes, Socks, SocksVersion, UserEnd,
+};
 pub use error::Invalid;
 pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
@@ -46,4 +54,5 @@ pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
 pub use role::{Role, Scope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
+pub use user::{UserFacts, UserTlsFacts};
 pub use words::{Compression, Policy, Protocol};

@@ -70,6 +70,24 @@ impl Protocol {
             Self::Tcp | Self::Http | Self::Udp => false,
         }
     }
+
+    /// Whether bytes or datagrams are passed on as they are.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
+    }
+
+    /// Whether users must show a certificate.
+    #[must_use]
+    pub fn is_mutual(self) -> bool {
+        matches!(self, Self::TlsMutual | Self::HttpsMutual)
+    }
+
+    /// Whether requests are read and their Host is rewritten.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https | Self::HttpsMutual)
+    }
 }
 
 words!(

@@ -16,59 +16,74 @@
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub mod convert;
+pub mod pieces;
 
-/// The public API.
-#[allow(
-    missing_debug_implementations,
-    clippy::all,
-    clippy::use_self,
-    clippy::redundant_clone,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used,
-    clippy::pedantic,
-    unreachable_pub,
-    unused_qualifications
-)]
-pub mod api {
-    include!(concat!(env!("OUT_DIR"), "/securegateway.v1.rs"));
-    include!(concat!(env!("OUT_DIR"), "/securegateway.v1.serde.rs"));
+/// What the packages became, nested as they are named: messages of one refer to those of another so.
+mod generated {
+    #[allow(
+        missing_debug_implementations,
+        clippy::all,
+        clippy::use_self,
+        clippy::redundant_clone,
+        clippy::let_underscore_must_use,
+        clippy::unwrap_used,
+        clippy::pedantic,
+        unreachable_pub,
+        unused_qualifications
+    )]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/securegateway.v1.rs"));
+        include!(concat!(env!("OUT_DIR"), "/securegateway.v1.serde.rs"));
+    }
+
+    pub(crate) mod node {
+        #[allow(
+            missing_debug_implementations,
+            clippy::all,
+            clippy::use_self,
+            clippy::redundant_clone,
+            clippy::let_underscore_must_use,
+            clippy::unwrap_used,
+            unreachable_pub,
+            unused_qualifications
+        )]
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/securegateway.node.v1.rs"));
+        }
+    }
+
+    pub(crate) mod tunnel {
+        #[allow(
+            missing_debug_implementations,
+            clippy::all,
+            clippy::use_self,
+            unreachable_pub,
+            unused_qualifications
+        )]
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/securegateway.tunnel.v1.rs"));
+        }
+    }
+
+    pub(crate) mod store {
+        #[allow(
+            missing_debug_implementations,
+            clippy::all,
+            clippy::use_self,
+            unreachable_pub,
+            unused_qualifications
+        )]
+        pub mod v1 {
+            include!(concat!(env!("OUT_DIR"), "/securegateway.store.v1.rs"));
+        }
+    }
 }
 
 /// What nodes and control planes say to each other.
-#[allow(
-    missing_debug_implementations,
-    clippy::all,
-    clippy::use_self,
-    clippy::redundant_clone,
-    clippy::let_underscore_must_use,
-    clippy::unwrap_used,
-    unreachable_pub,
-    unused_qualifications
-)]
-pub mod node {
-    include!(concat!(env!("OUT_DIR"), "/securegateway.node.v1.rs"));
-}
-
-/// What clients and nodes say to each other.
-#[allow(
-    missing_debug_implementations,
-    clippy::all,
-    clippy::use_self,
-    unreachable_pub,
-    unused_qualifications
-)]
-pub mod tunnel {
-    include!(concat!(env!("OUT_DIR"), "/securegateway.tunnel.v1.rs"));
-}
-
+pub use generated::node::v1 as node;
 /// Values at rest.
-#[allow(
-    missing_debug_implementations,
-    clippy::all,
-    clippy::use_self,
-    unreachable_pub,
-    unused_qualifications
-)]
-pub mod store {
-    include!(concat!(env!("OUT_DIR"), "/securegateway.store.v1.rs"));
-}
+pub use generated::store::v1 as store;
+/// What clients and nodes say to each other.
+pub use generated::tunnel::v1 as tunnel;
+/// The public API.
+pub use generated::v1 as api;

@@ -45,7 +45,7 @@ pub struct StreamAccount {
 
 impl StreamAccount {
     /// Opens the books. Bytes are counted for the connection and for its destination; see
-    /// [`StreamAccount::count_into`] for the tunnel.
+    /// [`StreamAccount::carried`] for the tunnel.
     #[must_use]
     pub fn begin(meter: Arc<DestinationMeter>, tcp: TcpEnd, parties: Parties) -> Self {
         meter.begin();
@@ -70,15 +70,16 @@ impl StreamAccount {
     /// Notes the tunnel of this client that carries the stream, accepted yet or not, and whose bytes are counted
     /// in `tunnel` too.
     pub fn carried(&mut self, client: Arc<str>, tunnel: &Arc<ByteCounters>) {
-        self.counters = Arc::new(ByteCounters::under([
-            Arc::clone(self.meter.bytes()),
-            Arc::clone(tunnel),
-        ]));
+        self.counters.attach(tunnel);
         self.parties.client = client;
     }
 
     /// Notes the stream as opened, in the tunnel that carries it.
     pub fn accepted(&mut self) {
+        if self.opened {
+            // A further stream of the same connection.
+            return;
+        }
         self.opened = true;
         self.meter.count_opened("ok");
         self.meter
@@ -101,7 +102,7 @@ impl StreamAccount {
         self.reason = reason;
     }
 
-    /// The connection's own counters, for [`crate::JoinOptions`]. Ask after [`StreamAccount::opened`].
+    /// The connection's own counters, for [`crate::JoinOptions`].
     #[must_use]
     pub fn counters(&self) -> Arc<ByteCounters> {
         Arc::clone(&self.counters)

@@ -1,8 +1,8 @@
 //! Bytes that passed, per direction. One set belongs to a stream and passes every number on to the sets
 //! above it (the tunnel's, the destination's), so that all are true at any moment.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use sg_runtime::metrics::Counter;
 
@@ -12,6 +12,8 @@ pub struct ByteCounters {
     from_tcp: AtomicU64,
     to_tcp: AtomicU64,
     above: Box<[Arc<Self>]>,
+    /// Known only when a tunnel was chosen.
+    tunnel: OnceLock<Arc<Self>>,
     metric: Option<Metric>,
 }
 
@@ -46,13 +48,22 @@ impl ByteCounters {
         }
     }
 
+    /// From now on, counts into `tunnel` as well. Only the first call has an effect.
+    pub fn attach(&self, tunnel: &Arc<Self>) {
+        self.tunnel.get_or_init(|| Arc::clone(tunnel));
+    }
+
+    fn all_above(&self) -> impl Iterator<Item = &Arc<Self>> {
+        self.above.iter().chain(self.tunnel.get())
+    }
+
     /// Counts bytes read from the TCP connection.
     pub fn add_from_tcp(&self, bytes: u64) {
         self.from_tcp.fetch_add(bytes, Ordering::Relaxed);
         if let Some(metric) = &self.metric {
             metric.from_tcp.inc_by(bytes);
         }
-        for counters in &self.above {
+        for counters in self.all_above() {
             counters.add_from_tcp(bytes);
         }
     }
@@ -63,7 +74,7 @@ impl ByteCounters {
         if let Some(metric) = &self.metric {
             metric.to_tcp.inc_by(bytes);
         }
-        for counters in &self.above {
+        for counters in self.all_above() {
             counters.add_to_tcp(bytes);
         }
     }
@@ -93,7 +104,9 @@ mod tests {
             metric_to.clone(),
         ));
         let tunnel = Arc::new(ByteCounters::new());
-        let stream = ByteCounters::under([Arc::clone(&destination), Arc::clone(&tunnel)]);
+        let stream = ByteCounters::under([Arc::clone(&destination)]);
+        stream.attach(&tunnel);
+        stream.attach(&Arc::new(ByteCounters::new()));
         stream.add_from_tcp(3);
         stream.add_to_tcp(5);
         for counters in [&stream, &*destination, &*tunnel] {

@@ -97,6 +97,27 @@ enum Role {
     Dialling,
 }
 
+impl HttpVersion {
+    /// How a stream's opening says it; 0 says that there is none.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Http1 => 1,
+            Self::Http2 => 2,
+        }
+    }
+
+    /// The version that a stream's opening says.
+    #[must_use]
+    pub const fn of_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Http1),
+            2 => Some(Self::Http2),
+            _ => None,
+        }
+    }
+}
+
 impl HttpOptions {
     /// Options for a resource, with nothing limited.
     ///

@@ -78,3 +78,22 @@ mod v2 {
     /// The user has shown one in this session, on this connection or an earlier one.
     pub(super) const CLIENT_SESSION_CERTIFICATE: u8 = 0x04;
 }
+
+impl From<&sg_model::UserFacts> for Facts {
+    fn from(user: &sg_model::UserFacts) -> Self {
+        Self {
+            source: user.address,
+            destination: user.local,
+            tls: user.tls.as_ref().map(|tls| TlsFacts {
+                version: tls.version.clone(),
+                cipher: tls.cipher.clone(),
+                server_name: tls.sni.clone(),
+                alpn: tls.alpn.clone(),
+                client_certificate: tls.common_name.as_ref().map(|name| ClientCertificate {
+                    common_name: name.clone(),
+                    verified: tls.verified,
+                }),
+            }),
+        }
+    }
+}

@@ -92,3 +92,21 @@ impl SocksError {
         }
     }
 }
+
+impl From<&sg_model::Socks> for Socks {
+    fn from(socks: &sg_model::Socks) -> Self {
+        Self {
+            version: match socks.version {
+                sg_model::SocksVersion::V4 => SocksVersion::V4,
+                sg_model::SocksVersion::V4a => SocksVersion::V4a,
+                sg_model::SocksVersion::V5 => SocksVersion::V5,
+            },
+            address: socks.address.clone(),
+            user: socks.user.clone(),
+            password: socks
+                .password
+                .as_ref()
+                .map(|password| Secret::new(password.expose().to_vec())),
+        }
+    }
+}

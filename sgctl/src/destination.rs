@@ -2,6 +2,9 @@
 //!
 //! The calls are here; what is shown of a destination is in [`view`].
 
+mod certs;
+mod ends;
+mod source;
 mod view;
 
 use std::time::Duration;
@@ -47,6 +50,11 @@ pub(crate) enum Command {
     Enable(WaitedChange),
     /// Close its port; its configuration stays
     Disable(WaitedChange),
+    /// Write the certificates that its users and its resource need
+    Certs(certs::Certs),
+    /// From where its users may connect
+    #[command(subcommand)]
+    Source(source::Command),
 }
 
 /// What both creating and updating can set.
@@ -70,9 +78,14 @@ pub(crate) struct Fields {
     /// Compress inside tunnels: none, zstd or lz4; not where users encrypt, nor for udp [default: none]
     #[arg(long, value_name = "CODEC")]
     compression: Option<String>,
+    /// Ask after the other side by TCP keepalive when so long nothing came [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    keepalive: Option<HumanDuration>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
+    #[command(flatten)]
+    ends: ends::EndFields,
 }
 
 #[derive(Debug, clap::Args)]
@@ -141,7 +154,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     match command {
         Command::Create(args) => {
             let wait = args.wait;
-            let created = create(&api, args.into()).await?;
+            let created = create(&api, args.try_into()?).await?;
             session.one(&waited(&api, created, wait, until).await?)
         }
         Command::List { gateway } => session.list(&list(&api, &gateway).await?),
@@ -155,6 +168,8 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             delete(&api, &change.destination, change.etag).await?;
             session.deleted("destination", &destination)
         }
+        Command::Certs(args) => certs::run(&api, session, &args).await,
+        Command::Source(command) => source::run(&api, session, command).await,
         Command::Enable(args) => {
             let changed = set_enabled(&api, args.change, true).await?;
             session.one(&waited(&api, changed, args.wait, until).await?)
@@ -311,7 +326,7 @@ async fn get(api: &Api, destination: &MemberRef) -> Result<api::Destination, Fai
 
 async fn update(api: &Api, args: &Update) -> Result<api::Destination, Failure> {
     let mut changed = api::Destination::default();
-    let mut paths = args.fields.apply(&mut changed);
+    let mut paths = args.fields.apply(&mut changed)?;
     if let Some(name) = &args.name {
         name.clone_into(&mut changed.name);
         paths.push("name");
@@ -419,8 +434,12 @@ fn hint_list(failure: Failure, destination: &MemberRef) -> Failure {
 
 impl Fields {
     /// Sets what was given; answers the names of these fields.
-    fn apply(&self, destination: &mut api::Destination) -> Vec<&'static str> {
-        let mut paths = Vec::new();
+    fn apply(&self, destination: &mut api::Destination) -> Result<Vec<&'static str>, Failure> {
+        let mut paths = self.ends.apply(destination)?;
+        if let Some(time) = self.keepalive {
+            destination.keepalive = Some(duration_to_wire(time.get()));
+            paths.push("keepalive");
+        }
         if let Some(port) = self.cloud_port {
             destination.cloud_port = port.into();
             paths.push("cloud_port");
@@ -450,12 +469,14 @@ impl Fields {
             text.clone_into(&mut destination.description);
             paths.push("description");
         }
-        paths
+        Ok(paths)
     }
 }
 
-impl From<Create> for api::CreateDestinationRequest {
-    fn from(args: Create) -> Self {
+impl TryFrom<Create> for api::CreateDestinationRequest {
+    type Error = Failure;
+
+    fn try_from(args: Create) -> Result<Self, Failure> {
         let mut destination = api::Destination {
             name: args.destination.name,
             kind: args.kind,
@@ -465,13 +486,13 @@ impl From<Create> for api::CreateDestinationRequest {
             enabled: !args.disabled,
             ..api::Destination::default()
         };
-        args.fields.apply(&mut destination);
-        Self {
+        args.fields.apply(&mut destination)?;
+        Ok(Self {
             parent: args.destination.gateway.path(),
             destination: Some(destination),
             disabled: args.disabled,
             validate_only: false,
             request_id: request_id(),
-        }
+        })
     }
 }

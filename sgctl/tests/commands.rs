@@ -190,6 +190,7 @@ async fn wait_returns_when_the_generation_is_ready_and_not_before() {
         generation,
         name: "pg".into(),
         status: Some(api::DestinationStatus {
+            clients: vec![],
             ready,
             nodes: vec![api::DestinationNodeStatus {
                 node: "node-1".into(),

@@ -2,6 +2,7 @@
 //! `--t`, `--F` and `--l` mean `-t`, `-F` and `-l`, and several gateways share one option with
 //! `--` between the values.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -65,6 +66,10 @@ pub struct Args {
     /// Tunnels to each node; a client with more gets a larger share of the streams
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub connections: u32,
+
+    /// Address that the ports of cloud destinations listen on; anything but loopback lets other machines connect
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
+    pub client_address: IpAddr,
 
     /// Failed attempts in a row after which a gateway is given up; -1: never
     #[arg(short = 'r', long, alias = "r", value_name = "N", default_value_t = -1, allow_negative_numbers = true)]

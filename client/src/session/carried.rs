@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sg_model::HostPort;
+use sg_model::{HostPort, Scope};
 use sg_relay::StreamEnd;
 use sg_tunnel_io::code;
 
@@ -25,6 +25,7 @@ struct Streams {
 struct Entry {
     resource: HostPort,
     address: Option<IpAddr>,
+    scope: Scope<'static>,
     end: StreamEnd,
 }
 
@@ -38,13 +39,20 @@ pub struct Entered {
 impl Carried {
     /// Adds a stream to `resource`, which was connected at `address`.
     #[must_use]
-    pub fn enter(&self, resource: HostPort, address: Option<IpAddr>, end: StreamEnd) -> Entered {
+    pub fn enter(
+        &self,
+        resource: HostPort,
+        address: Option<IpAddr>,
+        scope: Scope<'static>,
+        end: StreamEnd,
+    ) -> Entered {
         let mut streams = self.lock();
         streams.next += 1;
         let number = streams.next;
         let entry = Entry {
             resource,
             address,
+            scope,
             end,
         };
         streams.open.insert(number, entry);
@@ -57,7 +65,7 @@ impl Carried {
     /// Ends every stream that `policy` forbids: when this returns, none of them carries another byte.
     pub fn redecide(&self, policy: &Policy) {
         for entry in self.lock().open.values() {
-            if !policy.allows_stream(&entry.resource, entry.address) {
+            if !policy.allows_open(&entry.resource, entry.address, entry.scope) {
                 entry.end.end(code::POLICY_CHANGED);
             }
         }
@@ -93,7 +101,10 @@ mod tests {
         let enter = |target: &str| {
             let end = StreamEnd::new();
             let resource: HostPort = target.parse().unwrap();
-            (carried.enter(resource, None, end.clone()), end)
+            (
+                carried.enter(resource, None, Scope::Stream, end.clone()),
+                end,
+            )
         };
         let ((_allowed, stays), (forbidden, goes)) = (enter("10.0.0.1:1"), enter("10.0.0.1:2"));
         carried.redecide(&policy);

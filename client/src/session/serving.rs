@@ -1,6 +1,7 @@
 //! A tunnel that is up, from the node's answer to its end: takes streams and messages, obeys orders, and brings the tunnel a
 //! new connection when it loses its own.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use sg_model::{AclVersion, NodeId};
-use sg_proto::tunnel::{self as wire, Accepted, Control, control};
+use sg_proto::pieces::{self, Assembly};
+use sg_proto::tunnel::{self as wire, Accepted, Control, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
 use sg_tunnel_io::{
     CloseReason, Closed, Config, ControlError, Event, Incoming, IncomingStream, Side, Tunnel, code,
@@ -22,6 +24,7 @@ use super::carried::Carried;
 use super::establish::{ConnectError, NodeStream};
 use super::resume::{Answer, Return, Ticket};
 use super::{Order, Report, Session, SessionEnd, ordered, read_endpoints};
+use crate::cloud;
 use crate::metrics::Resume;
 use crate::stream::{self, TunnelContext};
 
@@ -62,6 +65,11 @@ pub(super) struct Serving<'a> {
     told: Option<AclVersion>,
     /// Telling it has failed for want of room.
     tell_again: bool,
+    /// A set of destinations, as far as it has come.
+    destinations: Assembly,
+    /// What the node was told of the client ports, and what of it has not left yet.
+    told_listeners: cloud::Report,
+    outbox: VecDeque<Piece>,
 }
 
 /// The tunnel and what drives it.
@@ -100,6 +108,7 @@ impl<'a> Serving<'a> {
             gateway_name: name,
             node: node.as_str().into(),
             bytes: Arc::new(ByteCounters::new()),
+            user_bytes: Arc::new(ByteCounters::new()),
             carried: Carried::default(),
             end: CancellationToken::new(),
         });
@@ -119,6 +128,9 @@ impl<'a> Serving<'a> {
             short_lives: 0,
             told: None,
             tell_again: false,
+            destinations: Assembly::default(),
+            told_listeners: cloud::Report::default(),
+            outbox: VecDeque::new(),
         };
         if let Some(acl) = &accepted.acl {
             session.offer(acl);
@@ -133,19 +145,30 @@ impl<'a> Serving<'a> {
                 .report(Report::Endpoints(read_endpoints(endpoints)))
                 .await;
         }
+        session
+            .gateway
+            .told_name
+            .get_or_init(|| Arc::clone(&serving.streams.gateway_name));
+        let usable = session.gateway.tunnels.enter(
+            serving.tunnel.clone(),
+            Arc::clone(&serving.streams.node),
+            Arc::clone(&serving.streams.user_bytes),
+        );
         let posted = session
             .gateway
             .shared
             .board
             .post(info, serving.tunnel.clone());
         let served = serving.run(Running { incoming, drivers }).await;
-        drop(posted);
+        drop((posted, usable));
         Ok(served)
     }
 
     async fn run(mut self, mut running: Running) -> Served {
         let mut orders = self.session.orders.clone();
         let mut policy = self.session.gateway.acl.subscribe();
+        let mut listeners = self.session.gateway.listeners.subscribe();
+        listeners.mark_changed();
         let mut again = interval(CONTROL_RETRY);
         // It is seldom asked, and must not catch up then.
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -185,7 +208,14 @@ impl<'a> Serving<'a> {
                     None => return Served::Ended(self.ended(&mut running.drivers).await),
                 },
                 Ok(()) = policy.changed() => self.tell_version(),
-                _ = again.tick(), if self.tell_again => self.tell_version(),
+                Ok(()) = listeners.changed() => {
+                    let report = Arc::clone(&listeners.borrow_and_update());
+                    self.tell_listeners(report);
+                }
+                _ = again.tick(), if self.tell_again || !self.outbox.is_empty() => {
+                    self.tell_version();
+                    self.send_outbox();
+                }
             }
         }
     }
@@ -235,6 +265,7 @@ impl<'a> Serving<'a> {
                 return Some(self.give_up(&error, running).await);
             }
         }
+        self.session.gateway.tunnels.changed();
         if let Err(closed) = self.tunnel.attach(stream) {
             // Its driver is about to say the same.
             tracing::debug!(%closed, "the tunnel has ended while it was resumed");
@@ -278,7 +309,7 @@ impl<'a> Serving<'a> {
         }
     }
 
-    async fn control(&self, message: Bytes) {
+    async fn control(&mut self, message: Bytes) {
         match Control::decode(message).map(|control| control.message) {
             Ok(Some(control::Message::Acl(acl))) => self.session.offer(&acl),
             Ok(Some(control::Message::Endpoints(endpoints))) => {
@@ -286,10 +317,69 @@ impl<'a> Serving<'a> {
                     .report(Report::Endpoints(read_endpoints(&endpoints)))
                     .await;
             }
+            Ok(Some(control::Message::Destinations(piece))) => self.destinations(&piece),
             // Nothing that a node sends, or something newer than this client.
-            Ok(Some(control::Message::AclApplied(_)) | None) => {}
+            Ok(Some(control::Message::AclApplied(_) | control::Message::Listeners(_)) | None) => {}
             Err(error) => tracing::warn!(node = &*self.streams.node, %error,
                 "the node sent a message that cannot be understood"),
+        }
+    }
+
+    /// Takes over destinations that the node told, once all pieces are there.
+    fn destinations(&mut self, piece: &Piece) {
+        let gateway = &self.session.gateway;
+        let whole = match self.destinations.take(piece) {
+            Ok(None) => return,
+            Ok(Some(whole)) => whole,
+            Err(error) => {
+                return tracing::warn!(node = &*self.streams.node, %error,
+                    "the node sent destinations that cannot be put together");
+            }
+        };
+        // Never logged: there are keys in it.
+        let Ok(set) = wire::Destinations::decode(whole.as_slice()) else {
+            return tracing::warn!(
+                node = &*self.streams.node,
+                "the node sent destinations that cannot be understood"
+            );
+        };
+        match gateway.known.offer(&set) {
+            cloud::Outcome::Older => {}
+            cloud::Outcome::Applied(faults) => {
+                for (destination, fault) in faults {
+                    tracing::error!(gateway = %gateway.gateway, destination, %fault,
+                        "the node sent a destination that this client cannot use; it is left out");
+                }
+                tracing::debug!(gateway = %gateway.gateway, revision = set.revision,
+                    destinations = set.destinations.len(), "destinations known");
+            }
+        }
+    }
+
+    /// Tells the node how the client ports fare, if they fare otherwise than it knows.
+    fn tell_listeners(&mut self, report: cloud::Report) {
+        if report == self.told_listeners {
+            return;
+        }
+        let message = wire::Listeners {
+            listeners: report.to_vec(),
+        };
+        self.told_listeners = report;
+        self.outbox = pieces::cut(&message.encode_to_vec()).into();
+        self.send_outbox();
+    }
+
+    /// Sends what there is room for; the rest is tried again soon.
+    fn send_outbox(&mut self) {
+        while let Some(piece) = self.outbox.front() {
+            let message = Control {
+                message: Some(control::Message::Listeners(piece.clone())),
+            };
+            let sent = self.tunnel.send_control(message.encode_to_vec().into());
+            if matches!(sent, Err(ControlError::Full)) {
+                return;
+            }
+            self.outbox.pop_front();
         }
     }
 

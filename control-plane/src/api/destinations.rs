@@ -3,34 +3,22 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use sg_model::{Destination, GatewayId, Listen};
+use sg_model::{GatewayId, SourceOwner, SourceSpec};
 use sg_proto::api as wire;
 use sg_proto::api::destinations_server::Destinations;
 use sg_proto::convert::api::{destination_draft, destination_to_api};
+use sg_proto::convert::ends::source_from_wire;
 use sg_proto::convert::store::DestinationRecord;
 use tonic::{Request, Response, Status};
 
 use super::Api;
+use super::destination_fields::{edit, normalise, paths, set_fields};
 use super::request::{call, child_name, fields, gateway_name, page};
 use super::watch;
+use crate::ids;
 use crate::service::change::Call;
-use crate::service::destinations::{DestinationAnswer, servable};
+use crate::service::destinations::DestinationAnswer;
 use crate::service::{ServiceError, status};
-
-const FIELDS: [&str; 12] = [
-    "name",
-    "protocol",
-    "resource_host",
-    "resource_port",
-    "cloud_port",
-    "client_port",
-    "enabled",
-    "connect_timeout",
-    "idle_timeout",
-    "max_connections",
-    "compression",
-    "description",
-];
 
 impl Api {
     fn encode_destination(&self, answer: &DestinationAnswer) -> wire::Destination {
@@ -91,11 +79,12 @@ impl Destinations for Api {
         let asked = request.get_ref();
         let call = call(&request, METHOD, &asked.request_id, asked.validate_only)?;
         let work = async {
-            let destination = asked
+            let mut destination = asked
                 .destination
-                .as_ref()
+                .clone()
                 .ok_or_else(|| ServiceError::invalid("destination", "must be given"))?;
-            let draft = destination_draft(destination)?;
+            normalise(&mut destination)?;
+            let draft = destination_draft(&destination)?;
             let parent = gateway_name(&asked.parent).map_err(|_| {
                 ServiceError::invalid("parent", "must be gateways/GATEWAY, or the bare id or name")
             })?;
@@ -172,13 +161,14 @@ impl Destinations for Api {
         let asked = request.get_ref();
         let call = call(&request, METHOD, &asked.request_id, asked.validate_only)?;
         let work = async {
-            let new = asked
+            let mut new = asked
                 .destination
-                .as_ref()
+                .clone()
                 .ok_or_else(|| ServiceError::invalid("destination", "must be given"))?;
+            normalise(&mut new)?;
             let path = child_name(&asked.name, "destinations")?;
-            let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set_fields(new))?;
-            let edit = |record: &DestinationRecord| edit(record, new, &fields);
+            let fields = fields(asked.update_mask.as_ref(), &paths(), &set_fields(&new))?;
+            let edit = |record: &DestinationRecord| edit(record, &new, &fields);
             let force = Some(asked.force);
             let answer = self
                 .core
@@ -228,6 +218,97 @@ impl Destinations for Api {
         self.rpcs.unary(METHOD, work).await
     }
 
+    async fn get_destination_certificates(
+        &self,
+        request: Request<wire::GetDestinationCertificatesRequest>,
+    ) -> Result<Response<wire::DestinationCertificates>, Status> {
+        let asked = request.into_inner();
+        let work = async {
+            let path = child_name(&asked.name, "destinations")?;
+            let files = self.core.certificate_files(path).await?;
+            Ok(wire::DestinationCertificates { files })
+        };
+        self.rpcs
+            .unary("Destinations.GetDestinationCertificates", work)
+            .await
+    }
+
+    async fn add_source(
+        &self,
+        request: Request<wire::AddSourceRequest>,
+    ) -> Result<Response<wire::Destination>, Status> {
+        const METHOD: &str = "Destinations.AddSource";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let source = asked
+                .source
+                .as_ref()
+                .ok_or_else(|| ServiceError::invalid("source", "must be given"))?;
+            let rule = source_from_wire(source)?;
+            let now = ids::now();
+            if !rule.lives(now) {
+                let text = "must be in the future";
+                return Err(ServiceError::invalid("source.expire_time", text));
+            }
+            let path = child_name(&asked.name, "destinations")?;
+            let edit = |record: &DestinationRecord| {
+                let mut record = record.clone();
+                let sources = &mut record.destination.user_end.sources;
+                sources.add(rule.clone(), now)?;
+                Ok(record)
+            };
+            let answer = self
+                .core
+                .update_destination(&call, path, &asked.etag, None, edit)
+                .await?;
+            Ok(self.encode_destination(&answer))
+        };
+        self.rpcs.unary(METHOD, work).await
+    }
+
+    async fn remove_source(
+        &self,
+        request: Request<wire::RemoveSourceRequest>,
+    ) -> Result<Response<wire::Destination>, Status> {
+        const METHOD: &str = "Destinations.RemoveSource";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let owner = match asked.owner.as_str() {
+                "" => None,
+                owner => Some(owner.parse::<SourceOwner>()?),
+            };
+            let spec = match asked.spec.as_str() {
+                "" => None,
+                spec => Some(spec.parse::<SourceSpec>()?),
+            };
+            let path = child_name(&asked.name, "destinations")?;
+            let edit = |record: &DestinationRecord| {
+                let mut record = record.clone();
+                let sources = &mut record.destination.user_end.sources;
+                let removed = match (&spec, &owner) {
+                    (Some(spec), owner) => sources.remove(spec, owner.as_ref()) > 0,
+                    (None, Some(owner)) => sources.remove_owner(owner),
+                    (None, None) => {
+                        return Err(ServiceError::invalid("spec", "give spec or owner"));
+                    }
+                };
+                if removed {
+                    Ok(record)
+                } else {
+                    Err(ServiceError::not_found("source", asked.spec.as_str()))
+                }
+            };
+            let answer = self
+                .core
+                .update_destination(&call, path, &asked.etag, None, edit)
+                .await?;
+            Ok(self.encode_destination(&answer))
+        };
+        self.rpcs.unary(METHOD, work).await
+    }
+
     type WatchDestinationStream =
         Pin<Box<dyn Stream<Item = Result<wire::Destination, Status>> + Send>>;
 
@@ -253,76 +334,4 @@ impl Destinations for Api {
         });
         Ok(Response::new(Box::pin(stream)))
     }
-}
-
-/// The fields that are set in a message without a mask.
-fn set_fields(d: &wire::Destination) -> [(&'static str, bool); 10] {
-    [
-        ("name", !d.name.is_empty()),
-        ("protocol", !d.protocol.is_empty()),
-        ("resource_host", !d.resource_host.is_empty()),
-        ("resource_port", d.resource_port != 0),
-        ("cloud_port", d.cloud_port != 0),
-        ("client_port", d.client_port != 0),
-        ("connect_timeout", d.connect_timeout.is_some()),
-        ("idle_timeout", d.idle_timeout.is_some()),
-        ("compression", !d.compression.is_empty()),
-        ("description", !d.description.is_empty()),
-    ]
-}
-
-/// The record with the named fields taken over: laid over the old one as the caller sees it, and
-/// parsed as a whole, so that fields are checked together.
-fn edit(
-    record: &DestinationRecord,
-    new: &wire::Destination,
-    fields: &[String],
-) -> Result<DestinationRecord, ServiceError> {
-    let mut merged = destination_to_api(record, "", "", String::new());
-    for field in fields {
-        match field.as_str() {
-            "name" => merged.name.clone_from(&new.name),
-            "protocol" => merged.protocol.clone_from(&new.protocol),
-            "resource_host" => merged.resource_host.clone_from(&new.resource_host),
-            "resource_port" => merged.resource_port = new.resource_port,
-            "cloud_port" => merged.cloud_port = new.cloud_port,
-            "client_port" => merged.client_port = new.client_port,
-            "enabled" => merged.enabled = new.enabled,
-            "connect_timeout" => merged.connect_timeout = new.connect_timeout,
-            "idle_timeout" => merged.idle_timeout = new.idle_timeout,
-            "max_connections" => merged.max_connections = new.max_connections,
-            "compression" => merged.compression.clone_from(&new.compression),
-            _ => merged.description.clone_from(&new.description),
-        }
-    }
-    let draft = destination_draft(&merged)?;
-    servable(&draft)?;
-    let old = &record.destination;
-    let cloud_port = draft
-        .cloud_port
-        .or_else(|| old.listen.cloud_port())
-        .unwrap_or_default();
-    let listen = Listen::new(
-        draft.kind,
-        cloud_port,
-        draft.client_port.unwrap_or_default(),
-    )?;
-    Ok(DestinationRecord {
-        destination: Destination {
-            id: old.id.clone(),
-            gateway: old.gateway.clone(),
-            name: draft.name,
-            listen,
-            protocol: draft.protocol,
-            resource: draft.resource,
-            enabled: merged.enabled,
-            connect_timeout: draft.connect_timeout,
-            idle_timeout: draft.idle_timeout,
-            max_connections: draft.max_connections,
-            compression: draft.compression,
-            generation: old.generation,
-        },
-        description: draft.description,
-        ..record.clone()
-    })
 }

@@ -8,7 +8,7 @@
 pub mod planner;
 
 use sg_model::{GatewayId, Name, NodeConfig, NodeObject, NodePeer, ObjectKey};
-use sg_proto::convert::store::NodeRecord;
+use sg_proto::convert::store::{DestinationRecord, NodeRecord};
 
 pub use planner::{GroupPlan, Planner, Plans};
 
@@ -56,10 +56,7 @@ fn object(
             gateway.revision.get(),
             NodeObject::Gateway(gateway.value.gateway.clone()),
         )),
-        ObjectKey::Destination(id) => entry.destination(id).map(|destination| {
-            let object = NodeObject::Destination(destination.value.destination.clone());
-            (destination.revision.get(), object)
-        }),
+        ObjectKey::Destination(id) => entry.destination(id).map(|one| destination_object(one)),
         ObjectKey::Acl(id) => acl_object(world, id),
         ObjectKey::Peer(_) => None,
     }
@@ -74,10 +71,16 @@ fn acl_object(world: &World, gateway: &GatewayId) -> Option<(u64, NodeObject)> {
 }
 
 fn destination_objects(entry: &GatewayEntry) -> impl Iterator<Item = (u64, NodeObject)> {
-    entry.destinations().map(|destination| {
-        let object = NodeObject::Destination(destination.value.destination.clone());
-        (destination.revision.get(), object)
-    })
+    entry.destinations().map(|one| destination_object(one))
+}
+
+/// A destination as nodes need it: without the key that was made for its users.
+fn destination_object(stored: &Stored<DestinationRecord>) -> (u64, NodeObject) {
+    let mut destination = stored.value.destination.clone();
+    if let Some(pair) = &mut destination.user_end.generated_pair {
+        pair.key = None;
+    }
+    (stored.revision.get(), NodeObject::Destination(destination))
 }
 
 fn peer_object(node: &Stored<NodeRecord>) -> (u64, NodeObject) {

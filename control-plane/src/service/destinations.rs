@@ -1,8 +1,11 @@
 //! Destinations: create, change, delete, with their names and ports kept unique.
 
+mod ends;
 mod writes;
 
-use sg_model::{DestinationId, DestinationKind, Listen, Protocol};
+pub use ends::CertificateFiles;
+
+use sg_model::{DestinationId, DestinationKind, Listen};
 use sg_proto::convert::api::DestinationDraft;
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord};
 
@@ -36,7 +39,7 @@ impl Core {
     /// Creates a destination.
     ///
     /// # Errors
-    /// The gateway does not exist; name or port is taken; nodes cannot serve it yet; or the store
+    /// The gateway does not exist; name or port is taken; a field cannot be had; or the store
     /// failed.
     pub async fn create_destination(
         &self,
@@ -48,7 +51,6 @@ impl Core {
         if let Some(replay) = self.replayed(call).await? {
             return self.destination_again(parent, &replay.id).await;
         }
-        servable(draft)?;
         let mut gateway = self.gateway(parent).await?;
         let now = ids::now();
         let id = DestinationId::new(ids::new_id('D', now))?;
@@ -59,7 +61,8 @@ impl Core {
             }
             self.has_room(&gateway)?;
             let proposal = self.propose(&gateway, draft, attempt).await?;
-            let record = new_record(&gateway, draft, &id, proposal.as_ref(), enabled, now)?;
+            let mut record = new_record(&gateway, draft, &id, proposal.as_ref(), enabled, now)?;
+            self.complete_ends(&gateway.value, &mut record)?;
             if call.validate_only {
                 self.indices_are_free(&gateway, &record, true, true).await?;
                 return Ok(DestinationAnswer {
@@ -67,7 +70,13 @@ impl Core {
                     destination: uncommitted(record),
                 });
             }
-            let change = create_change(call, &gateway, &record, proposal.as_ref());
+            let change = create_change(
+                call,
+                &gateway,
+                &record,
+                &self.sealed_destination(&record),
+                proposal.as_ref(),
+            );
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
                     let destination = Stored {
@@ -130,7 +139,10 @@ impl Core {
             if expected.is_some_and(|expected| expected != current.revision) {
                 return Err(ServiceError::etag_mismatch("destination", &path));
             }
-            let edited = edit(&current.value);
+            let edited = edit(&current.value).and_then(|mut record| {
+                self.complete_ends(&gateway.value, &mut record)?;
+                Ok(record)
+            });
             // "Refused" and "as it is already" are said only of what the store has now.
             let changes = edited.as_ref().is_ok_and(|record| *record != current.value);
             if !fresh && !changes {
@@ -169,7 +181,13 @@ impl Core {
                     destination,
                 });
             }
-            let change = update_change(call, &gateway, &current, &record, proposal.as_ref());
+            let change = update_change(
+                call,
+                &gateway,
+                &current,
+                (&record, &self.sealed_destination(&record)),
+                proposal.as_ref(),
+            );
             match self.commit(change).await? {
                 Outcome::Done(revision) => {
                     let destination = Stored {
@@ -255,7 +273,9 @@ impl Core {
             let mut change = Change::new(&step, format!("gateway/{gateway_id}"), "")
                 .detail(format!("deletes {} of its destinations", batch.len()));
             for entry in batch {
-                let destination = super::parse_destination(entry).map_err(|error| (any, error))?;
+                let destination = self
+                    .parse_destination(entry)
+                    .map_err(|error| (any, error))?;
                 change = delete_writes(change, gateway, &destination);
             }
             let outcome = self.commit(change).await.map_err(|error| (any, error))?;
@@ -334,28 +354,5 @@ impl Core {
             gateway,
             destination: destination.ok_or_else(gone)?,
         })
-    }
-}
-
-/// Refuses what nobody can serve yet, so that nobody waits for a port that never opens. A cloud
-/// destination is kept all the same, and its status says that it is not served.
-///
-/// # Errors
-/// [`ServiceError::Unsupported`], saying what works.
-pub fn servable(draft: &DestinationDraft) -> Result<(), ServiceError> {
-    let unsupported = |message| {
-        Err(ServiceError::Unsupported {
-            reason: "PROTOCOL_NOT_SUPPORTED",
-            message,
-        })
-    };
-    match (draft.protocol, draft.kind) {
-        (Protocol::Tcp, _) | (Protocol::Udp, DestinationKind::OnPremises) => Ok(()),
-        (Protocol::Udp, DestinationKind::Cloud) => unsupported(
-            "clients cannot serve protocol udp of a cloud destination yet; tcp works".to_owned(),
-        ),
-        (protocol, _) => unsupported(format!(
-            "nodes cannot serve protocol {protocol} yet; tcp works, and udp on premises"
-        )),
     }
 }

@@ -31,6 +31,7 @@ use crate::authority::Authority;
 use crate::keys;
 use crate::push::Observed;
 use crate::store::{KeyValue, Revision, Store};
+use crate::vault::Vault;
 use crate::world::keeper::Views;
 use crate::world::{StoreHealth, Stored};
 
@@ -161,22 +162,37 @@ impl Core {
         id: &DestinationId,
     ) -> Result<Option<Stored<DestinationRecord>>, ServiceError> {
         let entry = self.read(&keys::destination(gateway, id)).await?;
-        entry.map(|entry| parse_destination(&entry)).transpose()
+        entry
+            .map(|entry| self.parse_destination(&entry))
+            .transpose()
+    }
+
+    fn parse_destination(
+        &self,
+        entry: &KeyValue,
+    ) -> Result<Stored<DestinationRecord>, ServiceError> {
+        let wire = wire::Destination::decode(entry.value.as_ref())?;
+        let vault = Vault::new(self.key.clone());
+        let open = |place: &str, sealed: &[u8]| vault.open(&entry.key, place, sealed);
+        let value = DestinationRecord::from_store(&wire, &open).map_err(unreadable)?;
+        Ok(Stored {
+            value,
+            revision: entry.mod_revision,
+        })
+    }
+
+    /// A destination as it is stored, its secrets sealed.
+    fn sealed_destination(&self, record: &DestinationRecord) -> wire::Destination {
+        let d = &record.destination;
+        let key = keys::destination(&d.gateway, &d.id);
+        let vault = Vault::new(self.key.clone());
+        record.to_store(&|place, secret| vault.seal(&key, place, secret))
     }
 }
 
 fn parse_gateway(entry: &KeyValue) -> Result<Stored<GatewayRecord>, ServiceError> {
     let wire = wire::Gateway::decode(entry.value.as_ref())?;
     let value = GatewayRecord::try_from(&wire).map_err(unreadable)?;
-    Ok(Stored {
-        value,
-        revision: entry.mod_revision,
-    })
-}
-
-fn parse_destination(entry: &KeyValue) -> Result<Stored<DestinationRecord>, ServiceError> {
-    let wire = wire::Destination::decode(entry.value.as_ref())?;
-    let value = DestinationRecord::try_from(&wire).map_err(unreadable)?;
     Ok(Stored {
         value,
         revision: entry.mod_revision,

@@ -36,8 +36,70 @@ pub fn destination(
     let unknown = world
         .nodes_of(&gateway.group)
         .any(|node| reports.may_be_serving(&node.value.id));
-    let ready = !unknown && live.peek().is_some() && live.all(done);
-    wire::DestinationStatus { ready, nodes }
+    let clients = clients_of(world, reports, gateway, record);
+    let listens = |row: &wire::DestinationClientStatus| {
+        row.state == "listening" && row.generation_applied == d.generation
+    };
+    let ready = !unknown
+        && live.peek().is_some()
+        && live.all(done)
+        && (!serves || clients.iter().all(listens));
+    wire::DestinationStatus {
+        ready,
+        nodes,
+        clients,
+    }
+}
+
+/// How the connected clients are with a cloud destination: one row each, from whichever node has the newest word.
+fn clients_of(
+    world: &World,
+    reports: &Reports,
+    gateway: &GatewayRecord,
+    record: &DestinationRecord,
+) -> Vec<wire::DestinationClientStatus> {
+    let d = &record.destination;
+    if d.kind() != DestinationKind::Cloud {
+        return Vec::new();
+    }
+    let mut rows: BTreeMap<(&str, &str), wire::DestinationClientStatus> = BTreeMap::new();
+    let live = world
+        .nodes_of(&gateway.group)
+        .filter_map(|node| reports.get(&node.value.id))
+        .filter(|report| report.connected);
+    let tunnels = live
+        .flat_map(|report| report.tunnels.iter())
+        .filter(|tunnel| tunnel.gateway_id == d.gateway.as_str());
+    for tunnel in tunnels {
+        let said = tunnel
+            .listeners
+            .iter()
+            .find(|one| one.destination_id == d.id.as_str());
+        let row = match said {
+            Some(said) => wire::DestinationClientStatus {
+                client_id: tunnel.client_id.clone(),
+                client: tunnel.client_name.clone(),
+                generation_applied: said.generation,
+                state: said.state.clone(),
+                reason: said.reason.clone(),
+                message: said.message.clone(),
+                address: said.address.clone(),
+            },
+            None => wire::DestinationClientStatus {
+                client_id: tunnel.client_id.clone(),
+                client: tunnel.client_name.clone(),
+                state: "pending".to_owned(),
+                ..wire::DestinationClientStatus::default()
+            },
+        };
+        let process = (tunnel.client_id.as_str(), tunnel.boot_id.as_str());
+        let newer =
+            |old: &wire::DestinationClientStatus| old.generation_applied < row.generation_applied;
+        if rows.get(&process).is_none_or(newer) {
+            rows.insert(process, row);
+        }
+    }
+    rows.into_values().collect()
 }
 
 fn node_status(
@@ -57,12 +119,6 @@ fn node_status(
         message: String::new(),
         address: String::new(),
     };
-    if d.kind() == DestinationKind::Cloud {
-        "not-supported".clone_into(&mut row.reason);
-        "cloud destinations are kept, but this version does not serve them yet"
-            .clone_into(&mut row.message);
-        return row;
-    }
     let Some(report) = report else {
         "disconnected".clone_into(&mut row.reason);
         "the node is not connected to this control plane".clone_into(&mut row.message);

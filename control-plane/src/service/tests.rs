@@ -40,7 +40,7 @@ pub(super) async fn plane_on(
         .unwrap();
     let store: Arc<dyn Store> = Arc::new(store.clone());
     let health = StoreHealth::new(Counter::default());
-    let (keeper, mut views) = Keeper::new();
+    let (keeper, mut views) = Keeper::new(Vault::new(foundation.key.clone()));
     let mut tasks = TaskGroup::new();
     tasks.spawn("keeper", keeper.run(Arc::clone(&store), health.clone()));
     views.loaded().await;

@@ -2,5 +2,6 @@
 //! history. Each task runs for ever, on a period, and carries nothing over that it cannot lose.
 
 pub(crate) mod certificate;
+pub(crate) mod destination_certificates;
 pub(crate) mod housekeeping;
 pub(crate) mod live;

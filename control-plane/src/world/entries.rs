@@ -190,7 +190,12 @@ impl World {
         let new = entry
             .map(|entry| {
                 let wire = wire::Destination::decode(entry.value.as_ref())?;
-                let record = DestinationRecord::try_from(&wire)?;
+                let vault = self.vault.as_deref();
+                let open = |place: &str, sealed: &[u8]| match vault {
+                    Some(vault) => vault.open(&entry.key, place, sealed),
+                    None => Err(Invalid::new("secret", "there is no key to open it")),
+                };
+                let record = DestinationRecord::from_store(&wire, &open)?;
                 Ok::<_, Unreadable>(Arc::new(stored(record, entry.mod_revision)))
             })
             .transpose()?;

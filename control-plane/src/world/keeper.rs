@@ -16,6 +16,7 @@ use crate::keys;
 use crate::plan::{Planner, Plans};
 use crate::store::follow::{self, Change, FollowOptions, Snapshot, State};
 use crate::store::{Event, KeyValue, Revision, Store};
+use crate::vault::Vault;
 
 /// What is followed, each on its own: the objects are the only ones that change often.
 const PREFIXES: [&str; 4] = [keys::OBJECTS, keys::META, keys::ADMIN_TOKENS, keys::LIVE];
@@ -137,14 +138,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper that has read nothing yet, and where to read what it publishes.
-    pub fn new() -> (Self, Views) {
+    /// A keeper that has read nothing yet, and where to read what it publishes. `vault` opens secrets.
+    pub fn new(vault: Vault) -> (Self, Views) {
         let (published, views) = watch::channel(None);
         (
             Self {
                 published,
                 planner: Planner::default(),
-                view: View::default(),
+                view: View {
+                    world: World::with_vault(vault),
+                    plans: Plans::default(),
+                },
             },
             Views {
                 newest: views,

@@ -22,6 +22,7 @@ pub use entries::Touched;
 pub use health::StoreHealth;
 
 use crate::store::Revision;
+use crate::vault::Vault;
 
 /// A value with the revision of its last change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,9 +79,19 @@ pub struct World {
     admins: Arc<BTreeMap<[u8; 32], Arc<AdminTokenRecord>>>,
     control_planes: Arc<BTreeMap<String, String>>,
     problems: Arc<BTreeMap<String, String>>,
+    /// Opens the secrets of destinations; without it those that have some are problems.
+    vault: Option<Arc<Vault>>,
 }
 
 impl World {
+    /// An empty world that can open secrets.
+    pub fn with_vault(vault: Vault) -> Self {
+        Self {
+            vault: Some(Arc::new(vault)),
+            ..Self::default()
+        }
+    }
+
     /// All gateways, oldest first, with what belongs to them.
     pub fn gateways(&self) -> impl Iterator<Item = (&Stored<GatewayRecord>, &GatewayEntry)> {
         self.gateways

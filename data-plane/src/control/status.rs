@@ -77,5 +77,6 @@ fn tunnel(session: &Session) -> ClientTunnel {
         bytes_to_user: session.bytes.to_tcp(),
         acl_epoch: acl.epoch,
         acl_generation: acl.generation,
+        listeners: session.listeners().to_vec(),
     }
 }

@@ -10,16 +10,18 @@ mod ports;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use sg_model::{
-    Destination, DestinationId, DestinationKind, GatewayId, Name, NodeConfig, Protocol,
-};
+use sg_model::{Destination, DestinationId, GatewayId, Name, NodeConfig, Protocol};
 use tokio::sync::watch;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::node::Node;
+use crate::node::{Node, now};
 use ports::{Port, Ports, Transport, Wanted};
+
+/// Longest time before source rules are looked at again: the wall clock may be set.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What is done of one configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -55,6 +57,13 @@ pub(crate) enum State {
 }
 
 impl State {
+    fn unusable(why: &str) -> Self {
+        Self::Failed {
+            reason: "bad-certificate",
+            message: why.to_owned(),
+        }
+    }
+
     /// The word in the status.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
@@ -104,8 +113,9 @@ impl Reconciler {
                 self.step(&config).await;
             }
             let retry = self.ports.next_retry();
+            let expiry = next_expiry(&config);
             let due = async {
-                match retry {
+                match retry.into_iter().chain(expiry).min() {
                     Some(at) => sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -120,7 +130,10 @@ impl Reconciler {
                     }
                 }
                 () = self.ports.ended() => {}
-                () = due => {}
+                () = due => {
+                    // A source whose time is over takes its connections along.
+                    self.node.streams.redecide(&config);
+                }
             }
         }
         self.ports.close_all().await;
@@ -145,7 +158,7 @@ impl Reconciler {
         self.publish(config);
         let wanted: BTreeMap<DestinationId, Wanted> = config
             .destinations()
-            .filter_map(|d| port_of(config, d).ok().map(|wanted| (d.id.clone(), wanted)))
+            .filter_map(|d| Some((d.id.clone(), port_of(config, d).ok()??)))
             .collect();
         self.ports.bring_to(&wanted).await;
         let destinations = config.destinations().map(|d| {
@@ -171,6 +184,7 @@ impl Reconciler {
 
     /// Lets everybody read the new configuration, and takes back what it no longer permits.
     fn publish(&self, config: &Arc<NodeConfig>) {
+        self.node.for_clients.publish(config);
         let is_new = self.node.served.send_if_modified(|served| {
             let is_new = !Arc::ptr_eq(served, config);
             *served = Arc::clone(config);
@@ -179,7 +193,9 @@ impl Reconciler {
         if !is_new {
             return;
         }
-        let ended = self.node.streams.redecide(config);
+        self.node.receptions.retain(config);
+        self.node.cloud.retain(config);
+        let ended = self.node.streams.redecide(config) + self.node.cloud.redecide(config);
         if ended > 0 {
             tracing::info!(ended, "connections ended by a change of configuration");
         }
@@ -192,7 +208,14 @@ impl Reconciler {
     fn status(&self, config: &NodeConfig, destination: &Destination) -> DestinationStatus {
         let (state, address) = match port_of(config, destination) {
             Err(state) => (state, None),
-            Ok(_) => match self.ports.get(&destination.id) {
+            Ok(None) => (self.dialling_state(destination), None),
+            Ok(Some(_)) => match self.ports.get(&destination.id) {
+                Some(Port::Open(_))
+                    if !destination.protocol.is_plain()
+                        && let Err(why) = self.node.receptions.of(destination) =>
+                {
+                    (State::unusable(&why), None)
+                }
                 Some(Port::Open(open)) => (State::Listening, Some(open.address)),
                 Some(Port::Failed(failed)) => (failed.state(), None),
                 None => (State::Disabled, None),
@@ -202,6 +225,23 @@ impl Reconciler {
             generation: destination.generation,
             state,
             address,
+        }
+    }
+
+    /// How a destination fares whose resource is connected to from here.
+    fn dialling_state(&self, destination: &Destination) -> State {
+        if let Err(why) = self.node.cloud.approach(destination) {
+            return State::unusable(&why);
+        }
+        if self.node.cloud_allow.may_reach(&destination.resource) {
+            return State::Listening;
+        }
+        State::Failed {
+            reason: "cloud-denied",
+            message: format!(
+                "--cloud-allow of this node does not name {}",
+                destination.resource
+            ),
         }
     }
 
@@ -219,35 +259,38 @@ impl Reconciler {
                 self.node
                     .stream_metrics
                     .forget(gateway.as_str(), destination.as_str());
+                self.node
+                    .metrics
+                    .forget_destination(gateway.as_str(), destination.as_str());
             }
         }
         self.labels = labels;
     }
 }
 
-/// The port that a destination should have, or why it should have none.
-fn port_of(config: &NodeConfig, destination: &Destination) -> Result<Wanted, State> {
+/// When the next source rule is over.
+fn next_expiry(config: &NodeConfig) -> Option<Instant> {
+    let wall = now();
+    let next = config
+        .destinations()
+        .filter_map(|d| d.user_end.sources.next_expiry(wall))
+        .min()?;
+    let wait = Duration::from_millis(next.0.saturating_sub(wall.0) + 1);
+    Some(Instant::now() + wait.min(LONGEST_WAIT))
+}
+
+/// The port that a destination should have, `None` for one whose users are at clients; or why it should have none.
+fn port_of(config: &NodeConfig, destination: &Destination) -> Result<Option<Wanted>, State> {
     let gateway = config.gateway(&destination.gateway);
     if !destination.enabled || !gateway.is_some_and(|g| g.enabled) {
         return Err(State::Disabled);
     }
-    let transport = match (destination.protocol, destination.kind()) {
-        (Protocol::Tcp, DestinationKind::OnPremises) => Some(Transport::Tcp),
-        (Protocol::Udp, DestinationKind::OnPremises) => Some(Transport::Udp),
-        _ => None,
+    let transport = match destination.protocol {
+        Protocol::Udp => Transport::Udp,
+        _ => Transport::Tcp,
     };
-    let Some(transport) = transport else {
-        return Err(State::Failed {
-            reason: "unsupported",
-            message: format!(
-                "this version of the node serves no {} destinations of protocol {}",
-                destination.kind(),
-                destination.protocol
-            ),
-        });
-    };
-    let port = destination.listen.cloud_port().ok_or(State::Disabled)?;
-    Ok(Wanted { port, transport })
+    let port = destination.listen.cloud_port();
+    Ok(port.map(|port| Wanted { port, transport }))
 }
 
 #[cfg(test)]
@@ -293,6 +336,9 @@ pub(crate) mod testing {
             idle_timeout: None,
             max_connections: None,
             compression: sg_model::Compression::None,
+            keepalive: None,
+            user_end: sg_model::UserEnd::default(),
+            resource_end: sg_model::ResourceEnd::default(),
             generation: 1,
         })
     }

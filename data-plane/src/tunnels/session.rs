@@ -2,6 +2,7 @@
 //! date (access control list, the other nodes) and ends it when its right to be here does. The task outlives the
 //! tunnel's connection: when that is lost, it waits until [`super::acceptor`] hands over another one.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,23 +11,32 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
-use sg_proto::tunnel::{Control, Endpoint, Endpoints, control};
+use sg_proto::node::DestinationState;
+use sg_proto::pieces::{self, Assembly};
+use sg_proto::tunnel::{Control, Endpoint, Endpoints, Listeners, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
 use sg_runtime::tls::ServerStream;
-use sg_tunnel_io::code::{self, close};
+use sg_tunnel_io::code::close;
 use sg_tunnel_io::{CloseReason, Closed, ControlError, Driver, Event, Incoming, Tunnel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admit;
 use super::registry::Health;
 use super::resume::{HandOverError, Resumption, Ticket};
+use crate::cloud;
+use crate::for_clients;
 use crate::metrics::Resume;
 use crate::node::Node;
 
 /// How often the round-trip time is noted, and an update that found the queue full is tried again.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often what found no room is tried again.
+const OUTBOX_RETRY: Duration = Duration::from_millis(50);
+/// Ports that one client may report: as many as a gateway has destinations.
+const MOST_LISTENERS: usize = 2_000;
 
 /// One tunnel.
 #[derive(Debug)]
@@ -54,6 +64,8 @@ pub(crate) struct Session {
     /// Bytes of all its streams; the node's TCP end is the user.
     pub(crate) bytes: Arc<ByteCounters>,
     pub(super) acl_applied: Mutex<AclVersion>,
+    /// How the client's ports for cloud destinations fare, by its own account.
+    pub(super) listeners: Mutex<Arc<[DestinationState]>>,
     pub(super) active: AtomicU32,
 }
 
@@ -154,6 +166,23 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the client's ports for cloud destinations fare.
+    pub(crate) fn listeners(&self) -> Arc<[DestinationState]> {
+        Arc::clone(
+            &self
+                .listeners
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    fn set_listeners(&self, listeners: Vec<DestinationState>) {
+        *self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = listeners.into();
+    }
+
     fn set_acl_applied(&self, version: AclVersion) {
         let mut applied = self
             .acl_applied
@@ -196,7 +225,7 @@ pub(super) struct Live {
 }
 
 /// Runs a tunnel from its registration to its end.
-pub(super) async fn run(node: &Node, live: Live) {
+pub(super) async fn run(node: &Arc<Node>, live: Live) {
     let Live {
         session,
         incoming,
@@ -226,6 +255,9 @@ pub(super) async fn run(node: &Node, live: Live) {
         session: &session,
         told: session.presence().told.clone(),
         owes: false,
+        destinations: 0,
+        outbox: VecDeque::new(),
+        listeners: Assembly::default(),
         detached: None,
         label: session.gateway_name.clone(),
     };
@@ -247,11 +279,17 @@ pub(super) async fn run(node: &Node, live: Live) {
 }
 
 struct Keeper<'a> {
-    node: &'a Node,
+    node: &'a Arc<Node>,
     session: &'a Session,
     told: Told,
     /// An update found no room and is to be tried again.
     owes: bool,
+    /// Which set of destinations the client was sent last.
+    destinations: u64,
+    /// Pieces of it that have not left yet.
+    outbox: VecDeque<Piece>,
+    /// What the client says of its ports, as far as it has come.
+    listeners: Assembly,
     /// Since when the tunnel has no connection.
     detached: Option<Instant>,
     /// Name of the gateway in the series, which may change.
@@ -267,6 +305,8 @@ impl Keeper<'_> {
         mut served: watch::Receiver<Arc<NodeConfig>>,
     ) -> Option<Closed> {
         let mut tick = interval(TICK);
+        let mut again = interval(OUTBOX_RETRY);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listening = true;
         // What was published between the hello and now.
         served.mark_changed();
@@ -282,6 +322,7 @@ impl Keeper<'_> {
                     let config = Arc::clone(&served.borrow_and_update());
                     self.follow(&config);
                 }
+                _ = again.tick(), if !self.outbox.is_empty() => self.send_outbox(),
                 _ = tick.tick() => {
                     self.note_rtt(&Arc::clone(&served.borrow()));
                     if self.owes {
@@ -319,7 +360,7 @@ impl Keeper<'_> {
                 let config = Arc::clone(&served.borrow());
                 self.follow(&config);
             }
-            Event::Open(stream) => stream.refuse(code::NO_DESTINATION),
+            Event::Open(stream) => cloud::take(self.node, self.session, stream),
             Event::Control(message) => self.control(message),
             Event::PeerDraining => {
                 tracing::info!(client = %self.session.client_id, "client drains its tunnel");
@@ -362,7 +403,7 @@ impl Keeper<'_> {
         self.node.registry.note_attached(session);
     }
 
-    fn control(&self, message: Bytes) {
+    fn control(&mut self, message: Bytes) {
         match Control::decode(message).map(|control| control.message) {
             Ok(Some(control::Message::AclApplied(applied))) => {
                 self.session.set_acl_applied(AclVersion {
@@ -371,6 +412,7 @@ impl Keeper<'_> {
                 });
                 self.node.registry.changed();
             }
+            Ok(Some(control::Message::Listeners(piece))) => self.listeners(&piece),
             // Of a newer version, or meant for the other direction: without effect.
             Ok(_) => {}
             Err(_) => {
@@ -407,11 +449,55 @@ impl Keeper<'_> {
                 self.told.acl = version;
             }
         }
+        let digest = self.node.for_clients.digest(&session.gateway);
+        if digest != self.destinations {
+            self.destinations = digest;
+            self.outbox = pieces::cut(&for_clients::encode(config, &session.gateway)).into();
+        }
+        self.send_outbox();
         let endpoints = endpoints_of(config);
         if endpoints != self.told.endpoints
             && self.tell(control::Message::Endpoints(endpoints.clone()))
         {
             self.told.endpoints = endpoints;
+        }
+    }
+
+    /// Sends what there is room for; the rest is tried again soon.
+    fn send_outbox(&mut self) {
+        if self.detached.is_some() {
+            return;
+        }
+        while let Some(piece) = self.outbox.front() {
+            let message = Control {
+                message: Some(control::Message::Destinations(piece.clone())),
+            };
+            let sent = self
+                .session
+                .tunnel
+                .send_control(message.encode_to_vec().into());
+            if matches!(sent, Err(ControlError::Full)) {
+                return;
+            }
+            self.outbox.pop_front();
+        }
+    }
+
+    fn listeners(&mut self, piece: &Piece) {
+        let whole = match self.listeners.take(piece) {
+            Ok(None) => return,
+            Ok(Some(whole)) => Listeners::decode(whole.as_slice()).ok(),
+            Err(_) => None,
+        };
+        match whole {
+            Some(said) if said.listeners.len() <= MOST_LISTENERS => {
+                self.session.set_listeners(said.listeners);
+                self.node.registry.changed();
+            }
+            _ => self
+                .session
+                .tunnel
+                .close(close::PROTOCOL_ERROR, "a control message cannot be decoded"),
         }
     }
 
@@ -489,6 +575,7 @@ pub(super) mod testing {
             tunnel,
             bytes: Arc::default(),
             acl_applied: Mutex::default(),
+            listeners: Mutex::default(),
             active: AtomicU32::new(0),
         };
         let peer = Peer {

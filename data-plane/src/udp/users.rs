@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sg_model::{Compression, DestinationId, Protocol};
+use sg_model::DestinationId;
 use sg_relay::udp::{Direction, Fate, IDLE_TIMEOUT, Peer, UserFlow, UserSocket};
 use sg_relay::{DestinationMeter, EndReason, StreamAccount, TcpEnd};
 use sg_tunnel_io::{Flow, code};
@@ -206,9 +206,18 @@ impl Users {
                 pause: true,
             });
         };
-        let registered = self.node.streams.register(self.destination.clone());
-        let permitted =
-            connection::permit(&self.node, gateway, destination, &registered, Protocol::Udp);
+        let registered = self
+            .node
+            .streams
+            .register(self.destination.clone(), peer.user);
+        let permitted = connection::permit(
+            &self.node,
+            gateway,
+            destination,
+            &registered,
+            peer.user,
+            None,
+        );
         let acl = match permitted {
             Ok(acl) => acl,
             Err(reason) => {
@@ -216,11 +225,8 @@ impl Users {
                 return Err(refused);
             }
         };
-        let ends = Ends {
-            user: peer.user,
-            local: None,
-        };
-        let metadata = connection::metadata(destination, ends, acl, Compression::None);
+        let metadata =
+            connection::metadata(destination, peer.user, acl, &connection::Asked::default());
         let mut tried = Vec::new();
         let (flow, choice) = loop {
             let choose = |health| {

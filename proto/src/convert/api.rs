@@ -11,10 +11,16 @@ pub use acl::{acl_entry, acl_from_api, acl_replacement, acl_target, acl_to_api};
 
 use sg_model::{
     Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name, Policy, Protocol,
+    ResourceEnd, UserEnd,
 };
 
+use super::ends::{
+    WriteSecret, as_it_is, hidden, plain, resource_end_from_wire, resource_end_to_wire,
+    user_end_from_wire, user_end_to_wire,
+};
 use super::node::{
-    compression_from_wire, optional_port_from_wire, port_from_wire, resume_time_from_wire,
+    compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
+    resume_time_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
@@ -61,6 +67,12 @@ pub struct DestinationDraft {
     pub max_connections: Option<u32>,
     /// How its streams' bytes are compressed inside tunnels.
     pub compression: Compression,
+    /// Time without a byte after which TCP asks after the other side; `None`: the default.
+    pub keepalive: Option<Duration>,
+    /// How users are received.
+    pub user_end: UserEnd,
+    /// How the resource is connected to.
+    pub resource_end: ResourceEnd,
     /// Free text.
     pub description: String,
 }
@@ -143,6 +155,17 @@ pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<
     let idle_timeout = faults.take(optional_duration("idle_timeout", d.idle_timeout.as_ref()));
     let compression =
         protocol.and_then(|protocol| faults.take(compression_from_wire(protocol, &d.compression)));
+    let keepalive = faults.take(keepalive_from_wire(d.keepalive.as_ref()));
+    let user_end = protocol.and_then(|protocol| {
+        faults.take(user_end_from_wire(d.user_end.as_ref(), protocol, &as_it_is))
+    });
+    let resource_end = protocol.and_then(|protocol| {
+        faults.take(resource_end_from_wire(
+            d.resource_end.as_ref(),
+            protocol,
+            &as_it_is,
+        ))
+    });
     faults.description(&d.description);
     let resource = host.zip(port).and_then(|(host, port)| {
         faults.take(HostPort::new(host, port).map_err(|e| e.in_field("resource_port")))
@@ -160,6 +183,9 @@ pub fn destination_draft(d: &wire::Destination) -> Result<DestinationDraft, Vec<
             idle_timeout: idle_timeout?.filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
             compression: compression?,
+            keepalive: keepalive?,
+            user_end: user_end?,
+            resource_end: resource_end?,
             description: d.description.clone(),
         })
     })();
@@ -235,13 +261,30 @@ pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
     }
 }
 
-/// A destination for the caller, without status.
+/// A destination for the caller, without status and without keys.
 #[must_use]
 pub fn destination_to_api(
     record: &DestinationRecord,
     gateway: &str,
     cloud_host: &str,
     etag: String,
+) -> wire::Destination {
+    write_destination(record, gateway, cloud_host, etag, &hidden)
+}
+
+/// A destination as a caller would send it to have it as it is, keys included: what a change is laid over.
+/// Never answered.
+#[must_use]
+pub fn destination_to_merge(record: &DestinationRecord) -> wire::Destination {
+    write_destination(record, "", "", String::new(), &plain)
+}
+
+fn write_destination(
+    record: &DestinationRecord,
+    gateway: &str,
+    cloud_host: &str,
+    etag: String,
+    secrets: WriteSecret<'_>,
 ) -> wire::Destination {
     let d = &record.destination;
     let cloud_port = d.listen.cloud_port();
@@ -270,6 +313,9 @@ pub fn destination_to_api(
         status: None,
         description: record.description.clone(),
         compression: d.compression.to_string(),
+        keepalive: d.keepalive.map(duration_to_wire),
+        user_end: Some(user_end_to_wire(&d.user_end, secrets)),
+        resource_end: Some(resource_end_to_wire(&d.resource_end, secrets)),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod acl;
 pub mod api;
+pub mod ends;
 pub mod node;
 pub mod store;
 mod time;

@@ -8,6 +8,10 @@ use sg_model::{
 };
 
 use super::acl::Fields;
+use super::ends::{
+    as_it_is, plain, resource_end_from_wire, resource_end_to_wire, user_end_from_wire,
+    user_end_to_wire,
+};
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::node as wire;
 
@@ -33,6 +37,16 @@ pub fn resume_time_from_wire(wire: Option<&pbjson_types::Duration>) -> Result<Du
         .map(|t| duration_from_wire("resume_time", t))
         .transpose()?;
     Gateway::checked_resume_time(time)
+}
+
+/// A destination's keepalive time, where absent and zero mean the default.
+pub(super) fn keepalive_from_wire(
+    wire: Option<&pbjson_types::Duration>,
+) -> Result<Option<Duration>, Invalid> {
+    let time = wire
+        .map(|t| duration_from_wire("keepalive", t))
+        .transpose()?;
+    Destination::checked_keepalive(time)
 }
 
 /// A destination's compression, where empty means none.
@@ -115,6 +129,9 @@ impl From<&Destination> for wire::Destination {
             max_connections: d.max_connections.unwrap_or_default(),
             generation: d.generation,
             compression: d.compression.to_string(),
+            keepalive: d.keepalive.map(duration_to_wire),
+            user_end: Some(user_end_to_wire(&d.user_end, &plain)),
+            resource_end: Some(resource_end_to_wire(&d.resource_end, &plain)),
         }
     }
 }
@@ -158,6 +175,9 @@ impl TryFrom<&wire::Destination> for Destination {
             idle_timeout: idle.filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
             compression: compression_from_wire(protocol, &d.compression)?,
+            keepalive: keepalive_from_wire(d.keepalive.as_ref())?,
+            user_end: user_end_from_wire(d.user_end.as_ref(), protocol, &as_it_is)?,
+            resource_end: resource_end_from_wire(d.resource_end.as_ref(), protocol, &as_it_is)?,
             generation: d.generation,
         })
     }
@@ -333,13 +353,16 @@ mod tests {
                 gateway: gateway.clone(),
                 name: Name::new("db").unwrap(),
                 listen: Listen::CloudPort(15000),
-                protocol: Protocol::Tcp,
+                protocol: Protocol::TlsMutual,
                 resource: "[::1]:5432".parse().unwrap(),
                 enabled: true,
                 connect_timeout: Duration::from_millis(1500),
                 idle_timeout: Some(Duration::from_secs(60)),
                 max_connections: Some(9),
-                compression: Compression::Zstd,
+                compression: Compression::None,
+                keepalive: Some(Duration::from_secs(7)),
+                user_end: super::super::ends::tests::user_end(),
+                resource_end: super::super::ends::tests::resource_end(),
                 generation: 4,
             }),
             NodeObject::Acl(

@@ -9,8 +9,13 @@ use sg_model::{
 };
 
 use super::acl::Fields;
+use super::ends::{
+    ReadSecret, WriteSecret, resource_end_from_wire, resource_end_to_wire, user_end_from_wire,
+    user_end_to_wire,
+};
 use super::node::{
-    compression_from_wire, optional_port_from_wire, port_from_wire, resume_time_from_wire,
+    compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
+    resume_time_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
@@ -128,10 +133,12 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
     }
 }
 
-impl From<&DestinationRecord> for wire::Destination {
-    fn from(record: &DestinationRecord) -> Self {
-        let d = &record.destination;
-        Self {
+impl DestinationRecord {
+    /// For the store; `seal` writes keys and passwords.
+    #[must_use]
+    pub fn to_store(&self, seal: WriteSecret<'_>) -> wire::Destination {
+        let (record, d) = (self, &self.destination);
+        wire::Destination {
             id: d.id.to_string(),
             gateway_id: d.gateway.to_string(),
             name: d.name.to_string(),
@@ -150,14 +157,17 @@ impl From<&DestinationRecord> for wire::Destination {
             generation: d.generation,
             description: record.description.clone(),
             compression: d.compression.to_string(),
+            keepalive: d.keepalive.map(duration_to_wire),
+            user_end: Some(user_end_to_wire(&d.user_end, seal)),
+            resource_end: Some(resource_end_to_wire(&d.resource_end, seal)),
         }
     }
-}
 
-impl TryFrom<&wire::Destination> for DestinationRecord {
-    type Error = Invalid;
-
-    fn try_from(d: &wire::Destination) -> Result<Self, Invalid> {
+    /// From the store; `open` reads keys and passwords.
+    ///
+    /// # Errors
+    /// When a field is not acceptable, or a secret does not open.
+    pub fn from_store(d: &wire::Destination, open: ReadSecret<'_>) -> Result<Self, Invalid> {
         let timeout = |field, wire: Option<&pbjson_types::Duration>| {
             wire.map(|t| duration_from_wire(field, t)).transpose()
         };
@@ -184,6 +194,9 @@ impl TryFrom<&wire::Destination> for DestinationRecord {
                 .filter(|t| !t.is_zero()),
             max_connections: (d.max_connections != 0).then_some(d.max_connections),
             compression: compression_from_wire(protocol, &d.compression)?,
+            keepalive: keepalive_from_wire(d.keepalive.as_ref())?,
+            user_end: user_end_from_wire(d.user_end.as_ref(), protocol, open)?,
+            resource_end: resource_end_from_wire(d.resource_end.as_ref(), protocol, open)?,
             generation: d.generation,
         };
         Ok(Self {
@@ -278,6 +291,7 @@ mod tests {
     use sg_model::{Compression, DEFAULT_RESUME_TIME};
 
     use super::*;
+    use crate::convert::ends::{as_it_is, plain};
 
     #[test]
     fn a_gateway_stored_before_resumption_has_the_default() {
@@ -311,12 +325,12 @@ mod tests {
             cloud_port: 15000,
             ..Default::default()
         };
-        let record = DestinationRecord::try_from(&stored).unwrap();
+        let record = DestinationRecord::from_store(&stored, &as_it_is).unwrap();
         assert_eq!(record.destination.compression, Compression::None);
         stored.compression = "lz4".to_owned();
-        let record = DestinationRecord::try_from(&stored).unwrap();
+        let record = DestinationRecord::from_store(&stored, &as_it_is).unwrap();
         assert_eq!(record.destination.compression, Compression::Lz4);
-        let again = DestinationRecord::try_from(&wire::Destination::from(&record));
+        let again = DestinationRecord::from_store(&record.to_store(&plain), &as_it_is);
         assert_eq!(again, Ok(record));
     }
 }

@@ -55,6 +55,40 @@ impl Wire for TunnelStream {
     fn close(self) {}
 }
 
+impl Wire for StreamIo {
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
+        self.poll_reset(cx).map(EndReason::from)
+    }
+
+    fn reason(error: &io::Error) -> EndReason {
+        StreamBroken::reason_of(error).unwrap_or(EndReason::TunnelLost)
+    }
+
+    fn abort(self, code: u32) {
+        self.reset(code);
+    }
+
+    fn close(self) {}
+}
+
+impl Wire for LocalIo {
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
+        self.poll_failed(cx).map(|_| EndReason::TcpReset)
+    }
+
+    fn reason(error: &io::Error) -> EndReason {
+        Self::reason(error)
+    }
+
+    fn abort(self, _: u32) {
+        // Dropping resets it.
+    }
+
+    fn close(self) {
+        Self::close(self);
+    }
+}
+
 /// Which way bytes of a connection are counted.
 #[derive(Debug, Clone)]
 pub(super) struct Counted(pub(super) Arc<ByteCounters>);

@@ -1,6 +1,6 @@
 //! What tables show of a destination.
 
-use sg_proto::api::{Destination, DestinationNodeStatus};
+use sg_proto::api::{Destination, DestinationClientStatus, DestinationNodeStatus};
 
 use crate::output::{self, Resource};
 use crate::show;
@@ -74,8 +74,33 @@ impl Resource for Destination {
                 n.message.clone(),
             ]
         });
-        Some(output::table(&columns, rows))
+        let mut text = output::table(&columns, rows);
+        let clients = self
+            .status
+            .as_ref()
+            .map(|s| s.clients.as_slice())
+            .unwrap_or_default();
+        if !clients.is_empty() {
+            text.push('\n');
+            text.push_str(&client_table(clients));
+        }
+        Some(text)
     }
+}
+
+fn client_table(clients: &[DestinationClientStatus]) -> String {
+    let columns = ["CLIENT", "APPLIED", "STATE", "REASON", "ADDRESS", "MESSAGE"];
+    let rows = clients.iter().map(|c| {
+        vec![
+            c.client.clone(),
+            c.generation_applied.to_string(),
+            c.state.clone(),
+            c.reason.clone(),
+            c.address.clone(),
+            c.message.clone(),
+        ]
+    });
+    output::table(&columns, rows)
 }
 
 /// One line for each node: what it says of the destination.
@@ -88,7 +113,25 @@ pub(super) fn node_states(destination: &Destination) -> Vec<String> {
     if nodes.is_empty() {
         return vec!["no node has registered".to_owned()];
     }
-    nodes.iter().map(node_state).collect()
+    let clients = destination
+        .status
+        .as_ref()
+        .map(|s| s.clients.as_slice())
+        .unwrap_or_default();
+    let of_clients = clients.iter().map(client_state);
+    nodes.iter().map(node_state).chain(of_clients).collect()
+}
+
+fn client_state(client: &DestinationClientStatus) -> String {
+    let why = [client.reason.as_str(), client.message.as_str()]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .map(|part| format!(", {part}"))
+        .collect::<String>();
+    format!(
+        "client {}: {}, generation {} applied{why}",
+        client.client, client.state, client.generation_applied
+    )
 }
 
 fn node_state(node: &DestinationNodeStatus) -> String {
@@ -123,9 +166,19 @@ fn state(destination: &Destination) -> String {
         .map(|s| s.nodes.as_slice())
         .unwrap_or_default();
     let ready = destination.status.as_ref().is_some_and(|s| s.ready);
-    match nodes.iter().find(|n| n.state == "failed") {
-        Some(failed) if failed.reason.is_empty() => "failed".to_owned(),
-        Some(failed) => format!("failed: {}", failed.reason),
+    let clients = destination
+        .status
+        .as_ref()
+        .map(|s| s.clients.as_slice())
+        .unwrap_or_default();
+    let of_nodes = nodes.iter().map(|n| (&n.state, &n.reason));
+    let of_clients = clients.iter().map(|c| (&c.state, &c.reason));
+    match of_nodes
+        .chain(of_clients)
+        .find(|(state, _)| *state == "failed")
+    {
+        Some((_, reason)) if reason.is_empty() => "failed".to_owned(),
+        Some((_, reason)) => format!("failed: {reason}"),
         None if !destination.enabled => "disabled".to_owned(),
         None if ready => "ready".to_owned(),
         None => "pending".to_owned(),

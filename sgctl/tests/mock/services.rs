@@ -5,19 +5,20 @@ use std::sync::{Arc, Mutex};
 
 use pbjson_types::{Empty, Timestamp};
 use sg_proto::api::{
-    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AdminToken, Client,
-    CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
+    Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AddSourceRequest, AdminToken,
+    Client, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
     CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest,
-    DeleteGatewayRequest, Destination, DestinationNodeStatus, DestinationStatus,
-    DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest,
+    DeleteGatewayRequest, Destination, DestinationCertificates, DestinationNodeStatus,
+    DestinationStatus, DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest,
     EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest, GetClientRequest,
-    GetDestinationRequest, GetGatewayRequest, GetNodeRequest, GetStatusRequest, JoinToken,
-    ListAdminTokensRequest, ListAdminTokensResponse, ListClientsRequest, ListClientsResponse,
-    ListDestinationsRequest, ListDestinationsResponse, ListGatewaysRequest, ListGatewaysResponse,
-    ListNodesRequest, ListNodesResponse, Node, RemoveAclEntryRequest, ReplaceAclRequest,
-    ResetAclRequest, RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest,
-    UpdateGatewayRequest, WatchAclRequest, WatchDestinationRequest, acls_server, clients_server,
-    destinations_server, gateways_server, nodes_server, system_server, tokens_server,
+    GetDestinationCertificatesRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest,
+    GetStatusRequest, JoinToken, ListAdminTokensRequest, ListAdminTokensResponse,
+    ListClientsRequest, ListClientsResponse, ListDestinationsRequest, ListDestinationsResponse,
+    ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest, ListNodesResponse, Node,
+    RemoveAclEntryRequest, RemoveSourceRequest, ReplaceAclRequest, ResetAclRequest,
+    RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest,
+    WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server,
+    gateways_server, nodes_server, system_server, tokens_server,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -129,6 +130,7 @@ pub fn destination() -> Destination {
                 state: "pending".into(),
                 ..DestinationNodeStatus::default()
             }],
+            clients: vec![],
         }),
         ..Destination::default()
     }
@@ -310,6 +312,23 @@ impl destinations_server::Destinations for Services {
         r: Request<DisableDestinationRequest>,
     ) -> Answer<Destination> {
         self.changed(&r, "disable destination", &r.get_ref().name)?;
+        Ok(Response::new(destination()))
+    }
+
+    async fn get_destination_certificates(
+        &self,
+        _: Request<GetDestinationCertificatesRequest>,
+    ) -> Answer<DestinationCertificates> {
+        Ok(Response::new(DestinationCertificates::default()))
+    }
+
+    async fn add_source(&self, r: Request<AddSourceRequest>) -> Answer<Destination> {
+        self.changed(&r, "add source", &r.get_ref().name)?;
+        Ok(Response::new(destination()))
+    }
+
+    async fn remove_source(&self, r: Request<RemoveSourceRequest>) -> Answer<Destination> {
+        self.changed(&r, "remove source", &r.get_ref().name)?;
         Ok(Response::new(destination()))
     }
 

@@ -65,6 +65,8 @@ pub const SOCKS_AUTH: u32 = 0x132;
 pub const SOCKS_REFUSED: u32 = 0x133;
 /// What should be a SOCKS proxy before the resource does not speak like one.
 pub const SOCKS_PROTOCOL: u32 = 0x134;
+/// The operator of the accepting node lets no cloud destination reach this resource from there.
+pub const CLOUD_DENIED: u32 = 0x112;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -153,6 +155,7 @@ pub fn word(code: u32) -> &'static str {
         SOCKS_AUTH => "socks-auth",
         SOCKS_REFUSED => "socks-refused",
         SOCKS_PROTOCOL => "socks-protocol",
+        CLOUD_DENIED => "cloud-denied",
         INTERNAL => "internal",
         _ => "cancelled",
     }
@@ -161,5 +164,5 @@ pub fn word(code: u32) -> &'static str {
 /// Whether an OPEN that was refused with `code` may succeed on another tunnel of the same gateway.
 #[must_use]
 pub fn retry_elsewhere(code: u32) -> bool {
-    matches!(code, REFUSED_RETRY | LIMIT | TUNNEL_LOST)
+    matches!(code, REFUSED_RETRY | LIMIT | TUNNEL_LOST | CLOUD_DENIED)
 }

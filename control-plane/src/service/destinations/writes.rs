@@ -42,6 +42,9 @@ pub(super) fn new_record(
         idle_timeout: draft.idle_timeout,
         max_connections: draft.max_connections,
         compression: draft.compression,
+        keepalive: draft.keepalive,
+        user_end: draft.user_end.clone(),
+        resource_end: draft.resource_end.clone(),
         generation: 1,
     };
     let description = draft.description.clone();
@@ -57,6 +60,7 @@ pub(super) fn create_change<'a>(
     call: &'a Call,
     gateway: &Stored<GatewayRecord>,
     record: &DestinationRecord,
+    sealed: &wire::Destination,
     proposal: Option<&Proposal>,
 ) -> Change<'a> {
     let d = &record.destination;
@@ -70,10 +74,7 @@ pub(super) fn create_change<'a>(
         d.name, d.resource, d.listen
     ))
     .require(keys::gateway(&d.gateway), gateway.revision)
-    .create(
-        keys::destination(&d.gateway, &d.id),
-        &wire::Destination::from(record),
-    )
+    .create(keys::destination(&d.gateway, &d.id), sealed)
     .create(
         keys::destination_name(&d.gateway, &d.name),
         &reference(gateway, record),
@@ -85,7 +86,7 @@ pub(super) fn update_change<'a>(
     call: &'a Call,
     gateway: &Stored<GatewayRecord>,
     current: &Stored<DestinationRecord>,
-    record: &DestinationRecord,
+    (record, sealed): (&DestinationRecord, &wire::Destination),
     proposal: Option<&Proposal>,
 ) -> Change<'a> {
     let (d, old) = (&record.destination, &current.value.destination);
@@ -96,7 +97,7 @@ pub(super) fn update_change<'a>(
         d.id.as_str(),
     )
     .detail(format!("name={} generation={}", d.name, d.generation))
-    .replace(key, current.revision, &wire::Destination::from(record));
+    .replace(key, current.revision, sealed);
     if d.name != old.name {
         change = change
             .delete(keys::destination_name(&d.gateway, &old.name))

@@ -1,0 +1,20 @@
+//! Cloud destinations: ports of this machine, from which users come out at a resource in the cloud. And what the client
+//! must know of any destination beyond what the opening of a stream says.
+//!
+//! | to see … | read |
+//! |---|---|
+//! | what the nodes told of destinations | `known` |
+//! | which ports are open, and why one is not | `ports` |
+//! | the story of one user's connection | `connection` |
+//! | which tunnel carries it | `tunnels` |
+
+mod connection;
+mod known;
+mod ports;
+mod tunnels;
+mod users;
+
+pub use known::{Known, KnownDestination, Outcome, State};
+pub use ports::{ClientPorts, Ports, Report};
+pub use tunnels::{Entered, Tunnels};
+pub use users::Users;

@@ -1,0 +1,76 @@
+//! Keys and passwords of destinations at rest: sealed under the store key, each bound to the object and
+//! the place it stands in, so that one that was moved elsewhere does not open.
+
+use std::fmt;
+
+use sg_model::{Invalid, SecretBytes};
+use sg_runtime::sealed;
+
+/// Seals and opens secrets of objects. Clones share nothing but the key's value.
+#[derive(Clone)]
+pub struct Vault(sealed::Key);
+
+impl Vault {
+    /// Seals and opens under this key.
+    #[must_use]
+    pub const fn new(key: sealed::Key) -> Self {
+        Self(key)
+    }
+
+    /// Seals a secret that stands at `place` of the object under the store's key `object`.
+    #[must_use]
+    pub fn seal(&self, object: &str, place: &str, secret: &SecretBytes) -> Vec<u8> {
+        sealed::seal(&self.0, &bound_to(object, place), secret.expose())
+    }
+
+    /// Opens what [`Vault::seal`] gave for the same object and place.
+    ///
+    /// # Errors
+    /// It does not open: another key, another place, or not sealed at all.
+    pub fn open(&self, object: &str, place: &str, sealed: &[u8]) -> Result<SecretBytes, Invalid> {
+        let opened = sealed::open(&self.0, &bound_to(object, place), sealed).map_err(|_| {
+            let why = format!("{place} was not sealed here under this store's key");
+            Invalid::new("secret", why)
+        })?;
+        Ok(SecretBytes::new(opened.expose().clone()))
+    }
+}
+
+fn bound_to(object: &str, place: &str) -> Vec<u8> {
+    format!("{object}#{place}").into_bytes()
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_opens_only_where_it_was_sealed() {
+        let vault = Vault::new(sealed::Key::generate());
+        let secret = SecretBytes::new(b"canary".to_vec());
+        let sealed = vault.seal("v1/obj/destination/G/D", "user_end.server_pairs.0", &secret);
+        assert!(!sealed.windows(6).any(|part| part == b"canary"));
+        let open = |object, place| vault.open(object, place, &sealed).ok();
+        assert_eq!(
+            open("v1/obj/destination/G/D", "user_end.server_pairs.0"),
+            Some(secret)
+        );
+        assert_eq!(
+            open("v1/obj/destination/G/E", "user_end.server_pairs.0"),
+            None
+        );
+        assert_eq!(
+            open("v1/obj/destination/G/D", "user_end.server_pairs.1"),
+            None
+        );
+        let other = Vault::new(sealed::Key::generate());
+        let elsewhere = other.open("v1/obj/destination/G/D", "user_end.server_pairs.0", &sealed);
+        assert!(elsewhere.is_err());
+    }
+}
