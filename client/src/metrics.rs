@@ -86,13 +86,34 @@ impl ClientMetrics {
         }
     }
 
-    /// The series of one destination.
+    /// The series of one destination whose resource is here.
     #[must_use]
     pub fn destination(
         &self,
         gateway: &str,
         destination: &str,
         protocol: Protocol,
+    ) -> Arc<DestinationMeter> {
+        self.meter(gateway, destination, protocol, TcpEnd::Resource)
+    }
+
+    /// The series of one destination whose users are here.
+    #[must_use]
+    pub fn user_destination(
+        &self,
+        gateway: &str,
+        destination: &str,
+        protocol: Protocol,
+    ) -> Arc<DestinationMeter> {
+        self.meter(gateway, destination, protocol, TcpEnd::User)
+    }
+
+    fn meter(
+        &self,
+        gateway: &str,
+        destination: &str,
+        protocol: Protocol,
+        end: TcpEnd,
     ) -> Arc<DestinationMeter> {
         let mut known = self
             .destinations
@@ -106,7 +127,7 @@ impl ClientMetrics {
             "other"
         };
         self.streams
-            .destination(gateway, name, protocol.as_str(), TcpEnd::Resource)
+            .destination(gateway, name, protocol.as_str(), end)
     }
 
     /// How many tunnels of a gateway take streams now.

@@ -28,7 +28,7 @@ use crate::proxy::Proxy;
 
 /// Where admin HTTP listens unless `--admin-listen` says otherwise.
 pub const ADMIN_DEFAULT: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9002);
+    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9002);
 
 /// Characters in a client's name for itself.
 const LONGEST_NAME: usize = 64;

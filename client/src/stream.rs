@@ -239,7 +239,7 @@ async fn connect(
     policy: &mut watch::Receiver<Arc<Policy>>,
 ) -> Result<Connected, Refusal> {
     let protocol = open.protocol.parse::<Protocol>();
-    if protocol.is_ok_and(|protocol| (protocol == Protocol::Udp) != is_flow) || protocol.is_err() {
+    if !protocol.is_ok_and(|protocol| (protocol == Protocol::Udp) == is_flow) {
         // A newer node; another client of the gateway may know the protocol.
         return Err(code::REFUSED_RETRY.into());
     }

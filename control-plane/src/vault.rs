@@ -8,19 +8,19 @@ use sg_runtime::sealed;
 
 /// Seals and opens secrets of objects. Clones share nothing but the key's value.
 #[derive(Clone)]
-pub struct Vault(sealed::Key);
+pub struct Vault(sealed::KeyRing);
 
 impl Vault {
-    /// Seals and opens under this key.
+    /// Seals under the first of these keys, and opens under all of them.
     #[must_use]
-    pub const fn new(key: sealed::Key) -> Self {
-        Self(key)
+    pub const fn new(keys: sealed::KeyRing) -> Self {
+        Self(keys)
     }
 
     /// Seals a secret that stands at `place` of the object under the store's key `object`.
     #[must_use]
     pub fn seal(&self, object: &str, place: &str, secret: &SecretBytes) -> Vec<u8> {
-        sealed::seal(&self.0, &bound_to(object, place), secret.expose())
+        self.0.seal(&bound_to(object, place), secret.expose())
     }
 
     /// Opens what [`Vault::seal`] gave for the same object and place.
@@ -28,7 +28,7 @@ impl Vault {
     /// # Errors
     /// It does not open: another key, another place, or not sealed at all.
     pub fn open(&self, object: &str, place: &str, sealed: &[u8]) -> Result<SecretBytes, Invalid> {
-        let opened = sealed::open(&self.0, &bound_to(object, place), sealed).map_err(|_| {
+        let opened = self.0.open(&bound_to(object, place), sealed).map_err(|_| {
             let why = format!("{place} was not sealed here under this store's key");
             Invalid::new("secret", why)
         })?;
@@ -48,11 +48,18 @@ impl fmt::Debug for Vault {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    fn ring() -> sealed::KeyRing {
+        let dir = tempfile::tempdir().unwrap();
+        sealed::KeyRing::load_or_create(&dir.path().join("store.key")).unwrap()
+    }
 
     #[test]
     fn a_secret_opens_only_where_it_was_sealed() {
-        let vault = Vault::new(sealed::Key::generate());
+        let vault = Vault::new(ring());
         let secret = SecretBytes::new(b"canary".to_vec());
         let sealed = vault.seal("v1/obj/destination/G/D", "user_end.server_pairs.0", &secret);
         assert!(!sealed.windows(6).any(|part| part == b"canary"));
@@ -69,7 +76,7 @@ mod tests {
             open("v1/obj/destination/G/D", "user_end.server_pairs.1"),
             None
         );
-        let other = Vault::new(sealed::Key::generate());
+        let other = Vault::new(ring());
         let elsewhere = other.open("v1/obj/destination/G/D", "user_end.server_pairs.0", &sealed);
         assert!(elsewhere.is_err());
     }

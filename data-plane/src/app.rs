@@ -22,13 +22,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancers::Balancers;
+use crate::cloud::Cloud;
 use crate::config::Settings;
 use crate::control::{self, Control, channel};
 use crate::enroll::{self, EnrollError, Identity};
+use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
 use crate::places::Places;
+use crate::receptions::Receptions;
 use crate::reconcile::{Applied, Reconciler, State};
 use crate::state::{self, StateFile};
 use crate::streams::OpenStreams;

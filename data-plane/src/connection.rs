@@ -290,8 +290,6 @@ pub(crate) fn scope_of(protocol: Protocol) -> Scope<'static> {
 pub(crate) struct Asked {
     /// What the user's side has shown, and wants.
     pub(crate) wish: Wish,
-    /// Where the user connected to.
-    pub(crate) local: Option<SocketAddr>,
     /// The compression that is offered.
     pub(crate) compression: Compression,
 }
@@ -299,7 +297,7 @@ pub(crate) struct Asked {
 /// What the client is told of a stream or flow.
 pub(crate) fn metadata(
     destination: &Destination,
-    ends: Ends,
+    Ends { user, local }: Ends,
     acl: AclVersion,
     asked: &Asked,
 ) -> Bytes {
@@ -324,7 +322,7 @@ pub(crate) fn metadata(
         ..StreamOpen::default()
     };
     open.http = asked.wish.http.map_or(0, HttpVersion::number);
-    open.tell_of_user(asked.local, asked.wish.tls.as_ref(), &asked.wish.alpn);
+    open.tell_of_user(local, asked.wish.tls.as_ref(), &asked.wish.alpn);
     open.encode_to_vec().into()
 }
 
@@ -368,7 +366,10 @@ impl Opener for UserOpener {
             node: &self.node,
             gateway,
             destination,
-            user: self.user,
+            ends: Ends {
+                user: self.user,
+                local: self.local,
+            },
             story: &self.story,
         };
         let acl = permit(
@@ -383,7 +384,6 @@ impl Opener for UserOpener {
         let compression = Grant::take(destination.compression);
         let asked = Asked {
             wish,
-            local: self.local,
             compression: compression
                 .as_ref()
                 .map(Grant::compression)
@@ -429,7 +429,7 @@ struct Connection<'a> {
     node: &'a Node,
     gateway: &'a Gateway,
     destination: &'a Destination,
-    user: SocketAddr,
+    ends: Ends,
     story: &'a Story,
 }
 
@@ -440,7 +440,7 @@ impl Connection<'_> {
         acl: AclVersion,
         asked: &Asked,
     ) -> Result<(TunnelStream, Choice), Refusal> {
-        let metadata = metadata(self.destination, self.user, acl, asked);
+        let metadata = metadata(self.destination, self.ends, acl, asked);
         let mut tried = Vec::new();
         let mut held = false;
         let mut last: Option<Refusal> = None;

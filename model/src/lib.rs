@@ -51,7 +51,7 @@ pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use ip_range::IpRange;
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
 pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
-pub use role::{Role, Scope};
+pub use role::{Role, TokenScope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};

@@ -21,7 +21,7 @@ words!(
 
 /// The gateways that an operator sees and touches; the others are to him as if they were not there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Scope {
+pub enum TokenScope {
     /// The whole installation.
     #[default]
     All,
@@ -29,7 +29,7 @@ pub enum Scope {
     Gateways(BTreeSet<GatewayId>),
 }
 
-impl Scope {
+impl TokenScope {
     /// Whether this is the whole installation.
     #[must_use]
     pub const fn is_all(&self) -> bool {
@@ -60,9 +60,9 @@ mod tests {
     #[test]
     fn a_scope_admits_what_it_names() {
         let g1 = GatewayId::new("G1").expect("an id");
-        let scope = Scope::Gateways([g1].into());
+        let scope = TokenScope::Gateways([g1].into());
         assert!(scope.admits("G1") && !scope.admits("G2") && !scope.is_all());
-        assert!(Scope::All.admits("G2"));
-        assert!(!Scope::Gateways(BTreeSet::new()).admits("G1"));
+        assert!(TokenScope::All.admits("G2"));
+        assert!(!TokenScope::Gateways(BTreeSet::new()).admits("G1"));
     }
 }

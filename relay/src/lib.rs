@@ -24,6 +24,8 @@ mod local_io;
 mod material;
 mod metrics;
 pub mod proxy_protocol;
+mod reach;
+mod receive;
 mod socket;
 mod socks;
 pub mod tls;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::{
-    CanonicalPath, Destination, HostPort, Preface, ProxyProtocol, ResourceHttp, ResourceTls as Mode, UserFacts,
+    CanonicalPath, Destination, HostPort, Preface, ProxyProtocol, ResourceHttp,
+    ResourceTls as Mode, UserFacts,
 };
 use sg_tunnel_io::{TunnelStream, code};
 use tokio::time::Instant;
@@ -81,6 +82,7 @@ impl ReachError {
 
 /// What one connection is made for.
 #[derive(Clone, Copy)]
+#[allow(missing_debug_implementations)]
 pub struct Purpose<'a> {
     /// How long connecting may take, TLS included.
     pub limit: Duration,
@@ -196,7 +198,7 @@ impl Approach {
         let version = match inner.proxy_protocol {
             ProxyProtocol::None => None,
             ProxyProtocol::V1 => Some(Version::V1),
-            ProxyProtocol::V2 => Some(Version::V2),
+            ProxyProtocol::V2 => Some(Version::V2 { checksum: false }),
         };
         if let Some(version) = version {
             let left = deadline.saturating_duration_since(Instant::now());

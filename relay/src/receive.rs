@@ -20,7 +20,9 @@ use tokio::time::Instant;
 
 use crate::carrier_io::StreamIo;
 use crate::compress::Grant;
-use crate::http::{self, Forwarded, HttpOptions, HttpVersion, Refusal, Upstream, User, UserOptions};
+use crate::http::{
+    self, Forwarded, HttpOptions, HttpVersion, Refusal, Upstream, User, UserOptions,
+};
 use crate::material::{self, MaterialProblem};
 use crate::socket::{ResetOnDrop, socket_error};
 use crate::tls::{Alpn, HANDSHAKE_LIMIT, TlsError, TlsFacts, UserTls, UserTlsSettings};

@@ -337,6 +337,7 @@ pub(crate) fn stream_open(host: &str, port: u16) -> StreamOpen {
         acl_generation: 1,
         user_address: "192.0.2.1:4711".to_owned(),
         compression: String::new(),
+        ..StreamOpen::default()
     }
 }
 

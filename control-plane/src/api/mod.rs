@@ -23,7 +23,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use sg_model::Scope;
+use sg_model::TokenScope;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::tasks::TaskPool;
 use tokio::sync::Semaphore;
@@ -76,9 +76,9 @@ impl Api {
     }
 
     /// The same handlers over what a caller gets to see.
-    fn for_scope(&self, scope: &Scope) -> Self {
+    fn for_scope(&self, scope: &TokenScope) -> Self {
         let core = match scope {
-            Scope::All => Arc::clone(&self.core),
+            TokenScope::All => Arc::clone(&self.core),
             scope => Arc::new(self.core.for_scope(scope.clone())),
         };
         Self {

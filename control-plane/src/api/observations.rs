@@ -1,6 +1,6 @@
 //! `securegateway.v1.Clients`, `Nodes` and `System`: what is connected, and how the whole does.
 
-use sg_model::Scope;
+use sg_model::TokenScope;
 use sg_proto::api as wire;
 use sg_proto::api::clients_server::Clients;
 use sg_proto::api::nodes_server::Nodes;
@@ -128,11 +128,11 @@ impl Api {
             .collect();
         // Nodes report of all gateways; who sees some of them gets what is told of these.
         let (streams, problems) = match self.core.views.scope() {
-            Scope::All => (
+            TokenScope::All => (
                 live().fold(0, |sum: u32, report| sum.saturating_add(report.streams)),
                 status::problems(world, &reports, problem.clone()),
             ),
-            Scope::Gateways(_) => (
+            TokenScope::Gateways(_) => (
                 clients.iter().fold(0, |sum: u32, client| {
                     sum.saturating_add(client.active_streams)
                 }),

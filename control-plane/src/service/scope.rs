@@ -2,7 +2,7 @@
 //! is read and written, so that it holds for every use case.
 
 use prost::Message as _;
-use sg_model::Scope;
+use sg_model::TokenScope;
 use sg_proto::store as wire;
 
 use super::{Core, ServiceError};
@@ -15,7 +15,7 @@ const HIDDEN: &str = "(not shown)";
 impl Core {
     /// The use cases over these gateways only.
     #[must_use]
-    pub fn for_scope(&self, scope: Scope) -> Self {
+    pub fn for_scope(&self, scope: TokenScope) -> Self {
         Self {
             views: self.views.for_scope(scope),
             ..self.clone()
@@ -41,7 +41,7 @@ impl Core {
 
 /// The entry as it may be seen; `None` if it may not. Who holds a name or a port may be known to
 /// everybody; that somebody holds it must be, or nobody could choose another.
-pub(super) fn shown(scope: &Scope, mut entry: KeyValue) -> Option<KeyValue> {
+pub(super) fn shown(scope: &TokenScope, mut entry: KeyValue) -> Option<KeyValue> {
     if scope.is_all() {
         return Some(entry);
     }
@@ -69,7 +69,7 @@ pub(super) fn shown(scope: &Scope, mut entry: KeyValue) -> Option<KeyValue> {
 ///
 /// # Errors
 /// It is not, which no use case should let come to this.
-pub(super) fn check(scope: &Scope, txn: &Txn) -> Result<(), ServiceError> {
+pub(super) fn check(scope: &TokenScope, txn: &Txn) -> Result<(), ServiceError> {
     let mut touched = txn
         .writes
         .iter()
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn foreign_objects_are_absent_and_foreign_holders_nameless() {
-        let scope = Scope::Gateways([GatewayId::new("G1").unwrap()].into());
+        let scope = TokenScope::Gateways([GatewayId::new("G1").unwrap()].into());
         assert!(shown(&scope, entry("v1/obj/gateway/G1", vec![])).is_some());
         for key in [
             "v1/obj/gateway/G2",
@@ -108,7 +108,10 @@ mod tests {
             "v1/obj/acl/G2",
         ] {
             assert!(shown(&scope, entry(key, vec![])).is_none(), "{key}");
-            assert!(shown(&Scope::All, entry(key, vec![])).is_some(), "{key}");
+            assert!(
+                shown(&TokenScope::All, entry(key, vec![])).is_some(),
+                "{key}"
+            );
         }
         let holder = |gateway: &str| {
             let value = wire::Reference {
@@ -127,12 +130,12 @@ mod tests {
 
     #[test]
     fn what_is_out_of_scope_is_not_written() {
-        let scope = Scope::Gateways([GatewayId::new("G1").unwrap()].into());
+        let scope = TokenScope::Gateways([GatewayId::new("G1").unwrap()].into());
         let own = Txn::new()
             .put("v1/obj/acl/G1", vec![])
             .put("v1/audit/x", vec![]);
         assert!(check(&scope, &own).is_ok());
         assert!(check(&scope, &own.clone().delete("v1/obj/destination/G2/D1")).is_err());
-        assert!(check(&Scope::All, &own.delete("v1/obj/destination/G2/D1")).is_ok());
+        assert!(check(&TokenScope::All, &own.delete("v1/obj/destination/G2/D1")).is_ok());
     }
 }

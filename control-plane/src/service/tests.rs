@@ -20,6 +20,7 @@ use crate::bootstrap;
 use crate::push::Observed;
 use crate::store::memory::MemoryStore;
 use crate::store::{Revision, Store};
+use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::Keeper;
 

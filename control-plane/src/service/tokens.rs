@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sg_model::{Name, Role, Scope, Timestamp};
+use sg_model::{Name, Role, Timestamp, TokenScope};
 use sg_proto::convert::tokens::AdminTokenRecord;
 use sg_proto::store as wire;
 use sg_runtime::crypto;
@@ -184,9 +184,9 @@ impl Core {
         })
     }
 
-    async fn scope_of(&self, draft: &TokenDraft) -> Result<Scope, ServiceError> {
+    async fn scope_of(&self, draft: &TokenDraft) -> Result<TokenScope, ServiceError> {
         if draft.gateways.is_empty() {
-            return Ok(Scope::All);
+            return Ok(TokenScope::All);
         }
         if draft.role == Role::Admin {
             let text = "a token of role admin is for the whole installation; use the role editor for some gateways";
@@ -201,7 +201,7 @@ impl Core {
             let bare = name.strip_prefix("gateways/").unwrap_or(name);
             ids.insert(self.gateway(bare).await?.value.gateway.id);
         }
-        Ok(Scope::Gateways(ids))
+        Ok(TokenScope::Gateways(ids))
     }
 
     fn token_again(

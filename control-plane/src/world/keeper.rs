@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sg_model::Scope;
+use sg_model::TokenScope;
 use sg_runtime::tasks::{Ended, TaskGroup};
 use tokio::sync::watch;
 
@@ -45,7 +45,7 @@ impl View {
 #[derive(Debug, Clone)]
 pub struct Views {
     newest: watch::Receiver<Option<Arc<View>>>,
-    scope: Arc<Scope>,
+    scope: Arc<TokenScope>,
 }
 
 impl Views {
@@ -53,8 +53,8 @@ impl Views {
     pub fn now(&self) -> Arc<View> {
         let whole = self.whole();
         match &*self.scope {
-            Scope::All => whole,
-            Scope::Gateways(ids) => Arc::new(View {
+            TokenScope::All => whole,
+            TokenScope::Gateways(ids) => Arc::new(View {
                 world: whole.world.only(ids),
                 plans: whole.plans.clone(),
                 stored: <[_; PREFIXES.len()]>::default(),
@@ -69,13 +69,13 @@ impl Views {
     }
 
     /// What the handle is for.
-    pub fn scope(&self) -> &Scope {
+    pub fn scope(&self) -> &TokenScope {
         &self.scope
     }
 
     /// A handle for these gateways.
     #[must_use]
-    pub fn for_scope(&self, scope: Scope) -> Self {
+    pub fn for_scope(&self, scope: TokenScope) -> Self {
         Self {
             newest: self.newest.clone(),
             scope: Arc::new(scope),
@@ -147,7 +147,7 @@ impl Keeper {
                 planner: Planner::default(),
                 view: View {
                     world: World::with_vault(vault),
-                    plans: Plans::default(),
+                    ..View::default()
                 },
             },
             Views {

@@ -21,7 +21,7 @@ const GOODBYE: Duration = Duration::from_millis(700);
 /// Drains until nothing is left, the time is over, or a second signal comes.
 pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
     let shutdown = &node.shutdown;
-    tracing::info!(streams = node.streams.len(), timeout = ?shutdown.remaining(), "draining");
+    tracing::info!(streams = (node.streams.len() + node.cloud.len()), timeout = ?shutdown.remaining(), "draining");
     stop_accepting.cancel();
     // A tunnel that drains opens nothing more, so that what was accepted already would be lost.
     let limit = Instant::now() + OPENING.min(shutdown.remaining());
@@ -36,12 +36,16 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     });
     if idle.await != Some(true) {
         tracing::warn!(
-            streams = node.streams.len(),
+            streams = (node.streams.len() + node.cloud.len()),
             "the time is over: resetting the streams that are left"
         );
         node.streams.end_all(code::DRAINED);
+        node.cloud.end_all(code::DRAINED);
         if !node.connections.wait_idle(RESETS).await || !sent(node, RESETS).await {
-            tracing::warn!(streams = node.streams.len(), "streams did not end in time");
+            tracing::warn!(
+                streams = (node.streams.len() + node.cloud.len()),
+                "streams did not end in time"
+            );
         }
     }
     for session in node.registry.all() {

@@ -22,7 +22,7 @@ pub(super) fn build(node: &Node, applied: &Applied) -> Status {
     Status {
         revision: applied.revision,
         draining: node.shutdown.is_draining(),
-        streams: u32::try_from(node.streams.len()).unwrap_or(u32::MAX),
+        streams: u32::try_from(node.streams.len() + node.cloud.len()).unwrap_or(u32::MAX),
         destinations: destinations(applied),
         tunnels,
         acls: acls.collect(),
@@ -36,7 +36,7 @@ pub(super) fn activity(node: &Node) -> (usize, u64) {
         .iter()
         .map(|s| s.bytes.from_tcp().wrapping_add(s.bytes.to_tcp()))
         .fold(0, u64::wrapping_add);
-    (node.streams.len(), bytes)
+    (node.streams.len() + node.cloud.len(), bytes)
 }
 
 fn destinations(applied: &Applied) -> Vec<DestinationState> {

@@ -32,10 +32,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancers::Balancers;
+use crate::cloud::{Cloud, CloudAllow};
+use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
 use crate::places::Places;
+use crate::receptions::Receptions;
 use crate::reconcile::testing::{acl, config, destination, gateway};
 use crate::reconcile::{Applied, Reconciler};
 use crate::streams::OpenStreams;
@@ -60,6 +63,10 @@ fn node_behind(balancers: Balancers) -> (Arc<Node>, Metrics) {
         served: watch::Sender::default(),
         registry: Arc::new(Registry::new(node_metrics.clone())),
         streams: OpenStreams::default(),
+        receptions: Receptions::default(),
+        for_clients: ForClients::default(),
+        cloud_allow: CloudAllow::parse(&["127.0.0.0/8".to_owned()]).unwrap(),
+        cloud: Cloud::new(100),
         hold: Hold::new(),
         half_open: Places::new(1000, 200),
         balancers,

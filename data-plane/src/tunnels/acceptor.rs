@@ -268,6 +268,7 @@ async fn begin(
         tunnel,
         bytes: Arc::new(ByteCounters::new()),
         acl_applied: Mutex::new(enforced(hello)),
+        listeners: Mutex::default(),
         active: AtomicU32::new(0),
     };
     Ok(Live {

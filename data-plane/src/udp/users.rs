@@ -225,8 +225,11 @@ impl Users {
                 return Err(refused);
             }
         };
-        let metadata =
-            connection::metadata(destination, peer.user, acl, &connection::Asked::default());
+        let ends = Ends {
+            user: peer.user,
+            local: None,
+        };
+        let metadata = connection::metadata(destination, ends, acl, &connection::Asked::default());
         let mut tried = Vec::new();
         let (flow, choice) = loop {
             let choose = |health| {

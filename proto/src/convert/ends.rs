@@ -402,8 +402,8 @@ pub(super) mod tests {
             places.borrow_mut().push(place.to_owned());
             secret.expose().to_vec()
         };
-        user_end_to_wire(&user_end(), &note);
-        resource_end_to_wire(&resource_end(), &note);
+        drop(user_end_to_wire(&user_end(), &note));
+        drop(resource_end_to_wire(&resource_end(), &note));
         let mut places = places.into_inner();
         assert_eq!(places.len(), 5);
         places.sort_unstable();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use sg_model::{GatewayId, Invalid, Name, Role, Scope, Timestamp};
+use sg_model::{GatewayId, Invalid, Name, Role, Timestamp, TokenScope};
 
 use super::{timestamp_from_wire, timestamp_to_wire};
 use crate::{api, store};
@@ -18,7 +18,7 @@ pub struct AdminTokenRecord {
     /// What its holder may do.
     pub role: Role,
     /// With which gateways.
-    pub scope: Scope,
+    pub scope: TokenScope,
     /// When it was made.
     pub created: Timestamp,
     /// From this instant on it is refused; `None`: never.
@@ -50,10 +50,10 @@ impl AdminTokenRecord {
     }
 }
 
-fn gateway_ids(scope: &Scope) -> Vec<String> {
+fn gateway_ids(scope: &TokenScope) -> Vec<String> {
     match scope {
-        Scope::All => Vec::new(),
-        Scope::Gateways(ids) => ids.iter().map(ToString::to_string).collect(),
+        TokenScope::All => Vec::new(),
+        TokenScope::Gateways(ids) => ids.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -88,9 +88,9 @@ impl TryFrom<&store::AdminToken> for AdminTokenRecord {
             name: Name::new(&token.name)?,
             role: token.role.parse()?,
             scope: if ids.is_empty() {
-                Scope::All
+                TokenScope::All
             } else {
-                Scope::Gateways(ids)
+                TokenScope::Gateways(ids)
             },
             created: date("create_time", token.create_time.as_ref())?.unwrap_or_default(),
             expires: date("expire_time", token.expire_time.as_ref())?,
@@ -111,7 +111,7 @@ mod tests {
             id: "T1".to_owned(),
             name: Name::new("ci").unwrap(),
             role: Role::Editor,
-            scope: Scope::Gateways([GatewayId::new("G1").unwrap()].into()),
+            scope: TokenScope::Gateways([GatewayId::new("G1").unwrap()].into()),
             created: Timestamp(1000),
             expires: Some(Timestamp(2000)),
             created_by: "admin".to_owned(),

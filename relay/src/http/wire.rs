@@ -12,7 +12,7 @@ use sg_tunnel_io::{StreamError, TunnelStream, code};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 
-use crate::{ByteCounters, EndReason};
+use crate::{ByteCounters, EndReason, LocalIo, StreamBroken, StreamIo};
 
 /// How long a connection that is over may take to say so: what still comes is thrown away. A reset in this time
 /// could destroy an answer that the far side has not read yet.

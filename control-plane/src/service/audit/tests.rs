@@ -236,7 +236,7 @@ async fn pages_and_filters_go_through_all_buckets() {
     assert_eq!(found.len(), 1);
     let scoped = plane
         .core
-        .for_scope(sg_model::Scope::Gateways([one].into()));
+        .for_scope(sg_model::TokenScope::Gateways([one].into()));
     let (found, _) = scoped
         .audit_records(&Filter::default(), 0, MANY)
         .await

@@ -34,7 +34,7 @@ impl Core {
         record: &mut DestinationRecord,
     ) -> Result<(), ServiceError> {
         let now = ids::now();
-        let names = issued_names(&self.views.now().world, gateway, &record.destination);
+        let names = issued_names(&self.views.whole().world, gateway, &record.destination);
         complete(&self.authority, &mut record.destination, &names, now).map_err(refused)
     }
 
