@@ -4,6 +4,8 @@
 //! connection is a record that has not arrived as a whole, plaintext that nobody took, and ciphertext that the
 //! socket did not take. All three are empty while nothing moves.
 
+mod step;
+
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
@@ -12,12 +14,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Bytes, BytesMut};
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
-};
 use rustls::{CommonState, Error};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use self::step::{Batch, Seal, Step, Write};
 use super::TlsError;
 use super::verify;
 
@@ -120,6 +120,12 @@ impl Engine {
     /// Plaintext waits, or the peer has ended its direction: a read does not wait.
     pub(crate) fn has_something(&self) -> bool {
         self.ended || !self.plain.is_empty()
+    }
+
+    /// Bytes of memory that its buffers occupy.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.incoming.capacity() + self.plain.capacity() + self.outgoing.capacity()
     }
 
     /// There is room to read ahead of whoever takes plaintext.
@@ -425,126 +431,6 @@ impl Engine {
         match result {
             Ok(_) => Ok(()),
             Err(error) => Err(Fault::Tls(TlsError::Failed(error.to_string()))),
-        }
-    }
-}
-
-/// What is done with a session that can send.
-type Write<'a> = dyn FnMut(&mut dyn Seal) -> Result<(), EncryptError> + 'a;
-
-/// One state of the session, handled.
-struct Step<'a> {
-    plain: &'a mut BytesMut,
-    /// Plaintext that may come, for one allocation.
-    expected: usize,
-    outgoing: &'a mut Vec<u8>,
-    ended: &'a mut bool,
-    /// What to do when the session can send.
-    write: Option<&'a mut Write<'a>>,
-}
-
-impl Step<'_> {
-    /// Answers how much ciphertext is done with, and whether there may be more to do.
-    fn take<D>(&mut self, status: UnbufferedStatus<'_, '_, D>) -> (usize, Result<bool, Error>) {
-        let mut discard = status.discard;
-        let state = match status.state {
-            Ok(state) => state,
-            Err(error) => return (discard, Err(error)),
-        };
-        let more = match state {
-            ConnectionState::ReadTraffic(mut traffic) => {
-                while let Some(record) = traffic.next_record() {
-                    let record = match record {
-                        Ok(record) => record,
-                        Err(error) => return (discard, Err(error)),
-                    };
-                    discard += record.discard;
-                    let missing = self.expected.saturating_sub(self.plain.len());
-                    if self.plain.capacity() - self.plain.len() < record.payload.len() {
-                        self.plain.reserve(missing.max(record.payload.len()));
-                    }
-                    self.plain.extend_from_slice(record.payload);
-                }
-                true
-            }
-            ConnectionState::EncodeTlsData(mut data) => {
-                let at = self.outgoing.len();
-                if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
-                    self.outgoing.resize(at + size.required_size, 0);
-                    let written = data.encode(&mut self.outgoing[at..]).unwrap_or(0);
-                    self.outgoing.truncate(at + written);
-                }
-                true
-            }
-            // It will be: `outgoing` is a queue, and keeps the order.
-            ConnectionState::TransmitTlsData(data) => {
-                data.done();
-                true
-            }
-            ConnectionState::PeerClosed => {
-                *self.ended = true;
-                true
-            }
-            ConnectionState::Closed => {
-                *self.ended = true;
-                false
-            }
-            ConnectionState::WriteTraffic(mut traffic) => {
-                if let Some(write) = self.write.take()
-                    && let Err(error) = write(&mut traffic)
-                {
-                    return (discard, Err(Error::General(error.to_string())));
-                }
-                false
-            }
-            ConnectionState::BlockedHandshake => false,
-            // Early data is never agreed to.
-            _ => return (discard, Err(Error::General("unexpected early data".into()))),
-        };
-        (discard, Ok(more))
-    }
-}
-
-/// A session that can send, on either side.
-trait Seal {
-    fn encrypt(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, EncryptError>;
-    fn close_notify(&mut self, out: &mut [u8]) -> Result<usize, EncryptError>;
-}
-
-impl<D> Seal for WriteTraffic<'_, D> {
-    fn encrypt(&mut self, plain: &[u8], out: &mut [u8]) -> Result<usize, EncryptError> {
-        self.encrypt(plain, out)
-    }
-
-    fn close_notify(&mut self, out: &mut [u8]) -> Result<usize, EncryptError> {
-        self.queue_close_notify(out)
-    }
-}
-
-/// Records behind one another.
-struct Batch<'a> {
-    seal: &'a mut dyn Seal,
-    sealed: &'a mut Vec<u8>,
-    length: usize,
-}
-
-impl Batch<'_> {
-    fn push(&mut self, plain: &[u8]) -> Result<(), EncryptError> {
-        let mut needed = plain.len() + OVERHEAD;
-        loop {
-            if self.sealed.len() < self.length + needed {
-                self.sealed.resize(self.length + needed, 0);
-            }
-            match self.seal.encrypt(plain, &mut self.sealed[self.length..]) {
-                Ok(count) => {
-                    self.length += count;
-                    return Ok(());
-                }
-                Err(EncryptError::InsufficientSize(size)) if size.required_size > needed => {
-                    needed = size.required_size;
-                }
-                Err(error) => return Err(error),
-            }
         }
     }
 }

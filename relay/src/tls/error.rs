@@ -139,6 +139,9 @@ impl TlsError {
             E::AlertReceived(alert) => Self::refused(alert, certificate_was_asked),
             E::NoCertificatesPresented => Self::NoCertificate,
             E::InvalidCertificate(error) => Self::of_certificate(&error, &Shown::default()),
+            E::PeerIncompatible(why) => Self::Failed(format!(
+                "no version (1.2 or 1.3), cipher or signature in common: {why:?}"
+            )),
             other => Self::Failed(other.to_string()),
         }
     }

@@ -160,3 +160,53 @@ impl fmt::Debug for TlsStream {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sg_runtime::tls::material::Pair;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::{Duration, Instant};
+
+    use crate::tls::{ResourceTls, ResourceTlsSettings, UserTls, UserTlsSettings};
+
+    #[tokio::test]
+    async fn a_connection_keeps_no_buffer_while_nothing_moves() {
+        let pair = Pair::self_signed("db.example", Duration::from_secs(3600)).unwrap();
+        let mut settings = ResourceTlsSettings::new("db.example");
+        settings.certificates = pair.chain().to_vec();
+        let resource = ResourceTls::new(settings).unwrap();
+        let user = UserTls::new(UserTlsSettings {
+            servers: vec![pair],
+            ..UserTlsSettings::default()
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let near = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            resource.connect(tcp, deadline).await.unwrap().0
+        };
+        let far = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let hello = user.accept(tcp, deadline).await.unwrap();
+            hello.finish(None, deadline).await.unwrap().0
+        };
+        let (mut near, mut far) = tokio::join!(near, far);
+        let bytes = vec![7; 300_000];
+        for _ in 0..2 {
+            let mut received = vec![0; bytes.len()];
+            let (sent, got) = tokio::join!(near.write_all(&bytes), far.read_exact(&mut received));
+            sent.unwrap();
+            got.unwrap();
+            near.flush().await.unwrap();
+            std::mem::swap(&mut near, &mut far);
+        }
+        assert_eq!((near.engine.buffered(), far.engine.buffered()), (0, 0));
+        let size = size_of::<crate::tls::Engine>();
+        assert!(size < 2048, "{size} bytes for each connection");
+    }
+}
