@@ -29,7 +29,7 @@ mod timestamp;
 mod words;
 
 pub use acl::{
-    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, Decision, Finding,
+    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, ConsoleCommand, Decision, Finding,
     FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
 };
 pub use destination::{

@@ -2,6 +2,7 @@
 //! has once found stays found.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(unreachable_pub, clippy::redundant_pub_crate)]
 
 use std::path::Path;
 
