@@ -12,6 +12,7 @@
 //! `sgctl`; [`lint`] finds entries that do nothing.
 
 mod address;
+mod console;
 mod entry;
 mod file;
 mod lint;
@@ -20,6 +21,7 @@ mod show;
 use std::net::IpAddr;
 
 pub use address::{canonical_address, is_special};
+pub use console::ConsoleCommand;
 pub use entry::{AclEntry, HostPattern};
 pub use file::{AclCommand, AclFile, AclFileError};
 pub use lint::{Finding, FindingKind, Reached, lint};

@@ -32,8 +32,8 @@ mod user;
 mod words;
 
 pub use acl::{
-    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, Decision, Finding,
-    FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
+    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, ConsoleCommand, Decision,
+    Finding, FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
 };
 pub use destination::{
     DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,

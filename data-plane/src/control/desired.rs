@@ -262,7 +262,7 @@ mod tests {
     use sg_proto::convert::node::{change_to_delta, object_to_wire};
 
     use super::*;
-    use crate::reconcile::testing::{config, destination, gateway};
+    use crate::reconcile::testing::{acl, config, destination, gateway};
 
     fn parts(config: &NodeConfig, nonce: u64, size: usize) -> Vec<Snapshot> {
         let objects: Vec<_> = config
@@ -367,5 +367,33 @@ mod tests {
                 .map(|p| desired.snapshot(p)),
         );
         assert_eq!((desired.rejected(), port(&desired)), (0, Some(15009)));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_understood_denies_everything() {
+        let entry = sg_model::AclEntry::parse(sg_model::Action::Allow, "db:1").unwrap();
+        let before = config(1, [gateway("g1", true), acl("g1", 1, [entry.clone()])]);
+        let mut desired = Desired::default();
+        follow(
+            parts(&before, 1, 9)
+                .into_iter()
+                .map(|p| desired.snapshot(p)),
+        );
+        let newer = config(2, [gateway("g1", true), acl("g1", 2, [entry])]);
+        let mut strange = delta(&before, &newer, 2);
+        for object in &mut strange.upserts {
+            if let Some(object::Object::Acl(acl)) = &mut object.object {
+                acl.entries[0].action = "allow-on-mondays".to_owned();
+            }
+        }
+        let Outcome::Changed { rejected, .. } = desired.delta(strange) else {
+            panic!("the rest is applied");
+        };
+        assert_eq!(rejected.len(), 1);
+        let id = sg_model::GatewayId::new("g1").unwrap();
+        let list = desired.config().acl(&id).unwrap();
+        assert_eq!((list.version.generation, list.entries.len()), (2, 0));
+        // So that a later version of the program is sent it again.
+        assert_ne!(desired.config().digest(), newer.digest());
     }
 }

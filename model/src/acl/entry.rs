@@ -271,7 +271,7 @@ fn split(text: &str) -> Result<(&str, &str, &str), Invalid> {
     };
     match port.strip_prefix(':') {
         Some(port) => Ok((host, port, path)),
-        None if port.is_empty() => Ok((host, "", path)),
+        None if port.is_empty() && !host.is_empty() => Ok((host, "", path)),
         None => {
             let problem = format!("'{}' is not HOST:PORT", text.escape_debug());
             Err(Invalid::new("target", problem))
@@ -382,6 +382,8 @@ mod tests {
             "[2001:db8::]/32",
             "[10.0.0.0/8]:80",
             "[::1",
+            "/path",
+            "80/path",
             "[::1]80",
             "10.0.0.1-10.0.0.x:1",
             "10.0.0.0/33",
