@@ -34,7 +34,7 @@ use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::service::audit::chain::Chain;
 use crate::store::{self, Store, StoreError};
-use crate::tasks::{certificate, housekeeping, live};
+use crate::tasks::{certificate, housekeeping, live, reseal};
 use crate::world::StoreHealth;
 use crate::world::keeper::{Keeper, Views};
 
@@ -333,6 +333,8 @@ impl Running {
             !args.no_compaction,
         );
         self.forever.spawn("housekeeping", keeping);
+        let resealing = reseal::run(Arc::clone(&core.store), core.key.clone());
+        self.forever.spawn("resealing", resealing);
         let observed = core.observed.clone();
         self.forever.spawn("settling", async move {
             // Nodes look for a control plane that came (back) far more often than this.

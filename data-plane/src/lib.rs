@@ -28,7 +28,6 @@ mod listener;
 mod log_limit;
 mod metrics;
 mod node;
-mod places;
 mod reconcile;
 mod state;
 mod streams;

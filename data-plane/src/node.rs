@@ -13,9 +13,9 @@ use tokio::sync::watch;
 
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
-use crate::places::Places;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
+use sg_runtime::places::Places;
 
 /// Shared by all tasks of a node.
 #[derive(Debug)]

@@ -35,7 +35,9 @@ pub use destination::{
 };
 pub use endpoint::{Host, HostPort, PortRange};
 pub use error::Invalid;
-pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
+pub use gateway::{
+    DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TOKEN_GRACE, TokenHash, TokenRefusal,
+};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use ip_range::IpRange;
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
@@ -43,4 +45,4 @@ pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
 pub use role::{Role, Scope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
-pub use words::{Compression, Policy, Protocol};
+pub use words::{Compression, Policy, Protocol, TokenExpiry};

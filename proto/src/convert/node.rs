@@ -5,7 +5,7 @@ use std::time::Duration;
 use sg_model::{
     Acl, AclEntry, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId,
     Host, HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol,
-    TokenHash,
+    TokenExpiry, TokenHash,
 };
 
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
@@ -33,6 +33,17 @@ pub fn resume_time_from_wire(wire: Option<&pbjson_types::Duration>) -> Result<Du
         .map(|t| duration_from_wire("resume_time", t))
         .transpose()?;
     Gateway::checked_resume_time(time)
+}
+
+/// What becomes of tunnels whose token expires, where empty means that they are kept.
+///
+/// # Errors
+/// When it is no such word.
+pub fn token_expiry_from_wire(word: &str) -> Result<TokenExpiry, Invalid> {
+    match word {
+        "" => Ok(TokenExpiry::Keep),
+        word => word.parse(),
+    }
 }
 
 /// A destination's compression, where empty means none.
@@ -91,6 +102,7 @@ impl From<&Gateway> for wire::Gateway {
                 .collect(),
             generation: g.generation,
             resume_time: Some(duration_to_wire(g.resume_time)),
+            token_expiry: g.token_expiry.to_string(),
         }
     }
 }
@@ -118,6 +130,7 @@ impl TryFrom<&wire::Gateway> for Gateway {
             token_required: g.token_required,
             tokens: g.tokens.iter().map(token).collect::<Result<_, Invalid>>()?,
             resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
+            token_expiry: token_expiry_from_wire(&g.token_expiry)?,
             generation: g.generation,
         })
     }
@@ -361,6 +374,7 @@ mod tests {
                     expires: Some(Timestamp(1_700_000_000_123)),
                 }],
                 resume_time: Duration::ZERO,
+                token_expiry: TokenExpiry::Cut,
                 generation: 3,
             }),
             NodeObject::Destination(Destination {
