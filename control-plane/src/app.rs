@@ -34,7 +34,7 @@ use crate::push::{Observed, session};
 use crate::service::Core;
 use crate::service::audit::chain::Chain;
 use crate::store::{self, Store, StoreError};
-use crate::tasks::{certificate, destination_certificates, housekeeping, live};
+use crate::tasks::{certificate, destination_certificates, housekeeping, live, reseal};
 use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::{Keeper, Views};
@@ -336,6 +336,8 @@ impl Running {
         self.forever.spawn("housekeeping", keeping);
         let issuing = destination_certificates::run(Arc::clone(core));
         self.forever.spawn("destinations' certificates", issuing);
+        let resealing = reseal::run(Arc::clone(&core.store), core.key.clone());
+        self.forever.spawn("resealing", resealing);
         let observed = core.observed.clone();
         self.forever.spawn("settling", async move {
             // Nodes look for a control plane that came (back) far more often than this.

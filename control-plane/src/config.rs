@@ -33,7 +33,7 @@ pub struct Args {
     /// Names in the certificate beside localhost, loopback and the host name; the first is told to nodes
     #[arg(long, value_name = "HOST", value_delimiter = ',', value_parser = parse_host)]
     pub advertise: Vec<String>,
-    /// Key that opens the secrets in the store [default: DATA_DIR/store.key]
+    /// Keys that open the secrets in the store, one per line; the first one seals [default: DATA_DIR/store.key]
     #[arg(long, value_name = "FILE")]
     pub store_key_file: Option<PathBuf>,
     /// Audit records that are kept; the oldest go first

@@ -42,6 +42,8 @@ pub(crate) const CHAIN: &str = "v1/chain/";
 pub(crate) const CHAIN_HEAD: &str = "v1/chain/head";
 /// The last record that was dropped.
 pub(crate) const CHAIN_ANCHOR: &str = "v1/chain/anchor";
+/// What was answered to requests.
+pub(crate) const IDEMPOTENCY: &str = "v1/idem/";
 /// Layout version.
 pub(crate) const META_FORMAT: &str = "v1/meta/format";
 /// Epoch.
@@ -170,7 +172,7 @@ pub(crate) fn admin_token(sha256: &str) -> String {
 
 /// What was answered to a request.
 pub(crate) fn idempotency(principal: &str, request_id: &str) -> String {
-    format!("v1/idem/{principal}/{request_id}")
+    format!("{IDEMPOTENCY}{principal}/{request_id}")
 }
 
 /// The record of a change.

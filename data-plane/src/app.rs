@@ -30,12 +30,12 @@ use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
-use crate::places::Places;
 use crate::receptions::Receptions;
 use crate::reconcile::{Applied, Reconciler, State};
 use crate::state::{self, StateFile};
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry, acceptor};
+use sg_runtime::places::Places;
 use sg_tunnel_io::Config;
 
 pub(crate) mod drain;

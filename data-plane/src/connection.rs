@@ -32,9 +32,9 @@ use crate::balancers::Ends;
 use crate::for_clients;
 use crate::listener::{Accepted, Occupancy, Occupied};
 use crate::node::{Node, OpeningPlace, now};
-use crate::places::Place;
 use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
+use sg_runtime::places::Place;
 
 /// What the node waits beyond the connect timeout that the client keeps.
 const ANSWER_GRACE: Duration = Duration::from_secs(5);

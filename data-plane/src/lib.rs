@@ -32,7 +32,6 @@ mod listener;
 mod log_limit;
 mod metrics;
 mod node;
-mod places;
 mod receptions;
 mod reconcile;
 mod state;

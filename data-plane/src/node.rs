@@ -16,10 +16,10 @@ use crate::cloud::{Cloud, CloudAllow};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
-use crate::places::Places;
 use crate::receptions::Receptions;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
+use sg_runtime::places::Places;
 
 /// Shared by all tasks of a node.
 #[derive(Debug)]

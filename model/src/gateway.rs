@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use crate::{GatewayId, Invalid, Name, Policy, Timestamp};
+use crate::{GatewayId, Invalid, Name, Policy, Timestamp, TokenExpiry};
 
 /// How long a tunnel whose connection was lost is kept where nothing else is said.
 pub const DEFAULT_RESUME_TIME: Duration = Duration::from_secs(30);
 /// Longest time that it can be kept.
 pub const MAX_RESUME_TIME: Duration = Duration::from_secs(600);
+
+/// How long a tunnel may outlive its security token where it is kept, in milliseconds.
+pub const TOKEN_GRACE: u64 = 24 * 3600 * 1000;
 
 /// One on-premises network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct Gateway {
     pub token_required: bool,
     /// Hashes of the security tokens that are accepted.
     pub tokens: Vec<TokenHash>,
+    /// What becomes of tunnels whose security token expires.
+    pub token_expiry: TokenExpiry,
     /// How long a tunnel that lost its connection waits for the client to resume it, at most
     /// [`MAX_RESUME_TIME`]; zero: it ends with its connection.
     pub resume_time: Duration,
@@ -63,6 +68,22 @@ impl Gateway {
                 "must be at most 10m; 0 switches resumption off",
             )),
         }
+    }
+
+    /// Whether a tunnel that was opened with this token (`None`: with none) may stay at `now`.
+    #[must_use]
+    pub fn keeps(&self, token_sha256: Option<&[u8; 32]>, now: Timestamp) -> bool {
+        let token = token_sha256.and_then(|shown| self.tokens.iter().find(|t| t.sha256 == *shown));
+        let grace = match self.token_expiry {
+            TokenExpiry::Keep => TOKEN_GRACE,
+            TokenExpiry::Cut => 0,
+        };
+        let holds = |token: &TokenHash| {
+            token
+                .expires
+                .is_none_or(|end| now < Timestamp(end.0.saturating_add(grace)))
+        };
+        self.enabled && (token.is_some_and(holds) || !self.token_required)
     }
 
     /// Decides over a token by its hash (`None`: the client sent none).
@@ -112,9 +133,33 @@ mod tests {
                     expires: None,
                 },
             ],
+            token_expiry: TokenExpiry::Keep,
             resume_time: DEFAULT_RESUME_TIME,
             generation: 1,
         }
+    }
+
+    #[test]
+    fn a_tunnel_outlives_its_token_by_a_day_or_not_at_all() {
+        let mut gateway = gateway();
+        let stays = |gateway: &Gateway, now| gateway.keeps(Some(&[1; 32]), Timestamp(now));
+        assert!(stays(&gateway, 999) && stays(&gateway, 1000));
+        assert!(stays(&gateway, 999 + TOKEN_GRACE) && !stays(&gateway, 1000 + TOKEN_GRACE));
+        gateway.token_expiry = TokenExpiry::Cut;
+        assert!(stays(&gateway, 999) && !stays(&gateway, 1000));
+        assert!(
+            gateway.keeps(Some(&[2; 32]), Timestamp(u64::MAX)),
+            "it never expires"
+        );
+        assert!(
+            !gateway.keeps(Some(&[3; 32]), Timestamp(0)),
+            "it was taken back"
+        );
+        assert!(!gateway.keeps(None, Timestamp(0)));
+        gateway.token_required = false;
+        assert!(gateway.keeps(None, Timestamp(0)));
+        gateway.enabled = false;
+        assert!(!gateway.keeps(None, Timestamp(0)));
     }
 
     #[test]

@@ -46,7 +46,9 @@ pub use ends::{
     SecretBytes, Socks, SocksVersion, UserEnd,
 };
 pub use error::Invalid;
-pub use gateway::{DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TokenHash, TokenRefusal};
+pub use gateway::{
+    DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TOKEN_GRACE, TokenHash, TokenRefusal,
+};
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use ip_range::IpRange;
 pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
@@ -56,3 +58,4 @@ pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};
 pub use words::{Compression, Policy, Protocol};
+pub use words::{Compression, Policy, Protocol, TokenExpiry};

@@ -61,6 +61,16 @@ words!(
     }
 );
 
+words!(
+    /// What becomes of a client's tunnels when the security token they were opened with expires.
+    TokenExpiry, "token_expiry" {
+        /// They stay for a day at most.
+        Keep = "keep",
+        /// They end.
+        Cut = "cut",
+    }
+);
+
 impl Protocol {
     /// Whether users encrypt what they send, and the node decrypts it.
     #[must_use]

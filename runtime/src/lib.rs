@@ -22,7 +22,7 @@
 //! | tell whoever started the process that it is ready | [`ready_file`] |
 //! | read and print `500ms`, `30s`, `5m`, `24h` | [`duration`] |
 //! | read and print `64KiB`, `16MiB`; know how much memory there is | [`size`], [`memory`] |
-//! | bind and tune sockets | [`net`] |
+//! | bind and tune sockets; bound who may have how many | [`net`], [`places`] |
 //!
 //! # The shape of a main
 //!
@@ -59,6 +59,7 @@ pub mod identity;
 pub mod memory;
 pub mod metrics;
 pub mod net;
+pub mod places;
 pub mod readiness;
 pub mod ready_file;
 pub mod sealed;

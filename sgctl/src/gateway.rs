@@ -68,6 +68,9 @@ pub(crate) struct Create {
     /// most 10m; 0: not at all [default: 30s]
     #[arg(long, value_name = "DURATION")]
     resume_time: Option<HumanDuration>,
+    /// Whether tunnels outlive their security token: keep (for a day at most) or cut [default: keep]
+    #[arg(long, value_name = "keep|cut")]
+    token_expiry: Option<String>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -122,6 +125,9 @@ pub(crate) struct Update {
     /// Group of nodes that serves it
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
+    /// Whether tunnels outlive their security token: keep (for a day at most) or cut
+    #[arg(long, value_name = "keep|cut")]
+    token_expiry: Option<String>,
     /// Whether clients need the security token
     #[arg(long, value_name = "true|false")]
     token_required: Option<bool>,
@@ -292,6 +298,11 @@ async fn update(api: &Api, args: &Update) -> Result<api::Gateway, Failure> {
     text("policy", &mut gateway.policy, &args.policy);
     text("description", &mut gateway.description, &args.description);
     text("group", &mut gateway.group, &args.group);
+    text(
+        "token_expiry",
+        &mut gateway.token_expiry,
+        &args.token_expiry,
+    );
     if let Some(time) = args.resume_time {
         gateway.resume_time = Some(duration_to_wire(time.get()));
         paths.push("resume_time".to_owned());
@@ -455,6 +466,7 @@ impl From<Create> for api::CreateGatewayRequest {
                 description: args.description.unwrap_or_default(),
                 enabled: !args.disabled,
                 resume_time: args.resume_time.map(|time| duration_to_wire(time.get())),
+                token_expiry: args.token_expiry.unwrap_or_default(),
                 ..api::Gateway::default()
             }),
             token_days: args.token_days.unwrap_or_default(),

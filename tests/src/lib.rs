@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod bytes;
+mod canaries;
 pub mod counterpart;
 mod daemon;
 mod http;

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::counterpart::etcd::Etcd;
 use crate::process::print_tails;
-use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, eventually, get, logs, product};
+use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, canaries, eventually, get, logs, product};
 
 /// What kind of installation a test wants.
 #[derive(Debug, Clone)]
@@ -324,6 +324,23 @@ impl Site {
         Ok(path)
     }
 
+    /// Everything that must not be seen anywhere: tokens, and the keys in files.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn canaries(&self) -> Result<Vec<String>> {
+        let mut all = self.secrets.clone();
+        canaries::of_key_files(self.folder.path(), &mut all)?;
+        Ok(all)
+    }
+
+    /// `sgctl` with another admin token.
+    #[must_use]
+    pub fn sgctl_with(&self, token_file: &Path) -> Sgctl {
+        let servers = self.control_addresses.join(",");
+        Sgctl::new(&servers, &self.ca_file(), token_file)
+    }
+
     /// Makes an on-premises TCP destination, allows its resource, and waits until both are in
     /// force.
     ///
@@ -457,6 +474,7 @@ impl Site {
     /// # Errors
     /// One of both has happened, or a log cannot be read.
     pub fn finish(mut self) -> Result<()> {
+        canaries::of_key_files(self.folder.path(), &mut self.secrets)?;
         for entry in std::fs::read_dir(self.folder.path()).context("folder")? {
             let path = entry.context("folder")?.path();
             if path.extension().is_none_or(|kind| kind != "log") {

@@ -4,9 +4,11 @@
 //! A token that holds is never refused here, whoever else fails from the same address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use sg_runtime::places::block;
 
 /// Failures in a row that nobody minds.
 const BURST: u32 = 20;
@@ -44,7 +46,7 @@ impl Failures {
             left: BURST,
             since: now,
         };
-        let bucket = all.entry(network(address)).or_insert(full);
+        let bucket = all.entry(block(address)).or_insert(full);
         *bucket = bucket.at(now);
         let allowed = bucket.left > 0;
         bucket.left = bucket.left.saturating_sub(1);
@@ -62,17 +64,6 @@ impl Bucket {
         Self {
             left: self.left.saturating_add(more).min(BURST),
             since: now,
-        }
-    }
-}
-
-/// What one customer of a provider has: an address, or a /64 of IPv6.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let bits = u128::from(address) >> 64 << 64;
-            IpAddr::V6(Ipv6Addr::from(bits))
         }
     }
 }
@@ -113,7 +104,5 @@ mod tests {
             failures.note_at(IpAddr::V4(number.into()), start);
         }
         assert!(failures.0.lock().unwrap().len() <= ADDRESSES);
-        let mapped = "::ffff:192.0.2.1".parse().unwrap();
-        assert_eq!(network(mapped), "192.0.2.1".parse::<IpAddr>().unwrap());
     }
 }

@@ -4,7 +4,7 @@ use sg_model::{Name, Policy};
 use sg_proto::api as wire;
 use sg_proto::api::gateways_server::Gateways;
 use sg_proto::convert::api::{MAX_DESCRIPTION, gateway_draft, gateway_to_api, group_from_api};
-use sg_proto::convert::node::resume_time_from_wire;
+use sg_proto::convert::node::{resume_time_from_wire, token_expiry_from_wire};
 use sg_proto::convert::store::GatewayRecord;
 use tonic::{Request, Response, Status};
 
@@ -14,7 +14,7 @@ use crate::service::ServiceError;
 use crate::service::change::Call;
 use crate::service::gateways::{GatewayAnswer, TokenChoice};
 
-const FIELDS: [&str; 7] = [
+const FIELDS: [&str; 8] = [
     "name",
     "policy",
     "description",
@@ -22,6 +22,7 @@ const FIELDS: [&str; 7] = [
     "token_required",
     "enabled",
     "resume_time",
+    "token_expiry",
 ];
 
 fn encode(answer: GatewayAnswer) -> wire::Gateway {
@@ -135,6 +136,7 @@ impl Gateways for Api {
                 ("description", !gateway.description.is_empty()),
                 ("group", !gateway.group.is_empty()),
                 ("resume_time", gateway.resume_time.is_some()),
+                ("token_expiry", !gateway.token_expiry.is_empty()),
             ];
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
             // The group says which nodes get the gateway's secrets.
@@ -225,6 +227,8 @@ fn edit(
             "group" => group_from_api(&new.group).map(|group| record.group = group),
             "resume_time" => resume_time_from_wire(new.resume_time.as_ref())
                 .map(|time| record.gateway.resume_time = time),
+            "token_expiry" => token_expiry_from_wire(&new.token_expiry)
+                .map(|expiry| record.gateway.token_expiry = expiry),
             "enabled" => {
                 record.gateway.enabled = new.enabled;
                 Ok(())

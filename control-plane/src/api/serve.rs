@@ -22,6 +22,7 @@ use sg_proto::node::enrollment_server::EnrollmentServer;
 use sg_proto::node::node_sync_server::NodeSyncServer;
 use sg_runtime::identity::PeerIdentity;
 use sg_runtime::net;
+use sg_runtime::places::{Place, Places};
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, ServerStream, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -44,7 +45,13 @@ use super::refusals::Refusals;
 const MAX_CONNECTIONS: usize = 8192;
 /// TLS handshakes at a time; each ends after ten seconds.
 const MAX_HANDSHAKES: usize = 1024;
+/// Connections at a time over which nobody has proved anything yet.
+const MAX_STRANGERS: u32 = 2048;
+/// The same of one address.
+const MAX_STRANGERS_PER_ADDRESS: u32 = 256;
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// A message of somebody who has proved nothing.
+const MAX_FIRST_MESSAGE: usize = 16 * 1024;
 /// A report of a node with very many tunnels.
 const MAX_NODE_MESSAGE: usize = 16 * 1024 * 1024;
 const MAX_STREAMS: u32 = 1024;
@@ -87,8 +94,8 @@ pub struct ConnectionInfo {
 pub struct Connection {
     stream: ServerStream,
     info: ConnectionInfo,
-    /// When a stranger has to go; `None` once it is none.
-    stranger: Option<Pin<Box<Sleep>>>,
+    /// When a stranger has to go, and the place it takes among strangers; `None` once it is none.
+    stranger: Option<(Pin<Box<Sleep>>, Place)>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -99,7 +106,7 @@ impl Connection {
             self.stranger = None;
         }
         let timer = self.stranger.as_mut();
-        timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+        timer.is_some_and(|(timer, _)| timer.as_mut().poll(cx).is_ready())
     }
 }
 
@@ -171,6 +178,7 @@ pub async fn accept(
 ) -> io::Result<()> {
     let handshakes = TaskPool::new("TLS handshake", MAX_HANDSHAKES);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let strangers = Places::new(MAX_STRANGERS, MAX_STRANGERS_PER_ADDRESS);
     loop {
         // Cancel safe: a connection that was not taken stays in the system's queue.
         let result = tokio::select! {
@@ -191,9 +199,13 @@ pub async fn accept(
             tracing::warn!(%remote, "too many connections; one is turned away");
             continue;
         };
+        let Some(stranger) = strangers.enter(remote.ip()) else {
+            tracing::debug!(%remote, "too many connections that have proved nothing; one is turned away");
+            continue;
+        };
         let (tls, accepted) = (tls.clone(), accepted.clone());
         slot.spawn(async move {
-            match handshake(tcp, remote, &tls, place).await {
+            match handshake(tcp, remote, &tls, place, stranger).await {
                 // The server is gone only when the process ends.
                 Ok(connection) => drop(accepted.send(Ok(connection)).await),
                 Err(error) => tracing::debug!(%remote, %error, "TLS handshake failed"),
@@ -207,6 +219,7 @@ async fn handshake(
     remote: SocketAddr,
     tls: &ServerTls,
     place: OwnedSemaphorePermit,
+    stranger: Place,
 ) -> Result<Connection, tls::Error> {
     if let Err(error) = net::set_nodelay(&tcp) {
         tracing::debug!(%remote, %error, "cannot tune the connection");
@@ -221,7 +234,7 @@ async fn handshake(
     Ok(Connection {
         stream,
         info,
-        stranger: Some(Box::pin(sleep(STRANGER))),
+        stranger: Some((Box::pin(sleep(STRANGER)), stranger)),
         _place: place,
     })
 }
@@ -267,15 +280,18 @@ pub async fn serve(
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sg_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+        .build_v1()?
+        .max_decoding_message_size(MAX_FIRST_MESSAGE);
     // What Python's and older tools speak.
     let reflection_alpha = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sg_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
+        .build_v1alpha()?
+        .max_decoding_message_size(MAX_FIRST_MESSAGE);
     let health = tonic_health::pb::health_server::HealthServer::new(
         tonic_health::server::HealthService::from_health_reporter(reporter),
-    );
+    )
+    .max_decoding_message_size(MAX_FIRST_MESSAGE);
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS)
@@ -291,7 +307,9 @@ pub async fn serve(
         .add_service(public!(NodesServer))
         .add_service(public!(TokensServer))
         .add_service(public!(SystemServer))
-        .add_service(EnrollmentServer::new(api.clone()).max_decoding_message_size(64 * 1024))
+        .add_service(
+            EnrollmentServer::new(api.clone()).max_decoding_message_size(MAX_FIRST_MESSAGE),
+        )
         .add_service(NodeSyncServer::new(api.clone()).max_decoding_message_size(MAX_NODE_MESSAGE))
         .add_service(health)
         .add_service(reflection)

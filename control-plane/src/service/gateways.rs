@@ -104,6 +104,7 @@ impl Core {
                 token_required: hash.is_some(),
                 tokens: hash.into_iter().collect(),
                 resume_time: draft.resume_time,
+                token_expiry: draft.token_expiry,
                 generation: 1,
             },
             group: draft.group,

@@ -318,6 +318,7 @@ pub(crate) mod testing {
             policy: Policy::RoundRobin,
             token_required: true,
             tokens: vec![],
+            token_expiry: sg_model::TokenExpiry::Keep,
             resume_time: sg_model::DEFAULT_RESUME_TIME,
             generation: 1,
         })

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sg_model::NodeObject;
+use sg_model::{NodeObject, Timestamp, TokenExpiry};
 use sg_proto::tunnel::control;
 use sg_tunnel_io::CloseReason;
 use sg_tunnel_io::code::close;
@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::rig::{Answer, Offer, Rig, exchange, expect_reset, open_gateway};
 use crate::app::drain;
+use crate::node;
 use crate::reconcile::testing::acl;
 
 #[tokio::test]
@@ -102,6 +103,40 @@ async fn a_rotated_token_ends_the_tunnels_of_the_old_one() {
     let tunnels = "sg_tunnels{gateway=\"gateway-g1\"}";
     rig.eventually(|rig| rig.series(tunnels).as_deref() == Some("0"))
         .await;
+}
+
+#[tokio::test]
+async fn a_token_that_expires_ends_its_tunnels_only_if_asked_to() {
+    for (expiry, ends) in [(TokenExpiry::Cut, true), (TokenExpiry::Keep, false)] {
+        let mut rig = Rig::new().await;
+        let client = rig.client(Answer::Relay).await;
+        let end = Timestamp(node::now().0 + 1200);
+        rig.apply(2, |mut objects| {
+            let NodeObject::Gateway(mut g) = open_gateway(true) else {
+                unreachable!("the helper makes a gateway")
+            };
+            g.tokens[0].expires = Some(end);
+            g.token_expiry = expiry;
+            objects.push(NodeObject::Gateway(g));
+            objects
+        })
+        .await;
+        let mut user = rig.user().await;
+        exchange(&mut user, b"x").await;
+        if ends {
+            let closed = client.closed().await;
+            assert!(node::now() >= end && node::now() < Timestamp(end.0 + 2000));
+            let CloseReason::Peer { code, .. } = closed.reason else {
+                panic!("the node closes it");
+            };
+            assert_eq!(code, close::AUTH_REVOKED);
+            expect_reset(&mut user).await;
+        } else {
+            rig.eventually(|_| node::now() > Timestamp(end.0 + 1200))
+                .await;
+            exchange(&mut user, b"y").await;
+        }
+    }
 }
 
 #[tokio::test]

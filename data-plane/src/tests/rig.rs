@@ -37,12 +37,12 @@ use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
 use crate::node::{Node, Opening};
-use crate::places::Places;
 use crate::receptions::Receptions;
 use crate::reconcile::testing::{acl, config, destination, gateway};
 use crate::reconcile::{Applied, Reconciler};
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry, acceptor};
+use sg_runtime::places::Places;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) const TOKEN: &str = "sgt_0123";

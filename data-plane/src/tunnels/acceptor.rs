@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
-use super::admit::{Refusal, admit, may_stay, printable};
+use super::admit::{Refusal, admit, printable, withdrawn};
 use super::hello::{self, HelloError};
 use super::refusals::Refusals;
 use super::resume::{self, Decision, Resumption, Ticket};
@@ -33,7 +33,7 @@ use super::session::{self, Live, Presence, Told, acl_of, endpoints_of};
 use crate::listener::of_one_connection;
 use crate::metrics::Resume;
 use crate::node::{self, Node};
-use crate::places::Place;
+use sg_runtime::places::Place;
 
 /// The application protocol of tunnels.
 pub(crate) const ALPN: &[u8] = b"sg-tunnel/1";
@@ -302,15 +302,10 @@ async fn resume_on(
         .await
         .map_err(|error| Failure::new("hello-closed", error))?;
     // What was admitted by the hello may have been withdrawn while the answer was on its way.
-    let stays = node
-        .config()
-        .gateway(&session.gateway)
-        .is_some_and(|gateway| may_stay(gateway, presence.token.as_ref()));
-    if !stays {
-        return Err(Failure::new(
-            "resume-too-late",
-            "the gateway or its security token is no longer valid",
-        ));
+    let config = node.config();
+    let gateway = config.gateway(&session.gateway);
+    if let Some(why) = withdrawn(gateway, presence.token.as_ref(), node::now()) {
+        return Err(Failure::new("resume-too-late", why));
     }
     session
         .resume(ticket, presence, enforced, io)

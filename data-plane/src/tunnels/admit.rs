@@ -112,11 +112,24 @@ pub(super) fn admit<'a>(
     Ok((gateway, token))
 }
 
-/// Whether a tunnel that was admitted earlier may stay under `gateway` as it is now. A token that has expired
-/// meanwhile keeps its tunnels; one that was taken away does not.
-pub(super) fn may_stay(gateway: &Gateway, token: Option<&[u8; 32]>) -> bool {
+/// Why a tunnel that was admitted earlier may not stay under `gateway` as it is now, if it may not.
+pub(super) fn withdrawn(
+    gateway: Option<&Gateway>,
+    token: Option<&[u8; 32]>,
+    now: Timestamp,
+) -> Option<&'static str> {
+    let revoked = "the gateway or its security token is no longer valid";
+    let Some(gateway) = gateway else {
+        return Some(revoked);
+    };
+    if gateway.keeps(token, now) {
+        return None;
+    }
     let known = token.is_some_and(|hash| gateway.tokens.iter().any(|t| t.sha256 == *hash));
-    gateway.enabled && (known || !gateway.token_required)
+    if gateway.enabled && known {
+        return Some("the security token has expired");
+    }
+    Some(revoked)
 }
 
 /// A client's text about itself, short and printable.
@@ -166,7 +179,7 @@ mod tests {
         let config = with_token(true, "sgt_a", None);
         for name in ["g1", "gateway-g1"] {
             let (gateway, token) = admit(&hello(name, "sgt_a"), &config, NOW).unwrap();
-            assert!(may_stay(gateway, token.as_ref()));
+            assert_eq!(withdrawn(Some(gateway), token.as_ref(), NOW), None);
         }
     }
 
@@ -218,17 +231,18 @@ mod tests {
     }
 
     #[test]
-    fn a_withdrawn_token_ends_tunnels_and_an_expired_one_does_not() {
+    fn a_withdrawn_token_ends_tunnels_and_an_expired_one_if_asked_to() {
         let gateway_of = |config: &NodeConfig| config.gateways().next().unwrap().clone();
         let hash = crypto::sha256(b"sgt_a");
-        let expired = gateway_of(&with_token(true, "sgt_a", Some(Timestamp(1))));
-        assert!(may_stay(&expired, Some(&hash)));
+        let mut expired = gateway_of(&with_token(true, "sgt_a", Some(Timestamp(1))));
+        let why = |gateway: &Gateway| withdrawn(Some(gateway), Some(&hash), NOW);
+        assert_eq!(why(&expired), None);
+        expired.token_expiry = sg_model::TokenExpiry::Cut;
+        assert!(why(&expired).is_some_and(|why| why.contains("expired")));
         let rotated = gateway_of(&with_token(true, "sgt_new", None));
-        assert!(!may_stay(&rotated, Some(&hash)));
-        assert!(!may_stay(
-            &gateway_of(&with_token(false, "sgt_a", None)),
-            Some(&hash)
-        ));
+        assert!(why(&rotated).is_some_and(|why| why.contains("valid")));
+        assert!(why(&gateway_of(&with_token(false, "sgt_a", None))).is_some());
+        assert!(withdrawn(None, Some(&hash), NOW).is_some());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::resume::{HandOverError, Resumption, Ticket};
 use crate::cloud;
 use crate::for_clients;
 use crate::metrics::Resume;
-use crate::node::Node;
+use crate::node::{self, Node};
 
 /// How often the round-trip time is noted, and an update that found the queue full is tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -324,9 +324,10 @@ impl Keeper<'_> {
                 }
                 _ = again.tick(), if !self.outbox.is_empty() => self.send_outbox(),
                 _ = tick.tick() => {
-                    self.note_rtt(&Arc::clone(&served.borrow()));
-                    if self.owes {
-                        let config = Arc::clone(&served.borrow());
+                    let config = Arc::clone(&served.borrow());
+                    self.note_rtt(&config);
+                    // Tokens expire without anything being published.
+                    if !self.withdraw(&config) && self.owes {
                         self.follow(&config);
                     }
                 }
@@ -426,14 +427,7 @@ impl Keeper<'_> {
     /// Brings the client up to date with `config`, or ends the tunnel when it may not stay.
     fn follow(&mut self, config: &NodeConfig) {
         let session = self.session;
-        let stays = config
-            .gateway(&session.gateway)
-            .is_some_and(|gateway| admit::may_stay(gateway, session.presence().token.as_ref()));
-        if !stays {
-            session.tunnel.close(
-                close::AUTH_REVOKED,
-                "the gateway or its security token is no longer valid",
-            );
+        if self.withdraw(config) {
             return;
         }
         self.owes = false;
@@ -499,6 +493,18 @@ impl Keeper<'_> {
                 .tunnel
                 .close(close::PROTOCOL_ERROR, "a control message cannot be decoded"),
         }
+    }
+
+    /// Closes the tunnel if it may not stay; tells whether it may not.
+    fn withdraw(&self, config: &NodeConfig) -> bool {
+        let session = self.session;
+        let token = session.presence().token;
+        let gateway = config.gateway(&session.gateway);
+        let Some(why) = admit::withdrawn(gateway, token.as_ref(), node::now()) else {
+            return false;
+        };
+        session.tunnel.close(close::AUTH_REVOKED, why);
+        true
     }
 
     /// Whether it need not be said again.

@@ -11,7 +11,7 @@ pub use acl::{acl_entry, acl_from_api, acl_replacement, acl_target, acl_to_api};
 
 use sg_model::{
     Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name, Policy, Protocol,
-    ResourceEnd, UserEnd,
+    ResourceEnd, TokenExpiry, UserEnd,
 };
 
 use super::ends::{
@@ -20,7 +20,7 @@ use super::ends::{
 };
 use super::node::{
     compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    resume_time_from_wire, token_expiry_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
@@ -40,6 +40,8 @@ pub struct GatewayDraft {
     pub policy: Policy,
     /// How long a tunnel without a connection waits to be resumed; zero: not at all.
     pub resume_time: Duration,
+    /// What becomes of tunnels whose security token expires.
+    pub token_expiry: TokenExpiry,
     /// Free text.
     pub description: String,
 }
@@ -116,15 +118,27 @@ pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
         word => word.parse(),
     });
     let resume_time = faults.take(resume_time_from_wire(g.resume_time.as_ref()));
+    let token_expiry = faults.take(token_expiry_from_wire(&g.token_expiry));
     faults.description(&g.description);
-    match (name, group, policy, resume_time, faults.0.is_empty()) {
-        (Some(name), Some(group), Some(policy), Some(resume_time), true) => Ok(GatewayDraft {
-            name,
-            group,
-            policy,
-            resume_time,
-            description: g.description.clone(),
-        }),
+    let draft = (
+        name,
+        group,
+        policy,
+        resume_time,
+        token_expiry,
+        faults.0.is_empty(),
+    );
+    match draft {
+        (Some(name), Some(group), Some(policy), Some(resume_time), Some(token_expiry), true) => {
+            Ok(GatewayDraft {
+                name,
+                group,
+                policy,
+                resume_time,
+                token_expiry,
+                description: g.description.clone(),
+            })
+        }
         _ => Err(faults.0),
     }
 }
@@ -258,6 +272,7 @@ pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
         etag,
         description: record.description.clone(),
         resume_time: Some(duration_to_wire(g.resume_time)),
+        token_expiry: g.token_expiry.to_string(),
     }
 }
 

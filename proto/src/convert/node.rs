@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sg_model::{
     Acl, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId, Host,
-    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol, TokenHash,
+    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol, TokenExpiry, TokenHash,
 };
 
 use super::acl::Fields;
@@ -49,6 +49,17 @@ pub(super) fn keepalive_from_wire(
     Destination::checked_keepalive(time)
 }
 
+/// What becomes of tunnels whose token expires, where empty means that they are kept.
+///
+/// # Errors
+/// When it is no such word.
+pub fn token_expiry_from_wire(word: &str) -> Result<TokenExpiry, Invalid> {
+    match word {
+        "" => Ok(TokenExpiry::Keep),
+        word => word.parse(),
+    }
+}
+
 /// A destination's compression, where empty means none.
 pub(super) fn compression_from_wire(
     protocol: Protocol,
@@ -79,6 +90,7 @@ impl From<&Gateway> for wire::Gateway {
                 .collect(),
             generation: g.generation,
             resume_time: Some(duration_to_wire(g.resume_time)),
+            token_expiry: g.token_expiry.to_string(),
         }
     }
 }
@@ -106,6 +118,7 @@ impl TryFrom<&wire::Gateway> for Gateway {
             token_required: g.token_required,
             tokens: g.tokens.iter().map(token).collect::<Result<_, Invalid>>()?,
             resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
+            token_expiry: token_expiry_from_wire(&g.token_expiry)?,
             generation: g.generation,
         })
     }
@@ -346,6 +359,7 @@ mod tests {
                     expires: Some(Timestamp(1_700_000_000_123)),
                 }],
                 resume_time: Duration::ZERO,
+                token_expiry: TokenExpiry::Cut,
                 generation: 3,
             }),
             NodeObject::Destination(Destination {

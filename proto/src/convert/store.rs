@@ -15,7 +15,7 @@ use super::ends::{
 };
 use super::node::{
     compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire,
+    resume_time_from_wire, token_expiry_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
@@ -94,6 +94,7 @@ impl From<&GatewayRecord> for wire::Gateway {
             generation: gateway.generation,
             description: record.description.clone(),
             resume_time: Some(duration_to_wire(gateway.resume_time)),
+            token_expiry: gateway.token_expiry.to_string(),
         }
     }
 }
@@ -123,6 +124,7 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
                 token_required: g.token_required,
                 tokens,
                 resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
+                token_expiry: token_expiry_from_wire(&g.token_expiry)?,
                 generation: g.generation,
             },
             group: Name::new(&g.group).map_err(|e| e.in_field("group"))?,

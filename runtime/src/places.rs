@@ -1,5 +1,5 @@
 //! Places that are bounded in all and for each source address, so that one address cannot keep the others out:
-//! for connections to the tunnel listener that have not said yet who they are, and for users' streams.
+//! for connections that have not said yet who they are, and for users' streams.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Places, counted. Clones count together.
 #[derive(Debug, Clone)]
-pub(crate) struct Places(Arc<Inner>);
+pub struct Places(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -25,7 +25,7 @@ struct Counts {
 
 /// One taken place; dropping it gives it back. Small where there is no limit: each open stream holds one.
 #[derive(Debug)]
-pub(crate) struct Place(#[allow(dead_code, reason = "held for its drop")] Option<Box<Taken>>);
+pub struct Place(#[allow(dead_code, reason = "held for its drop")] Option<Box<Taken>>);
 
 #[derive(Debug)]
 struct Taken {
@@ -35,7 +35,8 @@ struct Taken {
 
 impl Places {
     /// `most` places in all, `most_per_address` for one address; 0 is without limit.
-    pub(crate) fn new(most: u32, most_per_address: u32) -> Self {
+    #[must_use]
+    pub fn new(most: u32, most_per_address: u32) -> Self {
         let limit = |most: u32| (most > 0).then_some(most as usize);
         Self(Arc::new(Inner {
             most: limit(most),
@@ -45,7 +46,8 @@ impl Places {
     }
 
     /// Takes one more for this address; `None` when a limit is reached.
-    pub(crate) fn enter(&self, address: IpAddr) -> Option<Place> {
+    #[must_use]
+    pub fn enter(&self, address: IpAddr) -> Option<Place> {
         let Inner {
             most,
             most_per_address,
@@ -71,8 +73,9 @@ impl Places {
     }
 }
 
-/// An IPv6 host usually has a whole /64 to itself.
-fn block(address: IpAddr) -> IpAddr {
+/// What one customer of a provider has: an IPv6 host usually has a whole /64 to itself.
+#[must_use]
+pub fn block(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
@@ -102,6 +105,8 @@ impl Drop for Taken {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
