@@ -343,3 +343,38 @@ impl DestinationMeter {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_counted_by_class_until_the_destination_goes() {
+        let metrics = Metrics::new("test", "0");
+        let streams = StreamMetrics::register(&metrics);
+        let meter = streams.destination("dev", "web", "http", TcpEnd::User);
+        for status in [200, 204, 101, 404, 503, 999] {
+            meter.http_answered(status);
+        }
+        let counted = |code, count| {
+            let line = format!(
+                "sg_http_requests_total{{gateway=\"dev\",destination=\"web\",code=\"{code}\"}} {count}"
+            );
+            assert!(
+                metrics.encode().contains(&line),
+                "{line} in\n{}",
+                metrics.encode()
+            );
+        };
+        counted("1xx", 1);
+        counted("2xx", 2);
+        counted("4xx", 1);
+        counted("5xx", 1);
+        streams.forget("dev", "web");
+        meter.http_answered(200);
+        let late = streams.destination("dev", "web", "http", TcpEnd::User);
+        streams.forget("dev", "web");
+        late.http_answered(200);
+        assert!(!metrics.encode().contains("destination=\"web\""));
+    }
+}

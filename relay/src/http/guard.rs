@@ -22,7 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::chunks::ChunkScan;
-use super::head::{HeadScan, Scan, too_large};
+use super::head::{HeadLimits, HeadScan, Scan, too_large};
+use super::limits;
 use super::refusal::Refusal;
 use super::wire::{Cell, Wire};
 
@@ -73,7 +74,7 @@ struct Guard {
     mode: Mode,
     buffer: BytesMut,
     scan: HeadScan,
-    limit: usize,
+    limits: HeadLimits,
     /// How long a head may take, from its first byte; on a new connection from the beginning.
     time: Duration,
     facts: HeadFacts,
@@ -90,22 +91,22 @@ struct Guard {
 pub(super) struct GuardHandle(Arc<Mutex<Guard>>);
 
 impl GuardHandle {
-    /// In front of HTTP/1.1 with heads up to `limit` bytes.
-    pub(super) fn new(limit: usize, time: Duration) -> Self {
-        Self::with(Mode::Head, limit, time)
+    /// In front of HTTP/1.1, with heads within these limits.
+    pub(super) fn new(limits: HeadLimits, time: Duration) -> Self {
+        Self::with(Mode::Head, limits, time)
     }
 
     /// Lets everything pass: HTTP/2 has no such forms.
     pub(super) fn off() -> Self {
-        Self::with(Mode::Off, 0, Duration::MAX)
+        Self::with(Mode::Off, limits::HEAD, Duration::MAX)
     }
 
-    fn with(mode: Mode, limit: usize, time: Duration) -> Self {
+    fn with(mode: Mode, limits: HeadLimits, time: Duration) -> Self {
         Self(Arc::new(Mutex::new(Guard {
             mode,
             buffer: BytesMut::new(),
             scan: HeadScan::default(),
-            limit,
+            limits,
             time,
             facts: HeadFacts::default(),
             broken: None,
@@ -259,7 +260,7 @@ impl Guard {
         cell: &mut Cell<W>,
     ) -> Poll<io::Result<bool>> {
         loop {
-            match self.scan.advance(&self.buffer, self.limit) {
+            match self.scan.advance(&self.buffer, self.limits) {
                 Ok(Scan::Complete { start, end }) => {
                     let mut head = self.buffer.split_to(end);
                     head.advance(start);
@@ -273,7 +274,7 @@ impl Guard {
                     self.next(head);
                     return Poll::Ready(Ok(false));
                 }
-                Ok(Scan::Incomplete) if self.buffer.len() > self.limit => {
+                Ok(Scan::Incomplete) if self.buffer.len() > self.limits.bytes => {
                     self.refuse(too_large());
                     return Poll::Ready(Ok(false));
                 }

@@ -6,8 +6,14 @@
 use super::refusal::Refusal;
 use http::StatusCode;
 
-/// Most header lines of a request.
-pub(super) const MAX_HEADERS: usize = 256;
+/// How large a head may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadLimits {
+    /// Request line and headers.
+    pub(super) bytes: usize,
+    /// Header lines.
+    pub(super) headers: usize,
+}
 
 /// What the bytes so far make up.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ enum Stage {
 
 impl HeadScan {
     /// Looks at what is new in `bytes`, which begin where they began in the call before.
-    pub(super) fn advance(&mut self, bytes: &[u8], limit: usize) -> Result<Scan, Refusal> {
+    pub(super) fn advance(&mut self, bytes: &[u8], limits: HeadLimits) -> Result<Scan, Refusal> {
         while let Some(&byte) = bytes.get(self.seen) {
             self.seen += 1;
             match byte {
@@ -56,7 +62,7 @@ impl HeadScan {
                         return Err(Refusal::bad("a line ends without a carriage return"));
                     };
                     self.line = self.seen;
-                    if self.end_of_line(line)? {
+                    if self.end_of_line(line, limits)? {
                         return Ok(Scan::Complete {
                             start: self.start,
                             end: self.seen,
@@ -71,7 +77,7 @@ impl HeadScan {
                 b'\t' | 0x20..=0x7e | 0x80.. => {}
                 _ => return Err(Refusal::bad("a control character")),
             }
-            if self.seen - self.start > limit {
+            if self.seen - self.start > limits.bytes {
                 return Err(too_large());
             }
         }
@@ -84,7 +90,7 @@ impl HeadScan {
     }
 
     /// Whether the line was the empty one that ends a head.
-    fn end_of_line(&mut self, line: &[u8]) -> Result<bool, Refusal> {
+    fn end_of_line(&mut self, line: &[u8], limits: HeadLimits) -> Result<bool, Refusal> {
         match self.stage {
             // A client may send an empty line after the body of its last request.
             Stage::Before if line.is_empty() => {
@@ -106,13 +112,13 @@ impl HeadScan {
                 }
                 Ok(true)
             }
-            Stage::Headers => self.header(line).map(|()| false),
+            Stage::Headers => self.header(line, limits).map(|()| false),
         }
     }
 
-    fn header(&mut self, line: &[u8]) -> Result<(), Refusal> {
+    fn header(&mut self, line: &[u8], limits: HeadLimits) -> Result<(), Refusal> {
         self.headers += 1;
-        if self.headers > MAX_HEADERS {
+        if self.headers > limits.headers {
             return Err(too_large());
         }
         let (name, value) = header_line(line)?;
@@ -241,12 +247,17 @@ pub(super) const fn is_token(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    const LIMITS: HeadLimits = HeadLimits {
+        bytes: 65_536,
+        headers: 256,
+    };
+
     fn scan(bytes: &[u8]) -> Result<Scan, Refusal> {
         // However the bytes are cut, the answer is the same.
-        let whole = HeadScan::default().advance(bytes, 65_536);
+        let whole = HeadScan::default().advance(bytes, LIMITS);
         let mut scan = HeadScan::default();
         for end in 0..=bytes.len() {
-            match scan.advance(&bytes[..end], 65_536) {
+            match scan.advance(&bytes[..end], LIMITS) {
                 Ok(Scan::Incomplete) => {}
                 done => {
                     assert_eq!(done.is_err(), whole.is_err());
@@ -285,7 +296,7 @@ mod tests {
     fn what_is_too_large_is_refused_before_it_is_complete() {
         let mut bytes = b"GET / HTTP/1.1\r\nX: ".to_vec();
         bytes.resize(70_000, b'a');
-        let error = HeadScan::default().advance(&bytes, 65_536).unwrap_err();
+        let error = HeadScan::default().advance(&bytes, LIMITS).unwrap_err();
         assert_eq!(error.code(), 431);
     }
 }

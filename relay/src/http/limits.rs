@@ -1,9 +1,21 @@
 //! What one connection may take of memory and of its far side.
 
-/// Largest request line and headers of a user.
-pub(super) const HEAD: usize = 64 * 1024;
+use super::head::HeadLimits;
+
+/// Request line and headers of a user.
+pub(super) const HEAD: HeadLimits = HeadLimits {
+    bytes: 64 * 1024,
+    headers: 256,
+};
 /// The same between the two ends, where headers were added.
-pub(super) const TUNNEL_HEAD: u32 = 80 * 1024;
+pub(super) const TUNNEL_HEAD: HeadLimits = HeadLimits {
+    bytes: 80 * 1024,
+    headers: 272,
+};
+/// Headers of an answer in HTTP/2.
+pub(super) const ANSWER_HEAD: u32 = 128 * 1024;
+/// Longest name of a host that a user may ask for, with its port.
+pub(super) const HOST: usize = 261;
 /// Bytes that are read ahead or wait to be written, per direction of HTTP/1.1.
 pub(super) const BUFFER: usize = 128 * 1024;
 

@@ -270,6 +270,9 @@ fn valid_host(text: &str) -> Result<Authority, Refusal> {
         return Err(Refusal::bad("a user name before the host"));
     }
     let bad = || Refusal::bad("the host is not HOST or HOST:PORT");
+    if text.len() > super::limits::HOST {
+        return Err(bad());
+    }
     let authority: Authority = text.parse().map_err(|_| bad())?;
     let host = authority.host();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte);

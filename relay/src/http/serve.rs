@@ -14,7 +14,6 @@ use tokio::time::{Sleep, sleep};
 
 use super::exchange::Exchanges;
 use super::guard::{GuardHandle, Guarded};
-use super::head::MAX_HEADERS;
 use super::stop::Stop;
 use super::tasks::Tasks;
 use super::upstream::{MAX_CONNECTIONS, Pool, Upstream};
@@ -44,7 +43,7 @@ pub(super) async fn serve<W: Wire, U: Upstream>(
     let counted = Counted(Arc::clone(&options.counters));
     let (near, far, head) = match &role {
         Role::Accepting(_) => (Some(counted), None, limits::HEAD),
-        Role::Dialling => (None, Some(counted), limits::TUNNEL_HEAD as usize),
+        Role::Dialling => (None, Some(counted), limits::TUNNEL_HEAD),
     };
     let cell = Cell::new(io, near, code.clone());
     let tasks = Tasks::new();
@@ -90,8 +89,8 @@ pub(super) async fn serve<W: Wire, U: Upstream>(
                 .half_close(true)
                 .preserve_header_case(true)
                 .auto_date_header(false)
-                .max_headers(MAX_HEADERS + 16)
-                .max_header_size(head + 1024)
+                .max_headers(head.headers + 16)
+                .max_header_size(head.bytes + 1024)
                 .max_buf_size(limits::BUFFER)
                 .header_read_timeout(None)
                 .timer(TokioTimer::new())
@@ -106,7 +105,7 @@ pub(super) async fn serve<W: Wire, U: Upstream>(
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
                 .max_concurrent_streams(u32::try_from(limits::STREAMS).unwrap_or(u32::MAX))
-                .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
+                .max_header_list_size(u32::try_from(head.bytes).unwrap_or(u32::MAX))
                 .initial_stream_window_size(limits::STREAM_WINDOW)
                 .initial_connection_window_size(limits::CONNECTION_WINDOW)
                 .max_send_buf_size(limits::SEND_BUFFER)

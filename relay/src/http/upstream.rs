@@ -19,7 +19,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::body::Body;
-use super::head::MAX_HEADERS;
 use super::refusal::Refusal;
 use super::stop::Stop;
 use super::tasks::Spawner;
@@ -252,7 +251,7 @@ impl<U: Upstream> Pool<U> {
                 self.many.store(true, Ordering::Relaxed);
                 let (sender, connection) = http1::Builder::new()
                     .preserve_header_case(true)
-                    .max_headers(MAX_HEADERS)
+                    .max_headers(limits::TUNNEL_HEAD.headers)
                     .max_buf_size(limits::BUFFER)
                     .handshake(TokioIo::new(cell.clone()))
                     .await
@@ -279,7 +278,7 @@ impl<U: Upstream> Pool<U> {
                     .initial_stream_window_size(limits::STREAM_WINDOW)
                     .initial_connection_window_size(limits::CONNECTION_WINDOW)
                     .max_send_buf_size(limits::SEND_BUFFER)
-                    .max_header_list_size(limits::TUNNEL_HEAD)
+                    .max_header_list_size(limits::ANSWER_HEAD)
                     .initial_max_send_streams(limits::STREAMS)
                     .handshake(TokioIo::new(cell.clone()))
                     .await

@@ -285,6 +285,30 @@ async fn a_connection_that_the_resource_closed_between_requests_is_opened_again(
     assert!(chain.resources.try_recv().is_err());
 }
 
+#[tokio::test]
+async fn a_stream_that_was_lost_between_requests_is_opened_again() {
+    let mut chain = Chain::http1();
+    for n in 1..4 {
+        chain
+            .send(format!(
+                "POST /{n} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx"
+            ))
+            .await;
+        let mut resource = chain.resource().await;
+        read_until(&mut resource, &format!("POST /{n} ")).await;
+        resource
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .await
+            .unwrap();
+        read_until(&mut chain.user, "\r\n\r\nok").await;
+        let end = chain.world.dialling.lock().unwrap().pop().unwrap();
+        end.abort();
+        assert!(end.await.unwrap_err().is_cancelled());
+        assert!(read_to_end(&mut resource).await.is_err());
+        assert_eq!(chain.world.streams.load(Ordering::Relaxed), n);
+    }
+}
+
 /// Memory of this process that is in use.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/statm").unwrap();

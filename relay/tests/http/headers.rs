@@ -128,6 +128,12 @@ async fn large_headers_pass_up_to_their_limit() {
     sent.await.unwrap();
     let answer = read_until(&mut chain.user, "X-32: ").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
+    // As many headers as may be, before ours are added.
+    let many: String = (0..254).map(|n| format!("X-{n}: y\r\n")).collect();
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{many}\r\n");
+    chain.user.write_all(request.as_bytes()).await.unwrap();
+    let answer = read_until(&mut chain.user, "X-253: y").await;
+    assert!(answer.contains("HTTP/1.1 200 OK\r\n"));
     serves.abort();
 }
 

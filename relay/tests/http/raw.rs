@@ -441,6 +441,10 @@ fn hosts() -> Vec<Case> {
         host("Host with path", "Host: a.test/b"),
         host("Host with query", "Host: a.test?b"),
         host("Host with fragment", "Host: a.test#b"),
+        host(
+            "Host of 300 characters",
+            &format!("Host: {}", "a".repeat(300)),
+        ),
         host("Host list", "Host: a.test, b.test"),
         host("Host with blank", "Host: a.test b.test"),
         host("Host with tab", "Host: a.test\tb.test"),

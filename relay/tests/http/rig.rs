@@ -34,6 +34,8 @@ pub struct World {
     pub refused: Mutex<Option<&'static str>>,
     pub streams: AtomicUsize,
     pub connections: AtomicUsize,
+    /// The dialling ends.
+    pub dialling: Mutex<Vec<JoinHandle<EndReason>>>,
     resources: mpsc::UnboundedSender<Pipe>,
     pub drain: sg_runtime::shutdown::CancellationToken,
 }
@@ -71,7 +73,8 @@ impl Upstream for Opener {
         let (near, far) = pipe(CAPACITY);
         let connector = Connector(Arc::clone(world));
         let (options, version) = (world.options(), world.user);
-        tokio::spawn(async move { serve_stream(far, version, options, connector, None).await });
+        let end = serve_stream(far, version, options, connector, None);
+        world.dialling.lock().unwrap().push(tokio::spawn(end));
         Ok((near, version))
     }
 
@@ -141,6 +144,7 @@ impl Setup {
             refused: Mutex::new(None),
             streams: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            dialling: Mutex::default(),
             resources,
             drain: sg_runtime::shutdown::CancellationToken::new(),
         });
