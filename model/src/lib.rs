@@ -57,5 +57,4 @@ pub use role::{Role, TokenScope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};
-pub use words::{Compression, Policy, Protocol};
 pub use words::{Compression, Policy, Protocol, TokenExpiry};

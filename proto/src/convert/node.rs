@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sg_model::{
     Acl, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId, Host,
-    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol, TokenExpiry, TokenHash,
+    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol,
+    TokenExpiry, TokenHash,
 };
 
 use super::acl::Fields;
