@@ -42,6 +42,8 @@ pub(crate) const CHAIN: &str = "v1/chain/";
 pub(crate) const CHAIN_HEAD: &str = "v1/chain/head";
 /// The last record that was dropped.
 pub(crate) const CHAIN_ANCHOR: &str = "v1/chain/anchor";
+/// All destinations of all gateways.
+pub(crate) const DESTINATIONS: &str = "v1/obj/destination/";
 /// What was answered to requests.
 pub(crate) const IDEMPOTENCY: &str = "v1/idem/";
 /// Layout version.

@@ -34,6 +34,13 @@ impl Vault {
         })?;
         Ok(SecretBytes::new(opened.expose().clone()))
     }
+
+    /// Whether a secret is sealed under another key than the first.
+    #[must_use]
+    pub fn is_old(&self, object: &str, place: &str, sealed: &[u8]) -> bool {
+        let renewed = self.0.renew(&bound_to(object, place), sealed);
+        matches!(renewed, Ok(Some(_)))
+    }
 }
 
 fn bound_to(object: &str, place: &str) -> Vec<u8> {

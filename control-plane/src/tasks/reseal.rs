@@ -1,16 +1,20 @@
 //! Brings everything in the store under the newest key of the key file, so that the older keys can be
 //! taken out of it. Several control planes may do it at once; that harms nothing.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
+use sg_model::SecretBytes;
+use sg_proto::convert::store::DestinationRecord;
 use sg_proto::store as wire;
 use sg_runtime::sealed::KeyRing;
 
 use crate::keys;
 use crate::service::ServiceError;
 use crate::store::{KeyValue, Store, Txn};
+use crate::vault::Vault;
 
 /// After the start, so that it is in nobody's way.
 const SOON: Duration = Duration::from_secs(2);
@@ -79,6 +83,18 @@ async fn round(store: &dyn Store, ring: &KeyRing) -> Result<Round, ServiceError>
         store.txn(txn).await?;
         round.renewed += 1;
     }
+    let vault = Vault::new(ring.clone());
+    let (_, destinations) = store.list(keys::DESTINATIONS).await?;
+    for entry in destinations {
+        // What cannot be read shows as a problem of the world already.
+        if let Ok(Some(value)) = renewed_destination(&vault, &entry) {
+            let txn = Txn::new()
+                .when_revision(entry.key.as_str(), entry.mod_revision)
+                .put(entry.key.as_str(), value);
+            store.txn(txn).await?;
+            round.renewed += 1;
+        }
+    }
     let (_, answers) = store.list(keys::IDEMPOTENCY).await?;
     for entry in answers {
         let answer = wire::Idempotency::decode(entry.value.as_ref())?;
@@ -107,6 +123,24 @@ fn renewed(ring: &KeyRing, entry: &KeyValue) -> Result<Option<Vec<u8>>, ServiceE
     let sealed = wire::SealedSecret::decode(entry.value.as_ref())?;
     let new = renew(&sealed.ciphertext)?;
     Ok(new.map(|ciphertext| wire::SealedSecret { ciphertext }.encode_to_vec()))
+}
+
+/// A destination with its keys and passwords under the newest key; `None` if they are. Nothing else
+/// of it changes, so nobody has to be told but those who hold its etag.
+fn renewed_destination(vault: &Vault, entry: &KeyValue) -> Result<Option<Vec<u8>>, ServiceError> {
+    let stored = wire::Destination::decode(entry.value.as_ref())?;
+    let any_old = Cell::new(false);
+    let open = |place: &str, sealed: &[u8]| {
+        if vault.is_old(&entry.key, place, sealed) {
+            any_old.set(true);
+        }
+        vault.open(&entry.key, place, sealed)
+    };
+    let record = DestinationRecord::from_store(&stored, &open)?;
+    let seal = |place: &str, secret: &SecretBytes| vault.seal(&entry.key, place, secret);
+    Ok(any_old
+        .get()
+        .then(|| record.to_store(&seal).encode_to_vec()))
 }
 
 #[cfg(test)]
