@@ -96,7 +96,8 @@ async fn the_application_protocol_is_mirrored_or_from_a_list() {
     });
     let nothing: &[&str] = &[];
     for (tls, offer, choice, agreed) in [
-        (&mirror, &["x", "y"][..], None, Some("x")),
+        (&mirror, &["x", "y"][..], None, None),
+        (&mirror, &["x"], None, Some("x")),
         (&mirror, &["x", "y"], Some("y"), Some("y")),
         (&mirror, &["x", "y"], Some("z"), None),
         (&mirror, nothing, Some("z"), None),

@@ -88,6 +88,7 @@ pub const RULES: &[Rule] = &[
     reads(ACLS, "WatchAcl"),
     edits(ACLS, "AddAclEntry"),
     edits(ACLS, "RemoveAclEntry"),
+    edits(ACLS, "ReplaceAcl"),
     edits(ACLS, "ResetAcl"),
     reads(AUDIT, "ListAuditRecords"),
     reads(AUDIT, "WatchAuditRecords"),
@@ -102,6 +103,10 @@ pub const RULES: &[Rule] = &[
     edits(DESTINATIONS, "DisableDestination"),
     edits(DESTINATIONS, "EnableDestination"),
     edits(DESTINATIONS, "UpdateDestination"),
+    edits(DESTINATIONS, "AddSource"),
+    edits(DESTINATIONS, "RemoveSource"),
+    // Keys that were made for users are among them.
+    edits(DESTINATIONS, "GetDestinationCertificates"),
     reads(GATEWAYS, "GetGateway"),
     reads(GATEWAYS, "ListGateways"),
     edits(GATEWAYS, "DeleteGateway"),

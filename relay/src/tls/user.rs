@@ -35,7 +35,7 @@ const MOST_OFFERED: usize = 32;
 /// Which application protocol is agreed on (ALPN).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Alpn {
-    /// What the client offers first, unless the caller chooses.
+    /// What the caller chooses; otherwise what the client offers, if that is one only.
     #[default]
     Mirror,
     /// The first of these that the client offers; a client that offers only others is refused.
@@ -236,7 +236,7 @@ impl Hello {
     }
 
     /// Finishes the handshake. With [`Alpn::Mirror`] `choice` is agreed on if the client offers it; without a
-    /// choice it is what the client offers first. A fixed list leaves no choice.
+    /// choice it is what the client offers, if that is one only. A fixed list leaves no choice.
     ///
     /// # Errors
     /// [`TlsError`]; the connection is closed then.
@@ -248,8 +248,12 @@ impl Hello {
         let mut config = self.tls.0.config.clone();
         if self.tls.0.alpn == Alpn::Mirror {
             let offers = |wanted: &&[u8]| self.offered.iter().any(|one| one == wanted);
-            let first = self.offered.first().map(Vec::as_slice);
-            let chosen = choice.map_or(first, |wanted| Some(wanted).filter(offers));
+            // Of several nobody knows which one the bytes will be of.
+            let only = match self.offered.as_slice() {
+                [only] => Some(only.as_slice()),
+                _ => None,
+            };
+            let chosen = choice.map_or(only, |wanted| Some(wanted).filter(offers));
             config.alpn_protocols = chosen.into_iter().map(<[u8]>::to_vec).collect();
         }
         let session = UnbufferedServerConnection::new(Arc::new(config))
