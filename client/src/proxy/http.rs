@@ -1,11 +1,14 @@
 //! HTTP CONNECT: one request, and then the connection is the node's.
 
 use std::io;
+use std::pin::pin;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::client::conn::http1;
-use hyper::header::{HOST, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT};
+use hyper::header::{
+    HOST, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, USER_AGENT, WWW_AUTHENTICATE,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sg_model::HostPort;
@@ -42,11 +45,19 @@ where
             .await
             .map_err(|error| failed(&error))
     };
-    // The connection does the work, and ends by handing itself over. Should it fail, the exchange says why.
-    let (upgraded, ended) = tokio::join!(exchange, connection.with_upgrades());
-    if let Err(error) = ended {
-        tracing::trace!(%error, "the connection to the proxy failed");
-    }
+    let (mut exchange, mut connection) = (pin!(exchange), pin!(connection.with_upgrades()));
+    // The connection does the work, and ends by handing itself over; should it fail, the exchange says why. A proxy
+    // that refuses may leave it open.
+    let upgraded = tokio::select! {
+        biased;
+        upgraded = &mut exchange => upgraded,
+        ended = &mut connection => {
+            if let Err(error) = ended {
+                tracing::trace!(%error, "the connection to the proxy failed");
+            }
+            exchange.await
+        }
+    };
     let parts = upgraded?
         .downcast::<TokioIo<T>>()
         .expect("invariant: it is what the connection was made of");
@@ -83,23 +94,26 @@ fn accepted<B>(response: &Response<B>) -> Result<(), ProxyError> {
     if status.is_success() {
         return Ok(());
     }
-    if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-        let schemes: Vec<&str> = response
-            .headers()
-            .get_all(PROXY_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok()?.split(' ').next())
-            .collect();
-        let basic = schemes
-            .iter()
-            .any(|scheme| scheme.eq_ignore_ascii_case("basic"));
-        return Err(ProxyError::Auth(if basic || schemes.is_empty() {
-            "it wants another user and password (407)".to_owned()
-        } else {
-            "it wants a proof other than user and password (407)".to_owned()
-        }));
-    }
-    Err(ProxyError::Refused(format!("it answered {status}")))
+    // tinyproxy answers a wrong password with the status that is for servers.
+    let header = match status {
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => PROXY_AUTHENTICATE,
+        StatusCode::UNAUTHORIZED => WWW_AUTHENTICATE,
+        _ => return Err(ProxyError::Refused(format!("it answered {status}"))),
+    };
+    let mut schemes = response
+        .headers()
+        .get_all(header)
+        .iter()
+        .filter_map(|value| value.to_str().ok()?.split(' ').next())
+        .peekable();
+    let by_password =
+        schemes.peek().is_none() || schemes.any(|scheme| scheme.eq_ignore_ascii_case("basic"));
+    let why = if by_password {
+        "it wants another user and password"
+    } else {
+        "it wants a proof other than user and password"
+    };
+    Err(ProxyError::Auth(format!("{why} ({})", status.as_u16())))
 }
 
 /// What hyper says of a proxy that is none, or goes away.
@@ -118,7 +132,10 @@ fn failed(error: &hyper::Error) -> ProxyError {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -132,10 +149,14 @@ mod tests {
                 sent.push(far.read_u8().await.unwrap());
             }
             far.write_all(answer.as_bytes()).await.unwrap();
-            far.shutdown().await.unwrap();
+            // Whoever answers leaves the connection open.
+            if answer.is_empty() {
+                far.shutdown().await.unwrap();
+            }
             String::from_utf8(sent).unwrap()
         };
-        let (asked, sent) = tokio::join!(connect(near, &node, login), proxy);
+        let talk = async { tokio::join!(connect(near, &node, login), proxy) };
+        let (asked, sent) = timeout(Duration::from_secs(5), talk).await.unwrap();
         (sent, asked.map(drop))
     }
 
@@ -177,6 +198,10 @@ mod tests {
             ),
             (
                 "HTTP/1.1 407 x\r\nProxy-Authenticate: Negotiate\r\n\r\n",
+                "proxy-auth",
+            ),
+            (
+                "HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\r\n<html>",
                 "proxy-auth",
             ),
             (

@@ -12,8 +12,8 @@ use crate::{Launch, PATIENCE, Process, debian, eventually};
 
 /// The user that a proxy lets through, where it asks at all.
 pub const USER: &str = "me";
-/// The user's password.
-pub const PASSWORD: &str = "canary:p@ss";
+/// The user's password. tinyproxy takes no other characters.
+pub const PASSWORD: &str = "canary-p4ss";
 
 /// A running proxy.
 #[derive(Debug)]

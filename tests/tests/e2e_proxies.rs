@@ -1,0 +1,236 @@
+//! Proxies around the product: clients behind HTTP CONNECT and SOCKS proxies, and a node behind a balancer that speaks
+//! the PROXY protocol.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use sg_tests::backend::Echo;
+use sg_tests::counterpart::proxies::{PASSWORD, ProxyServer, USER};
+use sg_tests::{
+    Client, ClientSetup, Destination, Gateway, PATIENCE, Site, SiteSetup, bytes, eventually,
+    prepare,
+};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+/// A site with a destination, and no client yet.
+async fn site() -> Result<(Site, Gateway, Destination, Echo)> {
+    prepare();
+    let mut site = Site::start().await?;
+    let echo = Echo::start().await?;
+    let gateway = site.gateway("dev").await?;
+    let destination = site
+        .destination(&gateway, "echo", &echo.address(), &[])
+        .await?;
+    Ok((site, gateway, destination, echo))
+}
+
+/// As in a URL.
+fn login(password: &str) -> String {
+    // So much of it as needs no other spelling is spelled otherwise all the same.
+    format!("{USER}:{}", password.replace('4', "%34"))
+}
+
+/// A client with these options that has connected.
+async fn client(site: &mut Site, gateway: &Gateway, options: &[&str]) -> Result<Client> {
+    let setup = ClientSetup {
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..ClientSetup::default()
+    };
+    let mut client = site.prepare_client(gateway, setup)?;
+    client.connect().await?;
+    Ok(client)
+}
+
+/// A client with these options does not connect, and says this word.
+async fn refused(site: &mut Site, gateway: &Gateway, options: &[&str], word: &str) -> Result<()> {
+    let setup = ClientSetup {
+        once: true,
+        options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..ClientSetup::default()
+    };
+    let mut client = site.prepare_client(gateway, setup)?;
+    client.daemon.launch()?;
+    client.daemon.process()?.ended(PATIENCE).await?;
+    let lines = client.daemon.lines()?;
+    let said = |line: &&sg_tests::LogLine| line.field("reason").as_deref() == Some(word);
+    ensure!(
+        lines.iter().any(|line| said(&line)),
+        "no {word} in {lines:?}"
+    );
+    Ok(())
+}
+
+async fn carries(destination: &Destination) -> Result<()> {
+    bytes::echo(&mut destination.connect().await?, 7, 2_000_000).await
+}
+
+fn url_file(folder: &Path, name: &str, url: &str) -> Result<String> {
+    let path = folder.join(name);
+    std::fs::write(&path, format!("{url}\n")).context("file")?;
+    Ok(path.display().to_string())
+}
+
+#[tokio::test]
+async fn a_client_behind_tinyproxy_or_squid() -> Result<()> {
+    let (mut site, gateway, destination, _echo) = site().await?;
+    // From here on the password must be in no log.
+    site.secret_file("password", PASSWORD)?;
+    let folder = site.folder().to_owned();
+    let (port, squid_port) = (site.ports().server(), site.ports().server());
+    let denied = site.ports().server();
+    let tinyproxy = ProxyServer::tinyproxy(&folder, port).await?;
+    let squid = ProxyServer::squid(&folder, squid_port, denied).await?;
+    for proxy in [&tinyproxy, &squid] {
+        let url = format!("http://{}@{}", login(PASSWORD), proxy.address());
+        let file = url_file(&folder, "proxy-url", &url)?;
+        let connected = client(&mut site, &gateway, &["--proxy-file", &file]).await?;
+        carries(&destination).await?;
+        drop(connected);
+
+        for address in [
+            proxy.address(),
+            format!("http://{}@{}", login("wrong"), proxy.address()),
+        ] {
+            refused(&mut site, &gateway, &["-x", &address], "proxy-auth").await?;
+        }
+    }
+    let url = format!("http://{}@{}", login(PASSWORD), squid.address());
+    let file = url_file(&folder, "proxy-url", &url)?;
+    let setup = ClientSetup {
+        nodes: vec![format!("127.0.0.1:{denied}").parse()?],
+        once: true,
+        options: vec!["--proxy-file".to_owned(), file],
+        ..ClientSetup::default()
+    };
+    let mut client = site.prepare_client(&gateway, setup)?;
+    client.daemon.launch()?;
+    client.daemon.process()?.ended(PATIENCE).await?;
+    ensure!(client.daemon.log()?.contains("proxy-refused"));
+    let away = format!("http://127.0.0.1:{denied}");
+    refused(
+        &mut site,
+        &gateway,
+        &["--proxy", &away],
+        "proxy-unreachable",
+    )
+    .await?;
+    site.finish()
+}
+
+#[tokio::test]
+async fn a_client_behind_a_socks_proxy() -> Result<()> {
+    let (mut site, gateway, destination, _echo) = site().await?;
+    site.secret_file("password", PASSWORD)?;
+    let folder = site.folder().to_owned();
+    let (port, dante_port) = (site.ports().server(), site.ports().server());
+    let microsocks = ProxyServer::microsocks(&folder, port, true).await?;
+    let dante = ProxyServer::dante(&folder, dante_port, "").await?;
+    let url = format!("socks5://{}@{}", login(PASSWORD), microsocks.address());
+    let file = url_file(&folder, "proxy-url", &url)?;
+    let open = format!("socks5://{}", dante.address());
+    for options in [["--proxy-file", &file], ["-x", &open]] {
+        let connected = client(&mut site, &gateway, &options).await?;
+        carries(&destination).await?;
+        drop(connected);
+    }
+    let without = format!("socks5://{}", microsocks.address());
+    refused(&mut site, &gateway, &["-x", &without], "proxy-auth").await?;
+    // dante talks SOCKS, not HTTP.
+    let wrong = format!("http://{}", dante.address());
+    let setup = ClientSetup {
+        once: true,
+        options: vec!["-x".to_owned(), wrong],
+        ..ClientSetup::default()
+    };
+    let mut client = site.prepare_client(&gateway, setup)?;
+    client.daemon.launch()?;
+    client.daemon.process()?.ended(PATIENCE).await?;
+    let log = client.daemon.log()?;
+    ensure!(
+        log.contains("proxy-protocol") || log.contains("proxy-refused"),
+        "{log}"
+    );
+    site.finish()
+}
+
+#[tokio::test]
+async fn a_node_behind_haproxy_sees_users_and_clients() -> Result<()> {
+    prepare();
+    // The balancer comes from an address of its own; users and clients that come from others are what they are.
+    let setup = SiteSetup {
+        node_environment: vec![("SG_TRUSTED_PROXIES", "127.0.0.77/32".to_owned())],
+        ..SiteSetup::default()
+    };
+    let mut site = Site::with(setup).await?;
+    let echo = Echo::start().await?;
+    let gateway = site.gateway("dev").await?;
+    let destination = site
+        .destination(&gateway, "echo", &echo.address(), &[])
+        .await?;
+    let folder = site.folder().to_owned();
+    let (users, tunnels, bare) = (
+        site.ports().server(),
+        site.ports().server(),
+        site.ports().server(),
+    );
+    let (node, tunnel) = (destination.address, site.tunnel_address(0));
+    let sections = format!(
+        "listen users\n bind 127.0.0.1:{users}\n server s {node} source 127.0.0.77 send-proxy-v2\n\
+         listen tunnels\n bind 127.0.0.1:{tunnels}\n server s {tunnel} source 127.0.0.77 send-proxy\n\
+         listen bare\n bind 127.0.0.1:{bare}\n server s {node} source 127.0.0.77\n"
+    );
+    let _haproxy = ProxyServer::haproxy(&folder, users, &sections).await?;
+    let setup = ClientSetup {
+        nodes: vec![format!("127.0.0.1:{tunnels}").parse()?],
+        ..ClientSetup::default()
+    };
+    let mut client = site.prepare_client(&gateway, setup)?;
+    client.connect().await?;
+    let rows = site.clients_listed(&gateway, 1).await?;
+    let address = rows
+        .first()
+        .and_then(|row| row.get("address"))
+        .and_then(serde_json::Value::as_str)
+        .context("address")?;
+    ensure!(address.starts_with("127.0.0.1:"), "{address}");
+
+    // Through the balancer, and past it.
+    for port in [users, destination.port] {
+        let mut user = TcpStream::connect(("127.0.0.1", port)).await?;
+        let from = user.local_addr()?.to_string();
+        bytes::echo(&mut user, 7, 100_000).await?;
+        drop(user);
+        eventually(PATIENCE, "the user has an access line", async || {
+            let lines = site_access(&site)?;
+            let found = lines.iter().any(|(user, _)| *user == from);
+            found.then_some(()).context(format!("{from} in {lines:?}"))
+        })
+        .await?;
+    }
+    // A trusted balancer that says nothing is not let through.
+    let mut user = TcpStream::connect(("127.0.0.1", bare)).await?;
+    user.write_all(b"hello").await?;
+    eventually(PATIENCE, "the missing header is told", async || {
+        let lines = site_access(&site)?;
+        let told = lines
+            .iter()
+            .find(|(_, reason)| reason == "proxy-header-missing");
+        let (user, _) = told.context(format!("{lines:?}"))?;
+        ensure!(user.starts_with("127.0.0.77:"), "{user}");
+        Ok(())
+    })
+    .await?;
+    drop(client);
+    site.finish()
+}
+
+/// User and reason of each access line of the node.
+fn site_access(site: &Site) -> Result<Vec<(String, String)>> {
+    let node = site.nodes.first().context("node")?;
+    let lines = node.access()?;
+    Ok(lines
+        .iter()
+        .map(|line| (line.field("user"), line.field("reason")))
+        .collect())
+}
