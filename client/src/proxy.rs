@@ -1,4 +1,4 @@
-//! The proxy between this client and its nodes, of `-x`: HTTP CONNECT or SOCKS 5.
+//! The proxy between this client and its nodes, of `-x`: HTTP CONNECT, over TLS or not, or SOCKS 5.
 //!
 //! A proxy carries the tunnel's bytes and sees nothing of them: TLS to the node goes through it. It resolves the node's
 //! name, so this machine needs to resolve nothing but the proxy's. Resources are never connected to through it.
@@ -13,12 +13,27 @@ use std::fmt;
 use std::time::Duration;
 
 use sg_model::HostPort;
+use sg_relay::tls::{ResourceTls, ResourceTlsSettings, TlsSetupError, TlsStream};
 use sg_relay::{Dial, DialError, Socks, SocksVersion, Via, dial};
 use sg_runtime::secret::Secret;
+use sg_runtime::tls::CertificateDer;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::either::Either;
 
 pub use self::error::ProxyError;
+
+/// What the bytes of a tunnel travel over: a connection to a node, or to a proxy that has one, with TLS or without.
+pub type Carrier = Either<TcpStream, Box<TlsStream>>;
+
+/// The TCP connection under it.
+#[must_use]
+pub fn socket(carrier: &Carrier) -> &TcpStream {
+    match carrier {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.tcp(),
+    }
+}
 
 /// Where the tunnels' connections go through.
 #[derive(Clone)]
@@ -32,6 +47,8 @@ pub struct Proxy {
 enum Kind {
     /// HTTP CONNECT.
     Http,
+    /// The same, inside TLS to the proxy; `None` before it is known whom to trust.
+    Https(Option<ResourceTls>),
     /// SOCKS 5.
     Socks5,
 }
@@ -57,22 +74,54 @@ impl Proxy {
         login.is_some_and(|login| !login.password.expose().is_empty())
     }
 
+    /// Says whom an `https://` proxy's certificate must come from, or which one it must be; without any the system's
+    /// authorities count. Of other proxies nothing is asked; answers whether this is one that is.
+    ///
+    /// # Errors
+    /// The certificates cannot be used, or there are none at all.
+    pub fn trust(
+        &mut self,
+        certificates: Vec<CertificateDer<'static>>,
+    ) -> Result<bool, TlsSetupError> {
+        let Kind::Https(tls) = &mut self.kind else {
+            return Ok(false);
+        };
+        let settings = ResourceTlsSettings {
+            certificates,
+            ..ResourceTlsSettings::new(self.address.host().to_string())
+        };
+        *tls = Some(ResourceTls::new(settings)?);
+        Ok(true)
+    }
+
     /// Connects to `node` through the proxy, within `limit`.
     ///
     /// # Errors
     /// [`ProxyError`].
-    pub async fn connect(&self, node: &HostPort, limit: Duration) -> Result<TcpStream, ProxyError> {
-        match &self.kind {
-            Kind::Socks5 => self.through_socks(node, limit).await,
-            Kind::Http => {
-                let end = Instant::now() + limit;
-                let tcp = dial(&self.address, limit, |_| true).await?;
-                let left = end.saturating_duration_since(Instant::now());
-                timeout(left, http::connect(tcp, node, self.login.as_ref()))
-                    .await
-                    .unwrap_or(Err(ProxyError::Timeout))
+    pub async fn connect(&self, node: &HostPort, limit: Duration) -> Result<Carrier, ProxyError> {
+        let tls = match &self.kind {
+            Kind::Socks5 => return self.through_socks(node, limit).await.map(Either::Left),
+            Kind::Http => None,
+            Kind::Https(tls) => Some(tls),
+        };
+        let end = Instant::now() + limit;
+        let tcp = dial(&self.address, limit, |_| true).await?;
+        let asking = async {
+            let login = self.login.as_ref();
+            match tls {
+                None => http::connect(tcp, node, login).await.map(Either::Left),
+                Some(tls) => {
+                    let untold = || ProxyError::Protocol("nobody said whom to trust".to_owned());
+                    let tls = tls.as_ref().ok_or_else(untold)?;
+                    let (stream, _) = tls.connect(tcp, end).await?;
+                    let stream = http::connect(stream, node, login).await?;
+                    Ok(Either::Right(Box::new(stream)))
+                }
             }
-        }
+        };
+        timeout_at(end, asking)
+            .await
+            .unwrap_or(Err(ProxyError::Timeout))
     }
 
     async fn through_socks(

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use sg_tests::backend::Echo;
 use sg_tests::counterpart::proxies::{PASSWORD, ProxyServer, USER};
 use sg_tests::{
-    Client, ClientSetup, Destination, Gateway, PATIENCE, Site, SiteSetup, bytes, eventually,
-    prepare,
+    Client, ClientSetup, Destination, Gateway, Launch, PATIENCE, Site, SiteSetup, bytes, debian,
+    eventually, prepare,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -151,6 +151,54 @@ async fn a_client_behind_a_socks_proxy() -> Result<()> {
         log.contains("proxy-protocol") || log.contains("proxy-refused"),
         "{log}"
     );
+    site.finish()
+}
+
+#[tokio::test]
+async fn a_client_behind_a_proxy_that_speaks_tls() -> Result<()> {
+    let (mut site, gateway, destination, _echo) = site().await?;
+    site.secret_file("password", PASSWORD)?;
+    let folder = site.folder().to_owned();
+    let (plain, secure) = (site.ports().server(), site.ports().server());
+    let _tinyproxy = ProxyServer::tinyproxy(&folder, plain).await?;
+    let (certificate, both) = (folder.join("proxy.pem"), folder.join("proxy-both.pem"));
+    Launch::new("openssl", debian("openssl")?, &folder)
+        .arg("req")
+        .arg("-x509")
+        .option("-newkey", "ec")
+        .option("-pkeyopt", "ec_paramgen_curve:prime256v1")
+        .arg("-nodes")
+        .option("-subj", "/CN=proxy")
+        .option("-addext", "subjectAltName=DNS:localhost")
+        .option("-keyout", &both)
+        .option("-out", &certificate)
+        .run()
+        .await?;
+    let pair = [std::fs::read(&certificate)?, std::fs::read(&both)?].concat();
+    std::fs::write(&both, pair)?;
+    let sections = format!(
+        "listen secure\n bind 127.0.0.1:{secure} ssl crt {}\n server s 127.0.0.1:{plain}\n",
+        both.display()
+    );
+    let _haproxy = ProxyServer::haproxy(&folder, secure, &sections).await?;
+    let url = format!("https://{}@localhost:{secure}", login(PASSWORD));
+    let file = url_file(&folder, "proxy-url", &url)?;
+    let ca = certificate.display().to_string();
+    let options = ["--proxy-file", &file, "--proxy-ca", &ca];
+    let connected = client(&mut site, &gateway, &options).await?;
+    carries(&destination).await?;
+    drop(connected);
+    // The installation's own authority knows nothing of the proxy.
+    let other = site.ca_file().display().to_string();
+    let options = ["--proxy-file", &file, "--proxy-ca", &other];
+    refused(&mut site, &gateway, &options, "proxy-tls").await?;
+    let options = [
+        "-x",
+        &format!("https://127.0.0.1:{plain}"),
+        "--proxy-ca",
+        &ca,
+    ];
+    refused(&mut site, &gateway, &options, "proxy-tls").await?;
     site.finish()
 }
 

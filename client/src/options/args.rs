@@ -95,13 +95,17 @@ pub struct Args {
     #[arg(short = 'w', long, alias = "w", value_name = "PASSWORD", value_parser = secret)]
     pub password: Option<Secret<String>>,
 
-    /// Proxy for the tunnels: http:// or socks5://[USER:PASSWORD@]HOST:PORT; for a password prefer --proxy-file
+    /// Proxy for the tunnels: http://, https:// or socks5://[USER:PASSWORD@]HOST:PORT; for a password prefer --proxy-file
     #[arg(short = 'x', long, alias = "x", value_name = "URL", value_parser = secret, conflicts_with = "proxy_file")]
     pub proxy: Option<Secret<String>>,
 
     /// File with the proxy's URL
     #[arg(long, value_name = "FILE")]
     pub proxy_file: Option<PathBuf>,
+
+    /// Certificates that an https:// proxy is checked by, PEM [default: the system's authorities]
+    #[arg(long, value_name = "FILE")]
+    pub proxy_ca: Option<PathBuf>,
 
     /// Accepted: there is no local page yet
     #[arg(long = "noUI", alias = "no-ui")]

@@ -1,6 +1,7 @@
 //! The proxy of the command line, whichever way it was given.
 
 use sg_runtime::config::Invalid;
+use sg_runtime::identity;
 use sg_runtime::secret::Secret;
 
 use super::Args;
@@ -9,7 +10,7 @@ use crate::proxy::Proxy;
 impl Args {
     /// The proxy, if there is one.
     pub(super) fn read_proxy(&self, notices: &mut Vec<String>) -> Result<Option<Proxy>, Invalid> {
-        let proxy = match (&self.proxy, &self.proxy_file) {
+        let mut proxy = match (&self.proxy, &self.proxy_file) {
             (Some(text), _) => {
                 let proxy = parse("--proxy", text)?;
                 if proxy.has_password() {
@@ -27,9 +28,35 @@ impl Args {
                 })?;
                 parse("--proxy-file", &text)?
             }
+            (None, None) if self.proxy_ca.is_some() => return Err(self.needless_ca()),
             (None, None) => return Ok(None),
         };
+        let certificates = match &self.proxy_ca {
+            None => Vec::new(),
+            Some(path) => identity::read_certificates(path).map_err(|error| {
+                let remedy = "give a file with certificates in PEM";
+                Invalid::new("--proxy-ca", path.display(), error.to_string(), remedy)
+            })?,
+        };
+        let secured = proxy.trust(certificates).map_err(|error| {
+            let remedy = "give the certificate of its authority, or its own, with --proxy-ca";
+            Invalid::new("--proxy", "[not shown]", error.to_string(), remedy)
+        })?;
+        if self.proxy_ca.is_some() && !secured {
+            return Err(self.needless_ca());
+        }
         Ok(Some(proxy))
+    }
+
+    fn needless_ca(&self) -> Invalid {
+        let path = self.proxy_ca.clone().unwrap_or_default();
+        let remedy = "leave it out, or name the proxy by an https:// URL";
+        Invalid::new(
+            "--proxy-ca",
+            path.display(),
+            "there is no https:// proxy to check",
+            remedy,
+        )
     }
 }
 

@@ -106,6 +106,19 @@ fn a_proxy_is_given_as_a_flag_or_in_a_file() {
     assert_eq!(address(&line), some("proxy:3128"));
     assert!(settings(&line).notices.is_empty());
     assert!(check(&format!("{line} -x http://proxy:1")).is_err());
+    // What an authority is for, and for what it is not.
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    let certificate = rcgen::generate_simple_self_signed(["proxy".to_owned()]).unwrap();
+    std::fs::write(ca.path(), certificate.cert.pem()).unwrap();
+    let ca = ca.path().display();
+    let secure = format!("g1 -g n:1 -x https://proxy:3129 --proxy-ca {ca}");
+    assert_eq!(address(&secure), some("proxy:3129"));
+    for needless in ["", "-x http://proxy:1"] {
+        let error = check(&format!("g1 -g n:1 --proxy-ca {ca} {needless}")).unwrap_err();
+        assert!(error.contains("--proxy-ca"), "{error}");
+    }
+    let missing = "g1 -g n:1 -x https://proxy:1 --proxy-ca /does/not/exist";
+    assert!(check(missing).unwrap_err().contains("/does/not/exist"));
     for bad in ["ftp://me:hidden@p:1", "http://me:hidden@p:0"] {
         let error = check(&format!("g1 -g n:1 -x {bad}")).unwrap_err();
         assert!(

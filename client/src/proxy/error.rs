@@ -1,5 +1,6 @@
 //! Why there is no way through the proxy, in one word each.
 
+use sg_relay::tls::TlsError;
 use sg_relay::{DialError, SocksError};
 
 /// There is no connection to the node through the proxy.
@@ -20,6 +21,9 @@ pub enum ProxyError {
     /// It does not speak like a proxy of this kind.
     #[error("the proxy does not speak as it should: {0}")]
     Protocol(String),
+    /// There is no TLS with it, or not with somebody trusted.
+    #[error("no TLS with the proxy: {0}")]
+    Tls(#[from] TlsError),
     /// It has tried, and tells what is wrong with the node, or this machine is to blame.
     #[error("cannot connect through the proxy: {0}")]
     Node(#[source] DialError),
@@ -35,6 +39,7 @@ impl ProxyError {
             Self::Auth(_) => "proxy-auth",
             Self::Refused(_) => "proxy-refused",
             Self::Protocol(_) => "proxy-protocol",
+            Self::Tls(_) => "proxy-tls",
             Self::Node(error) => error.as_str(),
         }
     }
@@ -44,7 +49,7 @@ impl ProxyError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Timeout | Self::Refused(_) | Self::Node(_) => true,
-            Self::Auth(_) | Self::Protocol(_) => false,
+            Self::Auth(_) | Self::Protocol(_) | Self::Tls(_) => false,
         }
     }
 }

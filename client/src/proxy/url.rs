@@ -1,4 +1,4 @@
-//! How a proxy is written: `[http://|socks5://][USER:PASSWORD@]HOST[:PORT][/]`, without a scheme an HTTP proxy.
+//! How a proxy is written: `[http://|https://|socks5://][USER:PASSWORD@]HOST[:PORT][/]`, without a scheme an HTTP proxy.
 //!
 //! No refusal repeats any of it, because a password may be anywhere in what is not understood.
 
@@ -9,7 +9,7 @@ use sg_runtime::secret::Secret;
 
 use super::{Kind, Login, Proxy};
 
-const FORM: &str = "write http://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ before the host if the proxy asks for it";
+const FORM: &str = "write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ before the host if the proxy asks for it";
 
 /// A text that is no proxy's URL: what is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,7 @@ impl FromStr for Proxy {
         let scheme = scheme.to_ascii_lowercase();
         let (kind, port) = match scheme.as_str() {
             "http" => (Kind::Http, 80),
+            "https" => (Kind::Https(None), 443),
             // Names are resolved at the proxy in any case.
             "socks5" | "socks5h" => (Kind::Socks5, 1080),
             _ => return refused("this kind of proxy is not known"),
@@ -144,6 +145,7 @@ mod tests {
                 "",
             ),
             ("http://proxy", "http", "proxy:80", "", ""),
+            ("https://proxy", "https(none)", "proxy:443", "", ""),
             ("socks5://proxy", "socks5", "proxy:1080", "", ""),
             ("socks5h://[::1]:1081", "socks5", "[::1]:1081", "", ""),
             ("socks5://[::1]", "socks5", "[::1]:1080", "", ""),

@@ -11,10 +11,9 @@ use sg_relay::DialError;
 use sg_runtime::telemetry::chain;
 use sg_runtime::tls::{self, ClientTls, PeerInfo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::proxy::{Proxy, ProxyError};
+use crate::proxy::{self, Carrier, Proxy, ProxyError};
 use crate::supervisor::Retry;
 
 /// The protocol that a node must agree on in the TLS handshake.
@@ -29,7 +28,7 @@ const LONGEST_CLIENT_HELLO: usize = 16 * 1024;
 const LONGEST_SERVER_HELLO: u32 = 4 * 1024 * 1024;
 
 /// A TLS connection to a node.
-pub type NodeStream = tls::ClientStream<TcpStream>;
+pub type NodeStream = tls::ClientStream<Carrier>;
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -117,16 +116,16 @@ impl ConnectError {
 pub async fn connect(
     address: &HostPort,
     tls: &ClientTls,
-    proxy: Option<&Proxy>,
+    through: Option<&Proxy>,
 ) -> Result<(NodeStream, NodeId), ConnectError> {
-    let tcp = match proxy {
-        None => sg_relay::dial(address, DIAL_TIMEOUT, |_| true).await?,
+    let carrier = match through {
+        None => Carrier::Left(sg_relay::dial(address, DIAL_TIMEOUT, |_| true).await?),
         Some(proxy) => proxy.connect(address, DIAL_TIMEOUT).await?,
     };
-    if let Err(error) = sg_tunnel_io::socket::tune(&tcp) {
+    if let Err(error) = sg_tunnel_io::socket::tune(proxy::socket(&carrier)) {
         tracing::debug!(%address, %error, "the socket's options could not be set");
     }
-    let (stream, peer) = tls::connect(tls, tcp, &address.host().to_string()).await?;
+    let (stream, peer) = tls::connect(tls, carrier, &address.host().to_string()).await?;
     if peer.alpn.as_deref() != Some(ALPN) {
         return Err(ConnectError::Protocol);
     }
