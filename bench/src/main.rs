@@ -177,7 +177,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Option<Report>> {
             Name::Udp => udp::measure(&plan).await,
             Name::Fairness => fairness::measure(&plan).await,
             Name::Resumption => resumption::measure(&plan).await,
-            Name::Push => push::measure(&plan).await,
+            Name::Push => Box::pin(push::measure(&plan)).await,
             Name::TunnelCore | Name::Link(_) => anyhow::bail!("not reached"),
         }
     });

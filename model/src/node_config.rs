@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 use crate::{Acl, Destination, DestinationId, Gateway, GatewayId, Name, NodeId};
 
 /// One object of a node's configuration.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly all objects are destinations, so a box would save nothing"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeObject {
     /// A gateway that the node serves.

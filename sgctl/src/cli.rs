@@ -69,6 +69,10 @@ pub(crate) struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it, for the time that it takes to run it"
+)]
 enum Command {
     /// Run a control plane, a node and a client on this machine
     Dev(dev::Args),
@@ -115,10 +119,10 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
 /// Does what the command says.
 pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
     match cli.command {
-        Command::Dev(args) => dev::run(args, session).await,
+        Command::Dev(args) => Box::pin(dev::run(args, session)).await,
         Command::Context(command) => context::run(command, &cli.global, session),
         Command::Gateway(command) => gateway::run(command, session).await,
-        Command::Destination(command) => destination::run(command, session).await,
+        Command::Destination(command) => Box::pin(destination::run(command, session)).await,
         Command::Acl(command) => acl::run(command, session).await,
         Command::Client(command) => client::run(command, session).await,
         Command::Node(command) => node::run(command, session).await,

@@ -28,6 +28,10 @@ use crate::session::Session;
 const PAGE: i32 = 1000;
 
 #[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of it, for the time that it takes to run it"
+)]
 pub(crate) enum Command {
     /// Create a destination and open its port
     Create(Create),

@@ -33,7 +33,7 @@ pub(super) async fn start(
     family: &mut Family,
 ) -> Result<Up, Failure> {
     let limit = Instant::now() + LIMIT;
-    match timeout_at(limit, bring_up(args, folder, family, limit)).await {
+    match timeout_at(limit, Box::pin(bring_up(args, folder, family, limit))).await {
         Ok(result) => result,
         Err(_) => Err(
             Failure::deadline(format!("not ready after {} s", LIMIT.as_secs()))
