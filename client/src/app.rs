@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::acl::AclState;
 use crate::cloud::ClientPorts;
+use crate::dial_gate::DialGate;
 use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
 use crate::identity::{Identity, IdentityError};
 use crate::metrics::ClientMetrics;
 use crate::options::{Reconnect, Settings};
 use crate::session::establish::ALPN;
-use crate::stream::DialGate;
 
 /// Streams of the whole process.
 const MOST_STREAMS: usize = 10_000;

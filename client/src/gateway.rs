@@ -21,11 +21,11 @@ use tokio::time::{Instant, timeout};
 
 use crate::acl::AclState;
 use crate::cloud::{self, ClientPorts, Ports, State, Tunnels, Users};
+use crate::dial_gate::DialGate;
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
 use crate::proxy::Proxy;
 use crate::session::{Order, Report, Session, SessionEnd, establish};
-use crate::stream::DialGate;
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
 
 /// Reports that may wait; a session that finds no room waits.

@@ -18,6 +18,7 @@
 pub mod acl;
 pub mod app;
 pub mod cloud;
+pub mod dial_gate;
 pub mod gateway;
 pub mod identity;
 pub mod metrics;

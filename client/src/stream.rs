@@ -24,64 +24,20 @@ use sg_relay::{
 use sg_runtime::gate::{First, race};
 use sg_tunnel_io::{IncomingStream, code};
 use tokio::net::UdpSocket;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::acl::{self, Policy};
 use crate::gateway::GatewayContext;
 use crate::session::carried::Carried;
 
-/// Streams that may wait for a dial to begin.
-const MOST_WAITING: usize = 4096;
 /// How long a dial may take if the node does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// However long the node says.
 const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long a stream waits for a list that its node has and this client has not yet.
 const ACL_WAIT: Duration = Duration::from_secs(1);
-
-/// Bounds the dials of the process.
-#[derive(Debug)]
-pub struct DialGate {
-    places: Semaphore,
-    running: Semaphore,
-}
-
-impl DialGate {
-    /// At most `most` dials at a time; each holds a descriptor and, for a name, a place at the resolver.
-    #[must_use]
-    pub fn new(most: u32) -> Self {
-        let most = most as usize;
-        Self {
-            places: Semaphore::new(most + MOST_WAITING),
-            running: Semaphore::new(most),
-        }
-    }
-}
-
-impl DialGate {
-    /// Waits for permission to dial, in order of arrival; what is left of `limit` is for the dial.
-    /// `None` when too many wait already, or the wait takes all of `limit`.
-    async fn enter(&self, limit: Duration) -> Option<Permission<'_>> {
-        let end = Instant::now() + limit;
-        let place = self.places.try_acquire().ok()?;
-        let running = timeout(limit, self.running.acquire()).await.ok()?.ok()?;
-        let left = end.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(Permission {
-            left,
-            _held: (running, place),
-        })
-    }
-}
-
-/// Permission to dial while it is held.
-#[derive(Debug)]
-struct Permission<'a> {
-    /// How long the dial may take.
-    left: Duration,
-    _held: (SemaphorePermit<'a>, SemaphorePermit<'a>),
-}
 
 /// What the streams of one tunnel have in common.
 #[derive(Debug)]
@@ -418,13 +374,14 @@ async fn relay(
                 ..options
             };
             let http = HttpVersion::of_number(open.http);
+            let drain = tunnel.gateway.shared.draining.clone();
             let redial = http.map(|_| ClientRedial {
                 tunnel: Arc::clone(tunnel),
                 open: Box::new(open),
                 approach: approach.clone(),
                 policies,
             });
-            let carried = pin!(approach.carry(stream, *reached, http, options, redial));
+            let carried = pin!(approach.carry(stream, *reached, http, options, redial, drain));
             unless_revoked(carried, revoked, &end).await
         }
         Connected::Flow(udp) => {
@@ -497,36 +454,5 @@ async fn revoked(
             // The gateway's task is gone, and its tunnels with it.
             Err(_) => code::DRAINED,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn waiting_for_a_dial_and_the_dial_share_one_limit() {
-        let gate = DialGate {
-            places: Semaphore::new(10),
-            running: Semaphore::new(1),
-        };
-        let limit = Duration::from_secs(10);
-        let first = gate.enter(limit).await.unwrap();
-        assert_eq!(first.left, limit);
-        let hold = async {
-            tokio::time::sleep(Duration::from_secs(9)).await;
-            drop(first);
-        };
-        let (second, ()) = tokio::join!(gate.enter(limit), hold);
-        let second = second.unwrap();
-        assert!(
-            second.left <= Duration::from_secs(1),
-            "{:?} left of {limit:?}",
-            second.left
-        );
-        // Nothing is left for the third.
-        assert!(gate.enter(limit).await.is_none());
     }
 }

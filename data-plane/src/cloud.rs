@@ -284,8 +284,11 @@ async fn serve(node: Arc<Node>, from: From, mut incoming: IncomingStream) {
         compression,
     };
     let (approach, http) = (wanted.approach.clone(), wanted.http);
+    let drain = node.shutdown.draining();
     let redial = http.map(|_| NodeRedial { node, wanted });
-    let reason = approach.carry(stream, reached, http, options, redial).await;
+    let reason = approach
+        .carry(stream, reached, http, options, redial, drain)
+        .await;
     account.set_reason(reason);
     drop(entered);
 }

@@ -15,6 +15,7 @@ use sg_model::{
     CanonicalPath, Destination, HostPort, Preface, ProxyProtocol, ResourceHttp,
     ResourceTls as Mode, UserFacts,
 };
+use sg_runtime::shutdown::CancellationToken;
 use sg_tunnel_io::{TunnelStream, code};
 use tokio::time::Instant;
 
@@ -285,7 +286,8 @@ pub trait Redial: Send + Sync + 'static {
 
 impl Approach {
     /// Relays a stream to the resource until its end; answers the word for it. `http` is what the stream carries,
-    /// and `reached` the connection that was made before it was accepted; `redial` is needed for HTTP only.
+    /// and `reached` the connection that was made before it was accepted; `redial` and `drain`,
+    /// after which no new request is taken, are for HTTP only.
     pub async fn carry<R: Redial>(
         &self,
         stream: TunnelStream,
@@ -293,6 +295,7 @@ impl Approach {
         http: Option<HttpVersion>,
         options: JoinOptions,
         redial: Option<R>,
+        drain: CancellationToken,
     ) -> &'static str {
         let Some((version, redial)) = http.zip(redial) else {
             return join(reached.local, stream, options).await.reason.as_str();
@@ -305,6 +308,7 @@ impl Approach {
             idle_timeout: options.idle_timeout,
             counters: options.counters,
             end: options.end,
+            drain,
             ..base
         };
         let io = StreamIo::new(stream, options.compression);

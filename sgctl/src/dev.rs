@@ -56,7 +56,6 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
             ));
         }
     };
-    resource::check_served(&args.resources)?;
     let started = Instant::now();
     // From here on a signal means a clean end, also in the middle of the start.
     let mut signals = Signals::listen()?;

@@ -5,7 +5,9 @@ use sg_model::{Acl, GatewayId};
 use sg_proto::convert::store::{GatewayRecord, acl_from_store, acl_to_store};
 use sg_proto::store as wire;
 
-use super::change::{Call, Change, Outcome, RETRIES, parse_etag};
+use super::change::{Call, Change, RETRIES};
+use super::etag::parse_etag;
+use super::outcome::Outcome;
 use super::{Core, ServiceError};
 use crate::keys;
 use crate::store::KeyValue;

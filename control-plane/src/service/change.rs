@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::audit::chain::Head;
 use super::audit::diff;
+use super::outcome::{Conflict, Outcome, Replay};
 use super::{Core, ServiceError, scope};
 use crate::ids;
 use crate::keys;
@@ -181,45 +182,6 @@ impl<'a> Change<'a> {
     pub fn require_empty(mut self, prefix: String) -> Self {
         self.txn = self.txn.when(Compare::PrefixEmpty { prefix });
         self
-    }
-}
-
-/// What became of a change.
-#[derive(Debug)]
-pub enum Outcome {
-    /// It is written.
-    Done(Revision),
-    /// The same request was answered before.
-    Replayed(Replay),
-    /// Something was not as required; nothing was written.
-    Conflict(Conflict),
-}
-
-/// The first answer to a repeated request.
-#[derive(Debug)]
-pub struct Replay {
-    /// Id of what the request made or changed.
-    pub id: String,
-    /// The secret in the answer, if there was one.
-    pub secret: Option<Secret<String>>,
-}
-
-/// The required keys as they really were.
-#[derive(Debug)]
-pub struct Conflict {
-    current: HashMap<String, Option<KeyValue>>,
-}
-
-impl Conflict {
-    /// Who holds an index key that was required to be absent.
-    pub fn holder(&self, key: &str) -> Option<wire::Reference> {
-        let entry = self.entry(key)?;
-        Some(wire::Reference::decode(entry.value.as_ref()).unwrap_or_default())
-    }
-
-    /// The key as it was; `None` if it was absent or not asked about.
-    pub fn entry(&self, key: &str) -> Option<&KeyValue> {
-        self.current.get(key)?.as_ref()
     }
 }
 
@@ -511,27 +473,4 @@ fn told(audit: &wire::Audit) {
 enum Sent {
     Committed(Revision),
     Conflict(HashMap<String, Option<KeyValue>>),
-}
-
-/// Reads an etag; `None` if the caller sent none.
-///
-/// # Errors
-/// It is none of ours.
-pub(super) fn parse_etag(etag: &str) -> Result<Option<Revision>, ServiceError> {
-    if etag.is_empty() {
-        return Ok(None);
-    }
-    let bad = |_| ServiceError::invalid("etag", "send back the etag exactly as it was read");
-    etag.parse().map(Some).map_err(bad)
-}
-
-/// As [`parse_etag`], for changes that need an etag unless forced.
-///
-/// # Errors
-/// There is none, or it is none of ours.
-pub(super) fn required_etag(etag: &str, force: bool) -> Result<Option<Revision>, ServiceError> {
-    match parse_etag(etag)? {
-        None if !force => Err(ServiceError::etag_required()),
-        etag => Ok(etag),
-    }
 }

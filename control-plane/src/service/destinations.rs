@@ -12,8 +12,10 @@ use sg_proto::convert::store::{DestinationRecord, GatewayRecord};
 use self::writes::{
     create_change, delete_writes, new_record, port_key, port_taken, taken, update_change,
 };
-use super::change::{Call, Change, Outcome, RETRIES, parse_etag, required_etag};
+use super::change::{Call, Change, RETRIES};
+use super::etag::{parse_etag, required_etag};
 use super::gateways::uncommitted;
+use super::outcome::Outcome;
 use super::ports::Proposal;
 use super::{Core, ServiceError};
 use crate::ids;

@@ -7,7 +7,9 @@ use sg_proto::convert::store::{GatewayRecord, acl_to_store};
 use sg_proto::store as wire;
 use sg_runtime::secret::Secret;
 
-use super::change::{Call, Change, Outcome, RETRIES, parse_etag, required_etag};
+use super::change::{Call, Change, RETRIES};
+use super::etag::{parse_etag, required_etag};
+use super::outcome::Outcome;
 use super::{Core, ServiceError};
 use crate::ids;
 use crate::keys;

@@ -15,7 +15,8 @@ use sg_runtime::crypto;
 use sg_runtime::identity::{CertificateDer, PeerIdentity, PeerKind};
 use sg_runtime::secret::Secret;
 
-use super::change::{Call, Change, Outcome, RETRIES};
+use super::change::{Call, Change, RETRIES};
+use super::outcome::{Outcome, Replay};
 use super::{Core, ServiceError};
 use crate::authority::{self, IssueError};
 use crate::ids;
@@ -187,9 +188,7 @@ impl Core {
     }
 }
 
-fn replayed_token(
-    replay: super::change::Replay,
-) -> Result<(Secret<String>, Timestamp), ServiceError> {
+fn replayed_token(replay: Replay) -> Result<(Secret<String>, Timestamp), ServiceError> {
     let broken = || ServiceError::Internal("a remembered answer cannot be read".to_owned());
     let expires = replay.id.parse().map(Timestamp).map_err(|_| broken())?;
     Ok((replay.secret.ok_or_else(broken)?, expires))

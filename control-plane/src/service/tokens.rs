@@ -9,8 +9,9 @@ use sg_proto::store as wire;
 use sg_runtime::crypto;
 use sg_runtime::secret::Secret;
 
-use super::change::{Call, Change, Outcome, RETRIES, Replay};
+use super::change::{Call, Change, RETRIES};
 use super::gateways::name_taken;
+use super::outcome::{Outcome, Replay};
 use super::{Core, ServiceError};
 use crate::ids;
 use crate::keys;

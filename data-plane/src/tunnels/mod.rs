@@ -12,6 +12,7 @@ mod refusals;
 mod registry;
 mod resume;
 mod session;
+mod updates;
 
 pub(crate) use hold::Hold;
 pub(crate) use registry::{Choice, Health, Registry};

@@ -13,7 +13,7 @@ use prost::Message as _;
 use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
 use sg_proto::node::DestinationState;
 use sg_proto::pieces::{self, Assembly};
-use sg_proto::tunnel::{Control, Endpoint, Endpoints, Listeners, Piece, control};
+use sg_proto::tunnel::{Control, Endpoint, Endpoints, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
 use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::close;
@@ -35,8 +35,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How often what found no room is tried again.
 const OUTBOX_RETRY: Duration = Duration::from_millis(50);
-/// Ports that one client may report: as many as a gateway has destinations.
-const MOST_LISTENERS: usize = 2_000;
 
 /// One tunnel.
 #[derive(Debug)]
@@ -176,7 +174,7 @@ impl Session {
         )
     }
 
-    fn set_listeners(&self, listeners: Vec<DestinationState>) {
+    pub(super) fn set_listeners(&self, listeners: Vec<DestinationState>) {
         *self
             .listeners
             .lock()
@@ -278,20 +276,20 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
     tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(), reason, "tunnel closed");
 }
 
-struct Keeper<'a> {
-    node: &'a Arc<Node>,
-    session: &'a Session,
+pub(super) struct Keeper<'a> {
+    pub(super) node: &'a Arc<Node>,
+    pub(super) session: &'a Session,
     told: Told,
     /// An update found no room and is to be tried again.
     owes: bool,
     /// Which set of destinations the client was sent last.
     destinations: u64,
     /// Pieces of it that have not left yet.
-    outbox: VecDeque<Piece>,
+    pub(super) outbox: VecDeque<Piece>,
     /// What the client says of its ports, as far as it has come.
-    listeners: Assembly,
+    pub(super) listeners: Assembly,
     /// Since when the tunnel has no connection.
-    detached: Option<Instant>,
+    pub(super) detached: Option<Instant>,
     /// Name of the gateway in the series, which may change.
     label: Name,
 }
@@ -413,7 +411,7 @@ impl Keeper<'_> {
                 });
                 self.node.registry.changed();
             }
-            Ok(Some(control::Message::Listeners(piece))) => self.listeners(&piece),
+            Ok(Some(control::Message::Listeners(piece))) => self.take_listeners(&piece),
             // Of a newer version, or meant for the other direction: without effect.
             Ok(_) => {}
             Err(_) => {
@@ -454,44 +452,6 @@ impl Keeper<'_> {
             && self.tell(control::Message::Endpoints(endpoints.clone()))
         {
             self.told.endpoints = endpoints;
-        }
-    }
-
-    /// Sends what there is room for; the rest is tried again soon.
-    fn send_outbox(&mut self) {
-        if self.detached.is_some() {
-            return;
-        }
-        while let Some(piece) = self.outbox.front() {
-            let message = Control {
-                message: Some(control::Message::Destinations(piece.clone())),
-            };
-            let sent = self
-                .session
-                .tunnel
-                .send_control(message.encode_to_vec().into());
-            if matches!(sent, Err(ControlError::Full)) {
-                return;
-            }
-            self.outbox.pop_front();
-        }
-    }
-
-    fn listeners(&mut self, piece: &Piece) {
-        let whole = match self.listeners.take(piece) {
-            Ok(None) => return,
-            Ok(Some(whole)) => Listeners::decode(whole.as_slice()).ok(),
-            Err(_) => None,
-        };
-        match whole {
-            Some(said) if said.listeners.len() <= MOST_LISTENERS => {
-                self.session.set_listeners(said.listeners);
-                self.node.registry.changed();
-            }
-            _ => self
-                .session
-                .tunnel
-                .close(close::PROTOCOL_ERROR, "a control message cannot be decoded"),
         }
     }
 

@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use sg_model::{HostPort, Protocol};
 
-use crate::failure::Failure;
-
 /// One RESOURCE of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ResourceArg {
@@ -56,26 +54,6 @@ fn scheme_protocol(scheme: &str) -> Result<Protocol, String> {
     }
 }
 
-/// Refuses what this version parses but does not serve, before anything is started.
-pub(super) fn check_served(resources: &[ResourceArg]) -> Result<(), Failure> {
-    let served = [Protocol::Tcp, Protocol::Udp];
-    let unserved = resources.iter().find(|r| !served.contains(&r.protocol));
-    if let Some(ResourceArg {
-        protocol, resource, ..
-    }) = unserved
-    {
-        return Err(Failure::new(
-            tonic::Code::Unimplemented,
-            "PROTOCOL_NOT_SERVED",
-            format!("{protocol}://{resource}: this version serves tcp and udp"),
-        )
-        .hint(format!(
-            "sgctl dev {resource}, which carries the bytes as they are"
-        )));
-    }
-    Ok(())
-}
-
 /// A name for each resource, unique and the same for the same command line: the service it probably
 /// is, else its protocol and port.
 pub(super) fn names(resources: &[ResourceArg]) -> Vec<String> {
@@ -106,13 +84,20 @@ pub(super) enum Service {
     Redis,
     Ssh,
     Http,
+    Https,
+    Tls,
     Dns,
 }
 
 impl Service {
     pub(super) fn of(protocol: Protocol, port: u16) -> Option<Self> {
-        if protocol == Protocol::Udp {
-            return (port == 53).then_some(Self::Dns);
+        match protocol {
+            Protocol::Udp => return (port == 53).then_some(Self::Dns),
+            Protocol::Http => return Some(Self::Http),
+            Protocol::Https => return Some(Self::Https),
+            // Who speaks TLS first needs options of his own.
+            Protocol::Tls => return Some(Self::Tls),
+            Protocol::Tcp | Protocol::TlsMutual | Protocol::HttpsMutual => {}
         }
         match port {
             5432 => Some(Self::Postgres),
@@ -131,6 +116,8 @@ impl Service {
             Self::Redis => "redis",
             Self::Ssh => "ssh",
             Self::Http => "http",
+            Self::Https => "https",
+            Self::Tls => "tls",
             Self::Dns => "dns",
         }
     }
@@ -143,6 +130,8 @@ impl Service {
             Self::Redis => format!("redis-cli -h {host} -p {port} ping"),
             Self::Ssh => format!("ssh -p {port} {host}"),
             Self::Http => format!("curl http://{host}:{port}/"),
+            Self::Https => format!("curl --cacert $SG_CA https://{host}:{port}/"),
+            Self::Tls => format!("openssl s_client -connect {host}:{port} -CAfile $SG_CA"),
             Self::Dns => format!("dig @{host} -p {port} example.com"),
         }
     }
@@ -191,16 +180,24 @@ mod tests {
     }
 
     #[test]
-    fn only_tcp_and_udp_are_served() {
-        assert!(check_served(&[parse("h:1"), parse("tcp://h:2"), parse("udp://h:3")]).is_ok());
-        let failure = check_served(&[parse("h:1"), parse("http://h:80")]).expect_err("refused");
-        assert_eq!(failure.exit_code(), 1);
-    }
-
-    #[test]
     fn names_are_unique_and_tell_the_service() {
-        let resources = ["a:5432", "b:5432", "c:7001", "udp://d:53", "udp://e:80"].map(parse);
-        let expected = ["postgres", "postgres-2", "tcp-7001", "dns", "udp-80"];
+        let resources = [
+            "a:5432",
+            "b:5432",
+            "c:7001",
+            "udp://d:53",
+            "udp://e:80",
+            "https://f:8443",
+        ]
+        .map(parse);
+        let expected = [
+            "postgres",
+            "postgres-2",
+            "tcp-7001",
+            "dns",
+            "udp-80",
+            "https",
+        ];
         assert_eq!(names(&resources), expected);
     }
 }

@@ -9,8 +9,9 @@ use sg_proto::store as wire;
 
 use crate::keys;
 use crate::service::ServiceError;
-use crate::service::change::{Call, Change, Conflict};
+use crate::service::change::{Call, Change};
 use crate::service::gateways::name_taken;
+use crate::service::outcome::Conflict;
 use crate::service::ports::{self, Proposal};
 use crate::world::Stored;
 

@@ -1,0 +1,52 @@
+//! What a tunnel's keeper and its client tell each other in pieces: the destinations that the client must know, and how
+//! its ports fare.
+
+use prost::Message as _;
+use sg_proto::tunnel::{Control, Listeners, Piece, control};
+use sg_tunnel_io::ControlError;
+use sg_tunnel_io::code::close;
+
+use super::session::Keeper;
+
+/// Ports that one client may report: as many as a gateway has destinations.
+const MOST_LISTENERS: usize = 2_000;
+
+impl Keeper<'_> {
+    /// Sends what there is room for; the rest is tried again soon.
+    pub(super) fn send_outbox(&mut self) {
+        if self.detached.is_some() {
+            return;
+        }
+        while let Some(piece) = self.outbox.front() {
+            let message = Control {
+                message: Some(control::Message::Destinations(piece.clone())),
+            };
+            let sent = self
+                .session
+                .tunnel
+                .send_control(message.encode_to_vec().into());
+            if matches!(sent, Err(ControlError::Full)) {
+                return;
+            }
+            self.outbox.pop_front();
+        }
+    }
+
+    pub(super) fn take_listeners(&mut self, piece: &Piece) {
+        let whole = match self.listeners.take(piece) {
+            Ok(None) => return,
+            Ok(Some(whole)) => Listeners::decode(whole.as_slice()).ok(),
+            Err(_) => None,
+        };
+        match whole {
+            Some(said) if said.listeners.len() <= MOST_LISTENERS => {
+                self.session.set_listeners(said.listeners);
+                self.node.registry.changed();
+            }
+            _ => self
+                .session
+                .tunnel
+                .close(close::PROTOCOL_ERROR, "a control message cannot be decoded"),
+        }
+    }
+}
