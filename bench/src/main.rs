@@ -20,6 +20,7 @@ mod link_tool;
 mod load;
 mod open_rate;
 mod peers;
+mod protocols;
 mod push;
 mod report;
 mod resource;
@@ -99,6 +100,8 @@ enum Name {
     Resumption,
     /// From the call that makes a destination to its open port: 50 times --repeat
     Push,
+    /// What TLS and HTTP cost: one download through destinations of each protocol, as ratios to tcp
+    Protocols,
     /// Runs an emulated link by hand: rate, delay, queue, cuts
     Link(LinkArguments),
 }
@@ -177,6 +180,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Option<Report>> {
             Name::Udp => udp::measure(&plan).await,
             Name::Fairness => fairness::measure(&plan).await,
             Name::Resumption => resumption::measure(&plan).await,
+            Name::Protocols => Box::pin(protocols::measure(&plan)).await,
             Name::Push => Box::pin(push::measure(&plan)).await,
             Name::TunnelCore | Name::Link(_) => anyhow::bail!("not reached"),
         }

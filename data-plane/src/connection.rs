@@ -62,8 +62,7 @@ pub(crate) async fn serve(
     };
     let registered = node.streams.register(destination.clone(), user);
     // Boxed, so that an open stream does not keep the room that its opening needed.
-    let Some(story) = Box::pin(begin_story(&node, &tcp, user, &registered, &occupancy)).await
-    else {
+    let Some(begun) = Box::pin(begin_story(&node, &tcp, user, registered, &occupancy)).await else {
         return;
     };
     let Begun {
@@ -71,14 +70,14 @@ pub(crate) async fn serve(
         story,
         idle_timeout,
         held,
-    } = story;
+    } = begun;
     let options = {
         let account = story.account();
         ReceiveOptions {
             user,
             idle_timeout,
             counters: account.counters(),
-            end: registered.end().clone(),
+            end: story.registered.end().clone(),
             drain: node.shutdown.draining(),
             meter: Some(Arc::clone(account.meter())),
         }
@@ -88,7 +87,6 @@ pub(crate) async fn serve(
         destination,
         local,
         user,
-        registered,
         story: Arc::clone(&story),
         opening: Mutex::new(Some(opening)),
     };
@@ -101,6 +99,8 @@ pub(crate) async fn serve(
 /// What a connection is known by while it lasts.
 #[derive(Debug)]
 struct Story {
+    /// Where a changed policy finds it.
+    registered: Registered,
     account: Mutex<StreamAccount>,
     /// The tunnel that carries its stream.
     choice: Mutex<Option<Choice>>,
@@ -134,11 +134,12 @@ async fn begin_story(
     node: &Node,
     tcp: &ResetOnDrop,
     user: SocketAddr,
-    registered: &Registered,
+    registered: Registered,
     occupancy: &Occupancy,
 ) -> Option<Begun> {
     let config = node.config();
-    let id = registered.destination();
+    let id = registered.destination().clone();
+    let id = &id;
     let Some(destination) = config.destination(id) else {
         tracing::debug!(destination = %id, "connection reset: the destination is gone");
         return None;
@@ -178,6 +179,7 @@ async fn begin_story(
     Some(Begun {
         reception,
         story: Arc::new(Story {
+            registered,
             account: Mutex::new(account),
             choice: Mutex::default(),
         }),

@@ -16,7 +16,6 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 use super::{Asked, Refusal, Story, metadata, permit};
 use crate::balancers::Ends;
 use crate::node::{Node, OpeningPlace};
-use crate::streams::Registered;
 use crate::tunnels::{Choice, Health, Session};
 
 /// What the node waits beyond the connect timeout that the client keeps.
@@ -40,7 +39,6 @@ pub(super) struct UserOpener {
     pub(super) destination: DestinationId,
     pub(super) user: SocketAddr,
     pub(super) local: Option<SocketAddr>,
-    pub(super) registered: Registered,
     pub(super) story: Arc<Story>,
     /// Counted until its first stream is open.
     pub(super) opening: Mutex<Option<OpeningPlace>>,
@@ -69,7 +67,7 @@ impl Opener for UserOpener {
             &self.node,
             gateway,
             destination,
-            &self.registered,
+            &self.story.registered,
             self.user,
             None,
         )?;
@@ -110,7 +108,7 @@ impl Opener for UserOpener {
             &self.node,
             gateway,
             destination,
-            &self.registered,
+            &self.story.registered,
             self.user,
             Some(path),
         )

@@ -160,19 +160,25 @@ async fn a_connection_without_a_client_is_reset_at_once() {
 }
 
 #[tokio::test]
-async fn a_cloud_destination_says_that_it_is_not_served() {
+async fn a_cloud_destination_is_served_where_the_operator_allows_it() {
     let mut f = Fixture::start();
-    let NodeObject::Destination(mut d) = destination("d1", "g1", 1) else {
-        unreachable!("the helper makes a destination")
+    let cloud = |resource: &str| {
+        let NodeObject::Destination(mut d) = destination("d1", "g1", 1) else {
+            unreachable!("the helper makes a destination")
+        };
+        d.listen = sg_model::Listen::ClientPort(3306);
+        d.resource = resource.parse().unwrap();
+        NodeObject::Destination(d)
     };
-    d.listen = sg_model::Listen::ClientPort(3306);
-    let applied = f
-        .apply(config(1, [gateway("g1", true), NodeObject::Destination(d)]))
-        .await;
+    let allowed = [gateway("g1", true), cloud("127.0.0.1:5432")];
+    let applied = f.apply(config(1, allowed)).await;
+    assert_eq!(state(&applied, "d1"), State::Listening);
+    let other = [gateway("g1", true), cloud("10.9.9.9:5432")];
+    let applied = f.apply(config(2, other)).await;
     assert!(matches!(
         state(&applied, "d1"),
         State::Failed {
-            reason: "unsupported",
+            reason: "cloud-denied",
             ..
         }
     ));
