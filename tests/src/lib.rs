@@ -18,6 +18,7 @@ pub mod owner;
 mod ports;
 mod process;
 mod programs;
+pub mod proxy_header;
 pub mod secure;
 mod sgctl;
 mod site;

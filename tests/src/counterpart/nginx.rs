@@ -20,9 +20,19 @@ impl Nginx {
     /// # Errors
     /// nginx is not installed or does not start.
     pub async fn start(folder: &Path, root: &Path, port: u16) -> Result<Self> {
+        let root = root.display();
+        let server = format!("server {{ listen 127.0.0.1:{port}; root {root}; }}");
+        Self::with(folder, &server, port).await
+    }
+
+    /// With these sections, of which one listens on this loopback port.
+    ///
+    /// # Errors
+    /// nginx is not installed or does not start.
+    pub async fn with(folder: &Path, servers: &str, port: u16) -> Result<Self> {
         let own = folder.join("nginx");
         std::fs::create_dir(&own).context("folder of nginx")?;
-        let (own, root) = (own.display(), root.display());
+        let own = own.display();
         let configuration = format!(
             "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
              events {{ worker_connections 512; }}\n\
@@ -30,7 +40,7 @@ impl Nginx {
                client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;\n\
                fastcgi_temp_path {own}/fastcgi; uwsgi_temp_path {own}/uwsgi;\n\
                scgi_temp_path {own}/scgi;\n\
-               server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
+               {servers} }}\n"
         );
         let file = folder.join("nginx.conf");
         std::fs::write(&file, configuration).context("configuration of nginx")?;
