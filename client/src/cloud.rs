@@ -6,9 +6,11 @@
 //! | what the nodes told of destinations | `known` |
 //! | which ports are open, and why one is not | `ports` |
 //! | the story of one user's connection | `connection` |
+//! | who may send datagrams, and their flows | `flow` |
 //! | which tunnel carries it | `tunnels` |
 
 mod connection;
+mod flow;
 mod known;
 mod ports;
 mod tunnels;

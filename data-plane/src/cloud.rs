@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use prost::Message as _;
 use sg_model::{
-    CanonicalPath, Destination, DestinationId, GatewayId, HostPort, NodeConfig, UserFacts,
+    CanonicalPath, Destination, DestinationId, GatewayId, HostPort, NodeConfig, Protocol, UserFacts,
 };
 use sg_proto::tunnel::{StreamAnswer, StreamOpen};
 use sg_relay::compress::Grant;
@@ -22,13 +22,13 @@ use sg_relay::udp::{IDLE_TIMEOUT, dial_udp, join_flow};
 use sg_relay::{
     Approach, JoinOptions, Parties, Purpose, Reached, Redial, StreamAccount, StreamEnd, TcpEnd,
 };
+use sg_runtime::places::{Occupancy, Occupied};
 use sg_runtime::tasks::TaskPool;
 use sg_tunnel_io::{IncomingStream, code};
 use tokio::net::UdpSocket;
 
 pub(crate) use allow::CloudAllow;
 
-use crate::listener::{Occupancy, Occupied};
 use crate::node::Node;
 use crate::tunnels::Session;
 
@@ -206,7 +206,9 @@ async fn serve(node: Arc<Node>, from: From, mut incoming: IncomingStream) {
         .ok()
         .and_then(|id| config.destination(&id))
         // A client speaks for its own gateway only.
-        .filter(|d| d.gateway == from.gateway && d.listen.client_port().is_some());
+        .filter(|d| d.gateway == from.gateway && d.listen.client_port().is_some())
+        // Nor are datagrams for what takes connections.
+        .filter(|d| (d.protocol == Protocol::Udp) == incoming.is_flow());
     let gateway = destination.and_then(|d| config.gateway(&d.gateway));
     let Some((destination, gateway)) = destination.zip(gateway) else {
         return incoming.refuse(code::NO_DESTINATION);

@@ -31,11 +31,11 @@ use tokio::time::Instant;
 use self::opening::UserOpener;
 use crate::balancers::Ends;
 use crate::for_clients;
-use crate::listener::{Accepted, Occupancy, Occupied};
+use crate::listener::Accepted;
 use crate::node::{Node, now};
 use crate::streams::Registered;
 use crate::tunnels::Choice;
-use sg_runtime::places::Place;
+use sg_runtime::places::{Occupancy, Occupied, Place};
 
 /// Why a connection ended before it was joined: the word for log and metric.
 pub(crate) type Refusal = &'static str;

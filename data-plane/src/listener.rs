@@ -4,13 +4,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use sg_model::DestinationId;
 use sg_relay::ResetOnDrop;
 use sg_runtime::net;
+use sg_runtime::places::Occupancy;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::unconstrained;
 use tokio::time::sleep;
@@ -21,29 +21,6 @@ use crate::node::{Node, OpeningPlace};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The connections that a destination has now, counted.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Occupancy(Arc<AtomicU32>);
-
-/// One counted connection; dropping it counts it off.
-#[derive(Debug)]
-pub(crate) struct Occupied(Arc<AtomicU32>);
-
-impl Occupancy {
-    /// Counts one more, unless there are `limit`.
-    pub(crate) fn enter(&self, limit: Option<u32>) -> Option<Occupied> {
-        let before = self.0.fetch_add(1, Ordering::Relaxed);
-        let occupied = Occupied(Arc::clone(&self.0));
-        limit.is_none_or(|limit| before < limit).then_some(occupied)
-    }
-}
-
-impl Drop for Occupied {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// One accepted connection.
 #[derive(Debug)]
@@ -127,21 +104,4 @@ pub(crate) fn of_one_connection(error: &io::Error) -> bool {
         error.kind(),
         K::ConnectionAborted | K::ConnectionReset | K::Interrupted | K::WouldBlock
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_counts_what_is_open_now() {
-        let occupancy = Occupancy::default();
-        let one = occupancy.enter(Some(2));
-        let two = occupancy.enter(Some(2));
-        assert!(one.is_some() && two.is_some());
-        assert!(occupancy.enter(Some(2)).is_none());
-        drop(one);
-        assert!(occupancy.enter(Some(2)).is_some());
-        assert!(occupancy.enter(None).is_some());
-    }
 }

@@ -1,73 +1,92 @@
-//! The story of a user's datagrams at one destination's port, from the socket to the access line.
-//!
-//! One task owns the port: it reads the socket, finds the flow of each sender, and opens one for a sender
-//! that has none. Deciding over access and choosing a tunnel is as for connections (see `connection`), with
-//! one difference: nothing is waited for. The first datagrams go with the OPEN, and what cannot go now is
-//! dropped and counted. Each flow has a task of its own for the answers; when it ends, for whatever reason,
-//! the next datagram of that user opens another, on another tunnel if need be.
+//! The flows of users at one destination's port. What is done with datagrams is in `relay`; here is who may have a
+//! flow and which tunnel carries it, decided as for connections (see `connection`), but without waiting for anything.
 
-mod pace;
-mod users;
-
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sg_model::DestinationId;
-use sg_relay::udp::{BATCH, UserSocket};
+use sg_relay::udp::{BegunFlow, FlowOpener, IDLE_TIMEOUT, MOST_FLOWS, NoFlow, Peer};
+use sg_relay::{DestinationMeter, TcpEnd};
+use sg_runtime::places::Occupancy;
 use sg_tunnel_io::code;
-use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
-use tokio_util::sync::CancellationToken;
 
-use crate::listener::Occupancy;
+use crate::balancers::Ends;
+use crate::connection;
 use crate::node::Node;
-use users::Users;
+use crate::tunnels::Health;
 
-/// Pause after a socket error that is not of one datagram.
-const ERROR_PAUSE: Duration = Duration::from_millis(100);
-
-/// Serves the users of a destination until `stop` is cancelled; then ends their flows, which cannot go on
-/// without the port.
-pub(crate) async fn run(
-    node: Arc<Node>,
-    socket: UserSocket,
-    destination: DestinationId,
-    occupancy: Occupancy,
-    stop: CancellationToken,
-) {
-    let mut users = Users::new(node, Arc::new(socket), destination, occupancy);
-    let socket = Arc::clone(users.socket());
-    loop {
-        // Every arm can be cancelled without loss.
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            () = users.ended() => {}
-            ready = socket.readable() => {
-                if ready.is_err() || !take(&mut users, &socket) {
-                    sleep(ERROR_PAUSE).await;
-                }
-                // However much comes, others get their turn.
-                yield_now().await;
-            }
-        }
-    }
-    users.end_all(code::DRAINED).await;
+/// Opens the flows of one destination's users.
+pub(crate) struct NodeFlows {
+    pub(crate) node: Arc<Node>,
+    pub(crate) destination: DestinationId,
+    pub(crate) occupancy: Occupancy,
 }
 
-/// Takes what is there, up to [`BATCH`] datagrams. False when the socket should be left alone for a while.
-fn take(users: &mut Users, socket: &UserSocket) -> bool {
-    let now = Instant::now();
-    for _ in 0..BATCH {
-        match socket.try_receive() {
-            Ok((datagram, peer)) => users.take(now, &datagram, peer),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-            Err(error) => {
-                tracing::debug!(%error, "cannot receive a datagram");
-                return false;
+impl FlowOpener for NodeFlows {
+    fn begin(&self, peer: &Peer) -> Result<BegunFlow, NoFlow> {
+        let node = &self.node;
+        let config = node.config();
+        let destination = config.destination(&self.destination);
+        let gateway = destination.and_then(|d| config.gateway(&d.gateway));
+        let (destination, gateway) = destination.zip(gateway).ok_or(NoFlow::REFUSED)?;
+        let mut account = connection::begin(node, gateway, destination, peer.user);
+        let limit = destination.max_connections.unwrap_or(MOST_FLOWS);
+        let Some(occupied) = self.occupancy.enter(Some(limit)) else {
+            account.set_reason(code::word(code::LIMIT));
+            return Err(NoFlow::FULL);
+        };
+        let registered = node.streams.register(self.destination.clone(), peer.user);
+        let permitted =
+            connection::permit(node, gateway, destination, &registered, peer.user, None);
+        let acl = match permitted {
+            Ok(acl) => acl,
+            Err(reason) => {
+                account.set_reason(reason);
+                return Err(NoFlow::REFUSED);
             }
-        }
+        };
+        let ends = Ends {
+            user: peer.user,
+            local: None,
+        };
+        let metadata = connection::metadata(destination, ends, acl, &connection::Asked::default());
+        let mut tried = Vec::new();
+        let (flow, choice) = loop {
+            let choose = |health| {
+                let registry = &node.registry;
+                registry.choose(&gateway.id, gateway.policy, health, &tried)
+            };
+            let Some(choice) = choose(Health::Good).or_else(|| choose(Health::Any)) else {
+                account.set_reason("no-client");
+                return Err(NoFlow::REFUSED);
+            };
+            match choice.session().tunnel.open_flow(metadata.clone()) {
+                Ok(flow) => break (flow, choice),
+                Err(error) => {
+                    tracing::debug!(client = %choice.session().client_id, %error, "flow not opened, trying another tunnel");
+                    tried.push(choice.session().number);
+                }
+            }
+        };
+        let session = choice.session();
+        account.carried(Arc::clone(&session.client_id), &session.bytes);
+        Ok(BegunFlow {
+            flow,
+            account,
+            end: registered.end().clone(),
+            idle: destination.idle_timeout.unwrap_or(IDLE_TIMEOUT),
+            held: Box::new((registered, choice, occupied)),
+        })
     }
-    true
+
+    fn meter(&self) -> Option<Arc<DestinationMeter>> {
+        let config = self.node.config();
+        let destination = config.destination(&self.destination)?;
+        let gateway = config.gateway(&destination.gateway)?;
+        Some(self.node.stream_metrics.destination(
+            gateway.name.as_str(),
+            destination.name.as_str(),
+            destination.protocol.as_str(),
+            TcpEnd::User,
+        ))
+    }
 }

@@ -51,6 +51,9 @@ pub enum DialError {
     /// The addresses of the name are not permitted.
     #[error("none of its addresses is permitted")]
     NotPermitted,
+    /// It is a port of this process, which would carry the user's bytes round and round.
+    #[error("the resource is a port of this process itself")]
+    Loop,
     /// This machine is to blame: out of descriptors, ports or memory.
     #[error("this machine cannot connect: {0}")]
     Local(#[source] io::Error),
@@ -69,6 +72,7 @@ impl DialError {
             Self::Timeout => code::CONNECT_TIMEOUT,
             Self::NameUnknown => code::NAME_UNKNOWN,
             Self::NotPermitted => code::ACL_DENIED,
+            Self::Loop => code::LOOP,
             // Nothing was done for the stream, and another machine may well be able to.
             Self::Local(_) => code::REFUSED_RETRY,
             Self::Socks(error) => error.code(),
@@ -125,7 +129,7 @@ impl DialError {
     /// How much it says about the resource: of several addresses, the most telling failure is reported.
     pub(crate) fn weight(&self) -> u8 {
         match self {
-            Self::Refused | Self::Socks(_) => 5,
+            Self::Refused | Self::Loop | Self::Socks(_) => 5,
             Self::Timeout => 4,
             Self::Unreachable => 3,
             // As for an address of a family that this machine does not have.
@@ -264,7 +268,10 @@ impl Dial<'_> {
             DialError::Unreachable => SocksError::Unreachable("no route to its host").into(),
             DialError::NameUnknown => SocksError::Unreachable("its name has no address").into(),
             DialError::Timeout => SocksError::Timeout.into(),
-            DialError::NotPermitted | DialError::Local(_) | DialError::Socks(_) => error,
+            DialError::NotPermitted
+            | DialError::Loop
+            | DialError::Local(_)
+            | DialError::Socks(_) => error,
         })?;
         socks::handshake(&mut tcp, via.socks, target, stage).await?;
         Ok(tcp)

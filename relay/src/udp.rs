@@ -1,23 +1,28 @@
 //! Datagrams of UDP: the sockets at both ends of a flow, and what they are allowed.
 //!
-//! A flow is one peer of a UDP socket: at the node one address of a user, at the client one connected
+//! A flow is one peer of a UDP socket: at the accepting end one address of a user, at the dialling end one connected
 //! socket to the resource. Nothing here waits for room: a datagram that a full socket does not take, or
 //! that would answer more than was asked, is dropped and counted ([`Fate`]). Boundaries are kept.
 //!
 //! Not here: which tunnel carries a flow, and who may have one.
 //!
-//! Where to start: [`join_flow`] is the client's half, [`UserFlow`] the node's.
+//! Where to start: [`serve_users`] is the accepting end, of many flows; [`join_flow`] the dialling end, of one.
 
 mod answers;
 mod inbox;
 mod join;
+mod own;
+mod pace;
 mod resource;
+mod serve;
 mod user_flow;
 mod user_socket;
+mod users;
 
 pub use answers::AnswerLimit;
 pub use join::join_flow;
 pub use resource::dial_udp;
+pub use serve::{BegunFlow, FlowOpener, MOST_FLOWS, NoFlow, serve_users};
 pub use user_flow::{IDLE_TIMEOUT, UNANSWERED_TIMEOUT, UserFlow};
 pub use user_socket::{Peer, UserSocket};
 
@@ -35,7 +40,7 @@ pub enum Fate {
     NotSent,
     /// It would have answered an unconfirmed user with more than three times what he sent.
     Amplification,
-    /// There is no flow for it: refused, or no client is connected.
+    /// There is no flow for it: refused, or nobody is connected who could carry it.
     NoFlow,
     /// There are as many flows as there may be.
     Limit,

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Places, counted. Clones count together.
@@ -103,6 +104,30 @@ impl Drop for Taken {
     }
 }
 
+/// What one destination has now, counted: connections or flows. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Occupancy(Arc<AtomicU32>);
+
+/// One counted connection; dropping it counts it off.
+#[derive(Debug)]
+pub struct Occupied(Arc<AtomicU32>);
+
+impl Occupancy {
+    /// Counts one more, unless there are `limit`.
+    #[must_use]
+    pub fn enter(&self, limit: Option<u32>) -> Option<Occupied> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let occupied = Occupied(Arc::clone(&self.0));
+        limit.is_none_or(|limit| before < limit).then_some(occupied)
+    }
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -146,5 +171,17 @@ mod tests {
             block("::ffff:10.0.0.1".parse().unwrap()),
             IpAddr::from([10, 0, 0, 1])
         );
+    }
+
+    #[test]
+    fn a_limit_counts_what_is_open_now() {
+        let occupancy = Occupancy::default();
+        let one = occupancy.enter(Some(2));
+        let two = occupancy.enter(Some(2));
+        assert!(one.is_some() && two.is_some());
+        assert!(occupancy.enter(Some(2)).is_none());
+        drop(one);
+        assert!(occupancy.enter(Some(2)).is_some());
+        assert!(occupancy.enter(None).is_some());
     }
 }

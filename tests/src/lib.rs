@@ -11,6 +11,7 @@ pub mod bytes;
 mod canaries;
 pub mod counterpart;
 mod daemon;
+pub mod datagrams;
 mod http;
 pub mod link;
 mod logs;

@@ -8,95 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use sg_tests::backend::Echo;
 use sg_tests::counterpart::dns::{self, Dns};
+use sg_tests::datagrams::{AGAIN, Resource, User};
 use sg_tests::{
     AccessLine, Client, Daemon, Gateway, PATIENCE, Site, bytes, eventually, prepare, within,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, timeout};
-
-/// How long a user waits before sending again, as programs that use UDP do.
-const AGAIN: Duration = Duration::from_millis(500);
-
-/// A resource that answers each datagram with `factor` times its bytes.
-struct Resource {
-    address: SocketAddr,
-    _server: JoinSet<()>,
-}
-
-impl Resource {
-    async fn echo() -> Result<Self> {
-        Self::answering("127.0.0.1:0", 1).await
-    }
-
-    async fn answering(at: &str, factor: usize) -> Result<Self> {
-        let socket = UdpSocket::bind(at).await.context("resource")?;
-        let address = socket.local_addr()?;
-        let mut server = JoinSet::new();
-        server.spawn(async move {
-            let mut buffer = vec![0; 65_536];
-            loop {
-                let Ok((length, from)) = socket.recv_from(&mut buffer).await else {
-                    continue;
-                };
-                let answer = buffer.get(..length).unwrap_or_default().repeat(factor);
-                // An answer that cannot be sent is a datagram lost, which the tests notice.
-                drop(socket.send_to(&answer, from).await);
-            }
-        });
-        Ok(Self {
-            address,
-            _server: server,
-        })
-    }
-}
-
-/// A user's connected socket, which takes answers from the destination's own address only.
-struct User(UdpSocket);
-
-impl User {
-    async fn of(destination: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind("127.0.0.1:0").await?;
-        socket.connect(destination).await?;
-        Ok(Self(socket))
-    }
-
-    async fn send(&self, datagram: &[u8]) -> Result<()> {
-        self.0.send(datagram).await.context("sending").map(drop)
-    }
-
-    /// The next answer; `None` if none comes in this time.
-    async fn answer(&self, limit: Duration) -> Result<Option<Vec<u8>>> {
-        let mut buffer = vec![0; 65_536];
-        let Ok(received) = timeout(limit, self.0.recv(&mut buffer)).await else {
-            return Ok(None);
-        };
-        buffer.truncate(received.context("receiving")?);
-        Ok(Some(buffer))
-    }
-
-    /// Asks until there is an answer, which must be the question.
-    async fn ask(&self, question: &[u8]) -> Result<()> {
-        let asks = async {
-            loop {
-                self.send(question).await?;
-                while let Some(answer) = self.answer(AGAIN).await? {
-                    // An answer to an earlier try of another question may still come.
-                    if answer == question {
-                        return Ok(());
-                    }
-                }
-            }
-        };
-        within(
-            PATIENCE,
-            &format!("an answer of {} bytes", question.len()),
-            asks,
-        )
-        .await?
-    }
-}
+use tokio::time::{Instant, interval};
 
 struct Setup {
     site: Site,
@@ -379,7 +298,7 @@ async fn a_flood_of_datagrams_leaves_connections_their_way() -> Result<()> {
             loop {
                 tick.tick().await;
                 for _ in 0..10 {
-                    drop(user.0.try_send(&[1; 300]));
+                    user.try_send(&[1; 300]);
                 }
             }
             #[allow(unreachable_code)]

@@ -86,7 +86,12 @@ pub(super) fn refuse(gateway: &GatewayContext, known: &KnownDestination, user: S
     begin(gateway, known, user).set_reason(code::word(code::LIMIT));
 }
 
-fn begin(gateway: &GatewayContext, known: &KnownDestination, user: SocketAddr) -> StreamAccount {
+/// Opens the books of a user's connection or flow.
+pub(super) fn begin(
+    gateway: &GatewayContext,
+    known: &KnownDestination,
+    user: SocketAddr,
+) -> StreamAccount {
     let destination = &known.destination;
     let shared = &gateway.shared;
     let meter = shared.metrics.user_destination(
@@ -104,7 +109,7 @@ fn begin(gateway: &GatewayContext, known: &KnownDestination, user: SocketAddr) -
 }
 
 /// Whether a destination still admits a user.
-fn still_serves(gateway: &GatewayContext, id: &DestinationId, user: SocketAddr) -> bool {
+pub(super) fn still_serves(gateway: &GatewayContext, id: &DestinationId, user: SocketAddr) -> bool {
     let known = gateway.known.subscribe();
     let known = Arc::clone(&known.borrow());
     known.get(id).is_some_and(|one| {
@@ -122,6 +127,34 @@ pub(super) fn now() -> Timestamp {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What the node is told of a stream or flow.
+pub(super) fn metadata(
+    destination: &Destination,
+    (user, local): (SocketAddr, Option<SocketAddr>),
+    wish: &Wish,
+    offer: Compression,
+) -> Bytes {
+    let timeout = destination.connect_timeout.as_millis();
+    let mut open = StreamOpen {
+        destination_id: destination.id.to_string(),
+        destination: destination.name.to_string(),
+        protocol: destination.protocol.to_string(),
+        resource_host: destination.resource.host().to_string(),
+        resource_port: destination.resource.port().into(),
+        connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+        user_address: user.to_string(),
+        generation: destination.generation,
+        http: wish.http.map_or(0, HttpVersion::number),
+        compression: match offer {
+            Compression::None => String::new(),
+            offer => offer.to_string(),
+        },
+        ..StreamOpen::default()
+    };
+    open.tell_of_user(local, wish.tls.as_ref(), &wish.alpn);
+    open.encode_to_vec().into()
 }
 
 /// Opens the streams of one user's connection.
@@ -145,7 +178,7 @@ impl Opener for UserOpener {
             .as_ref()
             .map(Grant::compression)
             .unwrap_or_default();
-        let metadata = self.metadata(destination, &wish, offer);
+        let metadata = metadata(destination, (self.user, self.local), &wish, offer);
         let (stream, way) = self.open_somewhere(destination, &metadata).await?;
         let client = Arc::clone(&self.gateway.shared.client_id);
         lock(&self.account).opened(client, &way.bytes);
@@ -168,28 +201,6 @@ impl Opener for UserOpener {
 }
 
 impl UserOpener {
-    fn metadata(&self, destination: &Destination, wish: &Wish, offer: Compression) -> Bytes {
-        let timeout = destination.connect_timeout.as_millis();
-        let mut open = StreamOpen {
-            destination_id: destination.id.to_string(),
-            destination: destination.name.to_string(),
-            protocol: destination.protocol.to_string(),
-            resource_host: destination.resource.host().to_string(),
-            resource_port: destination.resource.port().into(),
-            connect_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
-            user_address: self.user.to_string(),
-            generation: destination.generation,
-            http: wish.http.map_or(0, HttpVersion::number),
-            compression: match offer {
-                Compression::None => String::new(),
-                offer => offer.to_string(),
-            },
-            ..StreamOpen::default()
-        };
-        open.tell_of_user(self.local, wish.tls.as_ref(), &wish.alpn);
-        open.encode_to_vec().into()
-    }
-
     /// Tries the tunnels in turn until one has opened the stream, or the resource refused.
     async fn open_somewhere(
         &self,

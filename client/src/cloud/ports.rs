@@ -10,10 +10,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sg_model::DestinationId;
+use sg_model::{DestinationId, Protocol};
 use sg_proto::node::DestinationState;
 use sg_relay::ResetOnDrop;
+use sg_relay::udp::{UserSocket, serve_users};
 use sg_runtime::net;
+use sg_runtime::places::Occupancy;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -21,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::connection;
+use super::flow::ClientFlows;
 use super::known::{Known, KnownDestination};
 use crate::gateway::GatewayContext;
 
@@ -123,6 +126,9 @@ struct Open {
     _claim: Claim,
 }
 
+/// To stop a listener, and to see that it has let go of its port.
+type Ends = (CancellationToken, CancellationToken);
+
 impl Ports {
     /// A task for a gateway, and where to read how its ports fare.
     #[must_use]
@@ -145,10 +151,11 @@ impl Ports {
             tokio::pin!(freed);
             freed.as_mut().enable();
             let known = Arc::clone(&self.known.borrow_and_update());
-            self.bring_to(&known).await;
+            // First, so that what ends is told why; flows end with their port, too.
             self.gateway
                 .carried_users
                 .redecide(&known, connection::now());
+            self.bring_to(&known).await;
             self.publish();
             let retry = self
                 .next_retry()
@@ -228,16 +235,9 @@ impl Ports {
         let Some(port) = destination.listen.client_port() else {
             return failed("no-port", "it has no client port".to_owned());
         };
-        if let Err(why) = new.reception() {
+        let udp = destination.protocol == Protocol::Udp;
+        if !udp && let Err(why) = new.reception() {
             return failed("bad-certificate", why.to_owned());
-        }
-        let udp = destination.protocol == sg_model::Protocol::Udp;
-        if udp {
-            return failed(
-                "unsupported",
-                "this version of the client serves no cloud destinations of protocol udp"
-                    .to_owned(),
-            );
         }
         let ports = &self.gateway.shared.client_ports;
         let claim = match ports.claim(port, udp, &self.gateway.gateway) {
@@ -251,8 +251,23 @@ impl Ports {
                 );
             }
         };
-        let listener = match net::bind_tcp((self.address, port).into()) {
-            Ok(listener) => listener,
+        let wanted = SocketAddr::from((self.address, port));
+        let (serves, served) = watch::channel(Arc::clone(new));
+        let (stop, closed) = (CancellationToken::new(), CancellationToken::new());
+        let ends = (stop.clone(), closed.clone());
+        let started = if udp {
+            self.start_udp(wanted, served, ends)
+        } else {
+            self.start_tcp(wanted, served, ends)
+        };
+        match started {
+            Ok(address) => SlotState::Open(Open {
+                address,
+                serves,
+                stop,
+                closed,
+                _claim: claim,
+            }),
             Err(error) => {
                 let reason = match error.kind() {
                     io::ErrorKind::AddrInUse => "address-in-use",
@@ -260,30 +275,42 @@ impl Ports {
                     io::ErrorKind::AddrNotAvailable => "address-not-available",
                     _ => "cannot-listen",
                 };
-                let address = SocketAddr::from((self.address, port));
-                return failed(reason, format!("cannot listen on {address}: {error}"));
+                failed(reason, format!("cannot listen on {wanted}: {error}"))
             }
-        };
-        let address = listener
-            .local_addr()
-            .unwrap_or_else(|_| (self.address, port).into());
-        let (serves, served) = watch::channel(Arc::clone(new));
-        let (stop, closed) = (CancellationToken::new(), CancellationToken::new());
-        let task = listen(
-            Arc::clone(&self.gateway),
-            listener,
-            served,
-            stop.clone(),
-            closed.clone(),
-        );
+        }
+    }
+
+    fn start_tcp(
+        &mut self,
+        wanted: SocketAddr,
+        served: watch::Receiver<Arc<KnownDestination>>,
+        (stop, closed): Ends,
+    ) -> io::Result<SocketAddr> {
+        let listener = net::bind_tcp(wanted)?;
+        let address = listener.local_addr()?;
+        let task = listen(Arc::clone(&self.gateway), listener, served, stop, closed);
         self.listeners.spawn(task);
-        SlotState::Open(Open {
-            address,
-            serves,
-            stop,
-            closed,
-            _claim: claim,
-        })
+        Ok(address)
+    }
+
+    fn start_udp(
+        &mut self,
+        wanted: SocketAddr,
+        served: watch::Receiver<Arc<KnownDestination>>,
+        (stop, closed): Ends,
+    ) -> io::Result<SocketAddr> {
+        let socket = UserSocket::bind(wanted)?;
+        let address = socket.local_addr();
+        let flows = ClientFlows {
+            gateway: Arc::clone(&self.gateway),
+            serves: served,
+            occupancy: Occupancy::default(),
+        };
+        self.listeners.spawn(async move {
+            let _closed = closed.drop_guard();
+            serve_users(flows, socket, stop).await;
+        });
+        Ok(address)
     }
 
     async fn close(&mut self, id: &DestinationId) {
@@ -365,8 +392,7 @@ impl Slot {
     fn stays_for(&self, new: &KnownDestination) -> bool {
         let old = &self.known.destination;
         old.listen == new.destination.listen
-            && (old.protocol == sg_model::Protocol::Udp)
-                == (new.destination.protocol == sg_model::Protocol::Udp)
+            && (old.protocol == Protocol::Udp) == (new.destination.protocol == Protocol::Udp)
     }
 
     fn report(&self) -> DestinationState {

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::DestinationId;
-use sg_relay::udp::UserSocket;
+use sg_relay::udp::{UserSocket, serve_users};
 use sg_runtime::backoff::Backoff;
 use sg_runtime::net;
+use sg_runtime::places::Occupancy;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::listener::{self, Occupancy};
+use crate::listener;
 use crate::node::Node;
-use crate::udp;
+use crate::udp::NodeFlows;
 
 use super::State;
 
@@ -208,13 +209,12 @@ impl Ports {
     ) -> io::Result<(SocketAddr, oneshot::Receiver<()>)> {
         let socket = UserSocket::bind(address)?;
         let address = socket.local_addr();
-        let run = udp::run(
-            Arc::clone(&self.node),
-            socket,
-            id.clone(),
-            self.occupancy(id),
-            stop.clone(),
-        );
+        let flows = NodeFlows {
+            node: Arc::clone(&self.node),
+            destination: id.clone(),
+            occupancy: self.occupancy(id),
+        };
+        let run = serve_users(flows, socket, stop.clone());
         Ok((address, self.spawn(run)))
     }
 

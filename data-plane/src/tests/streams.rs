@@ -200,7 +200,7 @@ fn what_a_waiting_connection_holds_is_small() {
     let serve = size(|accepted: crate::listener::Accepted| {
         let node = super::rig::node().0;
         let destination = sg_model::DestinationId::new("d1").expect("an id");
-        let occupancy = crate::listener::Occupancy::default();
+        let occupancy = sg_runtime::places::Occupancy::default();
         crate::connection::serve(node, accepted, destination, occupancy)
     });
     assert!(serve < 2800, "{serve} bytes");

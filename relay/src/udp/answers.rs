@@ -1,6 +1,6 @@
 //! How much a user may be answered before it is known that the user's address is the user's own.
 //!
-//! Whoever forges a source address must not get the node to send much to somebody who asked for nothing.
+//! Whoever forges a source address must not get the accepting end to send much to somebody who asked for nothing.
 //! Until a user has sent again after the first answer, answers are limited to [`FACTOR`] times what came
 //! from the address, headers included on both sides.
 

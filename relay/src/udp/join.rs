@@ -1,4 +1,4 @@
-//! The client's half of a flow: between the tunnel and a socket that is connected to the resource.
+//! The dialling end of a flow: between the tunnel and a socket that is connected to the resource.
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -15,7 +15,7 @@ use super::{BATCH, Direction, Fate, inbox};
 use crate::{DestinationMeter, EndReason, Ended, JoinOptions};
 
 /// Moves datagrams until the flow is reset, its tunnel is lost, the resource says that nobody listens, or
-/// somebody ends it; then resets the flow. Of `options` the idle time is not used: that is for the node to say.
+/// somebody ends it; then resets the flow. Of `options` the idle time is not used: that is for the accepting end to say.
 pub async fn join_flow(
     socket: UdpSocket,
     flow: Flow,

@@ -1,4 +1,4 @@
-//! The client's socket towards a resource: connected, so that only the resource answers and the network's
+//! The dialling end's socket towards a resource: connected, so that only the resource answers and the network's
 //! verdict about it is heard.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,6 +9,7 @@ use sg_runtime::net;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+use super::own;
 use super::user_socket::enlarge;
 use crate::dial::{DialError, interleave, resolve};
 
@@ -51,9 +52,16 @@ async fn connect(address: SocketAddr) -> Result<UdpSocket, DialError> {
         .connect(address)
         .await
         .map_err(DialError::from_connect)?;
+    let ends = socket
+        .local_addr()
+        .and_then(|local| Ok((local, socket.peer_addr()?)));
+    let (local, peer) = ends.map_err(DialError::Local)?;
     // A free port of this machine that the system happened to give to this very socket.
-    if socket.local_addr().is_ok_and(|local| local == address) {
+    if local == peer {
         return Err(DialError::Refused);
+    }
+    if own::leads_here(local, peer) {
+        return Err(DialError::Loop);
     }
     // Known to be writable from the first datagram on.
     socket.writable().await.map_err(DialError::Local)?;
@@ -66,6 +74,7 @@ mod tests {
 
     use super::*;
     use crate::DialError;
+    use crate::udp::UserSocket;
 
     const LIMIT: Duration = Duration::from_secs(5);
 
@@ -86,5 +95,19 @@ mod tests {
         let nobody = "does-not-exist.invalid:53".parse().unwrap();
         let error = dial_udp(&nobody, LIMIT, |_| true).await.unwrap_err();
         assert!(matches!(error, DialError::NameUnknown), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_ports_of_this_process_are_no_resources() {
+        for bound in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let own = UserSocket::bind(bound.parse().unwrap()).unwrap();
+            let port = own.local_addr().port();
+            for host in ["127.0.0.1", "localhost", "0.0.0.0"] {
+                let resource = format!("{host}:{port}").parse().unwrap();
+                let error = dial_udp(&resource, LIMIT, IpAddr::is_ipv4).await;
+                let error = error.unwrap_err();
+                assert!(matches!(error, DialError::Loop), "{host}: {error}");
+            }
+        }
     }
 }

@@ -18,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::inbox;
+use super::own::OwnPort;
 
 /// Room for what comes while this process is busy, if the system gives so much.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
@@ -43,6 +44,7 @@ pub struct Peer {
 pub struct UserSocket {
     socket: UdpSocket,
     local: SocketAddr,
+    _own: OwnPort,
 }
 
 impl UserSocket {
@@ -60,7 +62,11 @@ impl UserSocket {
             }
         }
         let local = socket.local_addr()?;
-        Ok(Self { socket, local })
+        Ok(Self {
+            socket,
+            local,
+            _own: OwnPort::enter(local),
+        })
     }
 
     /// Where it is bound.

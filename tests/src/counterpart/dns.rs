@@ -62,9 +62,28 @@ impl Dns {
 /// # Errors
 /// dig is not installed, or gets no answer.
 pub async fn dig(port: u16, name: &str) -> Result<String> {
+    dig_with(port, name, "+notcp").await
+}
+
+/// As [`dig`], by TCP.
+///
+/// # Errors
+/// As [`dig`].
+pub async fn dig_by_tcp(port: u16, name: &str) -> Result<String> {
+    dig_with(port, name, "+tcp").await
+}
+
+async fn dig_with(port: u16, name: &str, transport: &str) -> Result<String> {
     let mut command = tokio::process::Command::new(debian("dig")?);
     command
-        .args(["+short", "+tries=1", "+time=3", "@127.0.0.1", "-p"])
+        .args([
+            "+short",
+            "+tries=1",
+            "+time=3",
+            transport,
+            "@127.0.0.1",
+            "-p",
+        ])
         .arg(port.to_string())
         .arg(name)
         .kill_on_drop(true);

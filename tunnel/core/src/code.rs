@@ -67,6 +67,8 @@ pub const SOCKS_REFUSED: u32 = 0x133;
 pub const SOCKS_PROTOCOL: u32 = 0x134;
 /// The operator of the accepting node lets no cloud destination reach this resource from there.
 pub const CLOUD_DENIED: u32 = 0x112;
+/// The resource is a port of the accepting side itself.
+pub const LOOP: u32 = 0x113;
 /// A fault of the accepting side itself.
 pub const INTERNAL: u32 = 0x1ff;
 
@@ -156,6 +158,7 @@ pub fn word(code: u32) -> &'static str {
         SOCKS_REFUSED => "socks-refused",
         SOCKS_PROTOCOL => "socks-protocol",
         CLOUD_DENIED => "cloud-denied",
+        LOOP => "loop",
         INTERNAL => "internal",
         _ => "cancelled",
     }

@@ -6,23 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sg_model::DestinationId;
-use sg_relay::udp::{Direction, Fate, IDLE_TIMEOUT, Peer, UserFlow, UserSocket};
-use sg_relay::{DestinationMeter, EndReason, StreamAccount, TcpEnd};
-use sg_tunnel_io::{Flow, code};
+use sg_runtime::places::block;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::pace::Pace;
-use crate::balancers::Ends;
-use crate::connection;
-use crate::listener::{Occupancy, Occupied};
-use crate::node::Node;
-use crate::streams::Registered;
-use crate::tunnels::{Choice, Health};
+use super::serve::{BegunFlow, FlowOpener, NoFlow};
+use super::{Direction, Fate, Peer, UserFlow, UserSocket};
+use crate::{EndReason, StreamAccount};
 
-/// Flows at a time of a destination that sets no limit.
-const MOST_FLOWS: u32 = 2500;
 /// Flows at a time of one address, so that one host does not take all of a destination's.
 const MOST_OF_ONE_ADDRESS: u32 = 1000;
 /// How long a user who was refused is not tried again.
@@ -31,13 +23,11 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// The flows of one destination.
-pub(super) struct Users {
-    node: Arc<Node>,
+pub(super) struct Users<O> {
+    opener: O,
     socket: Arc<UserSocket>,
-    destination: DestinationId,
-    occupancy: Occupancy,
     entries: HashMap<Peer, Entry>,
-    /// Flows by the address of their user.
+    /// Flows by where their user is: one address, or the network of an IPv6 host.
     addresses: HashMap<IpAddr, u32>,
     /// Refused users, in the order in which they may try again.
     refused: VecDeque<(Instant, Peer)>,
@@ -59,37 +49,15 @@ enum Entry {
 struct Over {
     peer: Peer,
     number: u64,
-    /// The client refused it, or nobody listens at the resource.
+    /// The far side refused it, or nobody listens at the resource.
     refused: bool,
 }
 
-/// What a flow's task needs beside the flow.
-struct Parts {
-    account: StreamAccount,
-    registered: Registered,
-    idle: Duration,
-    _choice: Choice,
-    _occupied: Occupied,
-}
-
-/// Why there is no flow: what the datagram is counted as, and whether the user has to pause.
-struct NoFlow {
-    fate: Fate,
-    pause: bool,
-}
-
-impl Users {
-    pub(super) fn new(
-        node: Arc<Node>,
-        socket: Arc<UserSocket>,
-        destination: DestinationId,
-        occupancy: Occupancy,
-    ) -> Self {
+impl<O: FlowOpener> Users<O> {
+    pub(super) fn new(opener: O, socket: Arc<UserSocket>) -> Self {
         Self {
-            node,
+            opener,
             socket,
-            destination,
-            occupancy,
             entries: HashMap::new(),
             addresses: HashMap::new(),
             refused: VecDeque::new(),
@@ -97,10 +65,6 @@ impl Users {
             pace: Pace::new(Instant::now()),
             next: 0,
         }
-    }
-
-    pub(super) fn socket(&self) -> &Arc<UserSocket> {
-        &self.socket
     }
 
     /// Takes one datagram of a user: into its flow, or into a new one.
@@ -149,7 +113,8 @@ impl Users {
         self.entries.values().for_each(end);
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(END_LIMIT, all).await.is_err() {
-            tracing::warn!(destination = %self.destination, "flows take long to end");
+            let address = self.socket.local_addr();
+            tracing::warn!(%address, "flows take long to end");
             self.tasks.shutdown().await;
         }
     }
@@ -159,112 +124,37 @@ impl Users {
             fate: Fate::Limit,
             pause: false,
         };
-        let of_address = self.addresses.get(&peer.user.ip()).copied();
+        let of_address = self.addresses.get(&block(peer.user.ip())).copied();
         if of_address.is_some_and(|count| count >= MOST_OF_ONE_ADDRESS) || !self.pace.take(now) {
             return Err(limit);
         }
-        let (flow, parts) = self.begin(peer)?;
-        let meter = Arc::clone(parts.account.meter());
-        let flow = UserFlow::new(
+        let begun = self.opener.begin(&peer)?;
+        let BegunFlow {
             flow,
-            peer,
-            meter,
-            parts.account.counters(),
-            parts.registered.end().clone(),
-        );
-        let flow = Arc::new(flow);
+            account,
+            end,
+            idle,
+            held,
+        } = begun;
+        let meter = Arc::clone(account.meter());
+        let flow = Arc::new(UserFlow::new(flow, peer, meter, account.counters(), end));
         self.next += 1;
         let number = self.next;
         self.put(peer, number, Arc::clone(&flow));
-        self.tasks.spawn(serve(
-            Arc::clone(&flow),
-            Arc::clone(&self.socket),
-            parts,
-            (peer, number),
-        ));
+        let (served, socket) = (Arc::clone(&flow), Arc::clone(&self.socket));
+        self.tasks.spawn(async move {
+            let over = serve(&served, &socket, (account, idle), (peer, number)).await;
+            drop(held);
+            over
+        });
         Ok(flow)
-    }
-
-    /// Decides over access, chooses a tunnel and opens the flow on it.
-    fn begin(&self, peer: Peer) -> Result<(Flow, Parts), NoFlow> {
-        let refused = NoFlow {
-            fate: Fate::NoFlow,
-            pause: true,
-        };
-        let config = self.node.config();
-        let destination = config.destination(&self.destination);
-        let gateway = destination.and_then(|d| config.gateway(&d.gateway));
-        let Some((destination, gateway)) = destination.zip(gateway) else {
-            return Err(refused);
-        };
-        let mut account = connection::begin(&self.node, gateway, destination, peer.user);
-        let limit = destination.max_connections.unwrap_or(MOST_FLOWS);
-        let Some(occupied) = self.occupancy.enter(Some(limit)) else {
-            account.set_reason(code::word(code::LIMIT));
-            return Err(NoFlow {
-                fate: Fate::Limit,
-                pause: true,
-            });
-        };
-        let registered = self
-            .node
-            .streams
-            .register(self.destination.clone(), peer.user);
-        let permitted = connection::permit(
-            &self.node,
-            gateway,
-            destination,
-            &registered,
-            peer.user,
-            None,
-        );
-        let acl = match permitted {
-            Ok(acl) => acl,
-            Err(reason) => {
-                account.set_reason(reason);
-                return Err(refused);
-            }
-        };
-        let ends = Ends {
-            user: peer.user,
-            local: None,
-        };
-        let metadata = connection::metadata(destination, ends, acl, &connection::Asked::default());
-        let mut tried = Vec::new();
-        let (flow, choice) = loop {
-            let choose = |health| {
-                let registry = &self.node.registry;
-                registry.choose(&gateway.id, gateway.policy, health, &tried)
-            };
-            let Some(choice) = choose(Health::Good).or_else(|| choose(Health::Any)) else {
-                account.set_reason("no-client");
-                return Err(refused);
-            };
-            match choice.session().tunnel.open_flow(metadata.clone()) {
-                Ok(flow) => break (flow, choice),
-                Err(error) => {
-                    tracing::debug!(client = %choice.session().client_id, %error, "flow not opened, trying another tunnel");
-                    tried.push(choice.session().number);
-                }
-            }
-        };
-        let session = choice.session();
-        account.carried(Arc::clone(&session.client_id), &session.bytes);
-        let parts = Parts {
-            account,
-            registered,
-            idle: destination.idle_timeout.unwrap_or(IDLE_TIMEOUT),
-            _choice: choice,
-            _occupied: occupied,
-        };
-        Ok((flow, parts))
     }
 
     fn put(&mut self, peer: Peer, number: u64, flow: Arc<UserFlow>) {
         let before = self.entries.insert(peer, Entry::Flow { number, flow });
         // One that is over and whose task has not been noticed yet is counted already.
         if !matches!(before, Some(Entry::Flow { .. })) {
-            *self.addresses.entry(peer.user.ip()).or_default() += 1;
+            *self.addresses.entry(block(peer.user.ip())).or_default() += 1;
         }
     }
 
@@ -297,10 +187,11 @@ impl Users {
     }
 
     fn uncount(&mut self, address: IpAddr) {
-        if let Some(count) = self.addresses.get_mut(&address) {
+        let place = block(address);
+        if let Some(count) = self.addresses.get_mut(&place) {
             *count -= 1;
             if *count == 0 {
-                self.addresses.remove(&address);
+                self.addresses.remove(&place);
             }
         }
     }
@@ -326,33 +217,20 @@ impl Users {
     }
 
     fn dropped(&self, fate: Fate) {
-        if let Some(meter) = self.meter() {
+        if let Some(meter) = self.opener.meter() {
             meter.datagram(Direction::ToResource, fate);
         }
-    }
-
-    fn meter(&self) -> Option<Arc<DestinationMeter>> {
-        let config = self.node.config();
-        let destination = config.destination(&self.destination)?;
-        let gateway = config.gateway(&destination.gateway)?;
-        Some(self.node.stream_metrics.destination(
-            gateway.name.as_str(),
-            destination.name.as_str(),
-            destination.protocol.as_str(),
-            TcpEnd::User,
-        ))
     }
 }
 
 /// Serves one flow to its end.
 async fn serve(
-    flow: Arc<UserFlow>,
-    socket: Arc<UserSocket>,
-    mut parts: Parts,
+    flow: &UserFlow,
+    socket: &UserSocket,
+    (mut account, idle): (StreamAccount, Duration),
     (peer, number): (Peer, u64),
 ) -> Over {
-    let account = &mut parts.account;
-    let reason = flow.run(&socket, parts.idle, || account.accepted()).await;
+    let reason = flow.run(socket, idle, || account.accepted()).await;
     account.set_reason(reason.as_str());
     tracing::debug!(user = %peer.user, reason = reason.as_str(), "flow over");
     Over {
