@@ -28,10 +28,7 @@ use crate::session::Session;
 const PAGE: i32 = 1000;
 
 #[derive(Debug, Subcommand)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "there is one of it, for the time that it takes to run it"
-)]
+#[allow(clippy::large_enum_variant, reason = "there is one, while it runs")]
 pub(crate) enum Command {
     /// Create a destination and open its port
     Create(Create),
@@ -344,6 +341,7 @@ async fn update(api: &Api, args: &Update) -> Result<api::Destination, Failure> {
         changed.resource_port = resource.port().into();
         paths.extend(["resource_host", "resource_port"]);
     }
+    paths.extend(args.fields.ends.taken_out(args.protocol.as_deref(), &paths));
     if paths.is_empty() {
         return Err(
             Failure::usage("nothing to change was given").hint("sgctl destination update --help")

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sg_model::Socks;
+use sg_model::{Protocol, Socks};
 use sg_proto::api;
 
 use crate::failure::Failure;
@@ -120,6 +120,42 @@ impl EndFields {
         self.apply_user(destination.user_end.get_or_insert_default(), &mut paths)?;
         self.apply_resource(destination.resource_end.get_or_insert_default(), &mut paths)?;
         Ok(paths)
+    }
+
+    /// What means nothing any more with this new protocol, or with this way to speak to the resource, beside what is
+    /// given as well: it goes with the update, since there is no other way to take certificates out.
+    pub(super) fn taken_out(
+        &self,
+        protocol: Option<&str>,
+        given: &[&'static str],
+    ) -> Vec<&'static str> {
+        let mut paths = Vec::new();
+        if let Some(protocol) = protocol.and_then(|text| text.parse::<Protocol>().ok()) {
+            if !protocol.is_encrypted() {
+                paths.extend(["user_end.server_pairs", "user_end.server_names"]);
+                paths.push("user_end.alpn");
+            }
+            if !protocol.is_encrypted() || protocol.is_http() {
+                paths.push("user_end.preface");
+            }
+            if !protocol.is_mutual() {
+                paths.push("user_end.certificates");
+            }
+            if !protocol.is_http() {
+                paths.extend(["user_end.forwarded", "resource_end.http"]);
+            }
+        }
+        if let Some(mode) = self.resource_tls.as_deref() {
+            if mode == "none" {
+                paths.extend(["resource_end.certificates", "resource_end.sni"]);
+                paths.push("resource_end.insecure_skip_verify");
+            }
+            if mode != "mutual" {
+                paths.push("resource_end.client_pair");
+            }
+        }
+        paths.retain(|path| !given.contains(path));
+        paths
     }
 
     fn apply_user(
