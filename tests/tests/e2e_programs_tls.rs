@@ -7,9 +7,12 @@ use sg_tests::bytes::Sequence;
 use sg_tests::counterpart::nginx::Nginx;
 use sg_tests::counterpart::postgres::Postgres;
 use sg_tests::secure::{self, Authority, HOST, text};
-use sg_tests::{Client, Launch, PATIENCE, Process, Site, debian, eventually, prepare, within};
+use sg_tests::{
+    Client, Launch, PATIENCE, Process, Site, SiteSetup, debian, eventually, prepare, within,
+};
 use tokio::net::TcpStream;
 
+const KINDS: [&str; 2] = ["on-premises", "cloud"];
 /// How much is sent each way in one body.
 const LARGE: usize = 100_000_000;
 
@@ -22,7 +25,11 @@ struct Rig {
 impl Rig {
     async fn start() -> Result<Self> {
         prepare();
-        let mut site = Site::start().await?;
+        let mut site = Site::with(SiteSetup {
+            node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
+            ..SiteSetup::default()
+        })
+        .await?;
         let gateway = site.gateway("dev").await?;
         let client = site.client(&gateway).await?;
         site.sgctl
@@ -39,6 +46,25 @@ impl Rig {
     /// Makes a destination; answers its port on the node.
     async fn create(&self, name: &str, resource: &str, options: &[&str]) -> Result<u16> {
         secure::create(&self.site, &format!("dev/{name}"), resource, options).await
+    }
+
+    /// As [`Rig::create`], of this kind; answers HOST:PORT.
+    async fn create_of(
+        &mut self,
+        kind: &str,
+        name: &str,
+        resource: &str,
+        options: &[&str],
+    ) -> Result<String> {
+        let port = self.site.ports().server().to_string();
+        let mut all = vec!["--kind", kind];
+        if kind == "cloud" {
+            all.extend(["--client-port", &port]);
+        }
+        all.extend(options);
+        let port = self.create(name, resource, &all).await?;
+        listening(port).await?;
+        Ok(format!("127.0.0.1:{port}"))
     }
 
     /// The CA by which users verify what the product has issued.
@@ -277,11 +303,14 @@ async fn large_bodies_arrive_unchanged_both_ways() -> Result<()> {
 async fn websocket_messages_come_back() -> Result<()> {
     let mut rig = Rig::start().await?;
     let (server, address) = rig.server("websocket-server").await?;
-    let at = rig.create("ws", &address, &["--protocol", "http"]).await?;
-    let url = format!("ws://127.0.0.1:{at}/socket");
-    let user = rig.python("websocket", &["websocket", &url])?;
-    let output = within(PATIENCE * 2, "the messages", user.run()).await??;
-    ensure!(output.trim() == "2000 messages", "{output}");
+    for kind in KINDS {
+        let options = ["--protocol", "http"];
+        let at = rig.create_of(kind, kind, &address, &options).await?;
+        let url = format!("ws://{at}/socket");
+        let user = rig.python("websocket", &["websocket", &url])?;
+        let output = within(PATIENCE * 2, "the messages", user.run()).await??;
+        ensure!(output.trim() == "2000 messages", "{kind}: {output}");
+    }
     drop(server);
     rig.finish()
 }
@@ -290,13 +319,14 @@ async fn websocket_messages_come_back() -> Result<()> {
 async fn grpc_streams_through_http_2() -> Result<()> {
     let mut rig = Rig::start().await?;
     let (server, address) = rig.server("grpc-server").await?;
-    let options = ["--protocol", "https", "--resource-http", "2"];
-    let at = rig.create("grpc", &address, &options).await?;
-    let trusted = rig.ca("grpc").await?;
-    let at = format!("127.0.0.1:{at}");
-    let user = rig.python("grpc", &["grpc", &at, text(&trusted)?])?;
-    let output = within(PATIENCE * 2, "the stream", user.run()).await??;
-    ensure!(output.trim() == "500 messages", "{output}");
+    for kind in KINDS {
+        let options = ["--protocol", "https", "--resource-http", "2"];
+        let at = rig.create_of(kind, kind, &address, &options).await?;
+        let trusted = rig.ca(kind).await?;
+        let user = rig.python("grpc", &["grpc", &at, text(&trusted)?])?;
+        let output = within(PATIENCE * 2, "the stream", user.run()).await??;
+        ensure!(output.trim() == "500 messages", "{kind}: {output}");
+    }
     drop(server);
     rig.finish()
 }
