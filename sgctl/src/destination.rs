@@ -6,6 +6,7 @@ mod certs;
 mod ends;
 mod source;
 mod view;
+mod wait;
 
 use std::time::Duration;
 
@@ -16,10 +17,11 @@ use sg_proto::api;
 use sg_proto::api::destinations_client::DestinationsClient;
 use sg_proto::convert::duration_to_wire;
 use sg_runtime::duration::HumanDuration;
-use tokio::time::Instant;
 use tonic::Code;
 
-use crate::connection::{Api, WatchEnd};
+pub(crate) use self::wait::wait_ready;
+use self::wait::waited;
+use crate::connection::Api;
 use crate::failure::Failure;
 use crate::gateway::with_newest;
 use crate::names::{GatewayRef, MemberRef, request_id};
@@ -251,65 +253,6 @@ pub(crate) async fn delete(
         .map(|_| ())
     };
     versioned(api, destination, etag, remove).await
-}
-
-/// Waits until every live node of the group has applied this generation or a newer one.
-pub(crate) async fn wait_ready(
-    api: &Api,
-    destination: &api::Destination,
-    until: Instant,
-) -> Result<api::Destination, Failure> {
-    let name = format!("{}/{}", destination.gateway, destination.name);
-    let message = api::WatchDestinationRequest {
-        name: format!(
-            "gateways/{}/destinations/{}",
-            destination.gateway_id, destination.id
-        ),
-    };
-    let generation = destination.generation;
-    let ready = |seen: &api::Destination| {
-        seen.generation >= generation && seen.status.as_ref().is_some_and(|s| s.ready)
-    };
-    let watched = api
-        .watch(
-            until,
-            message,
-            |channel, request| async move {
-                DestinationsClient::new(channel)
-                    .watch_destination(request)
-                    .await
-            },
-            ready,
-        )
-        .await;
-    watched.map_err(|WatchEnd { failure, last }| {
-        if failure.may_pass() {
-            let failure = failure.within(
-                "NOT_READY",
-                format!("destination {name} is stored, but not every node has applied it"),
-            );
-            let nodes = last.as_ref().map(view::node_states).unwrap_or_default();
-            nodes
-                .into_iter()
-                .fold(failure, Failure::cause)
-                .hint(format!("sgctl destination get {name}"))
-        } else {
-            failure
-        }
-    })
-}
-
-async fn waited(
-    api: &Api,
-    destination: api::Destination,
-    wait: bool,
-    until: Instant,
-) -> Result<api::Destination, Failure> {
-    if wait {
-        wait_ready(api, &destination, until).await
-    } else {
-        Ok(destination)
-    }
 }
 
 async fn get(api: &Api, destination: &MemberRef) -> Result<api::Destination, Failure> {

@@ -1,0 +1,68 @@
+//! Waits until a destination is served.
+
+use sg_proto::api;
+use sg_proto::api::destinations_client::DestinationsClient;
+use tokio::time::Instant;
+
+use super::view;
+use crate::connection::{Api, WatchEnd};
+use crate::failure::Failure;
+
+/// Waits until every live node of the group has applied this generation or a newer one.
+pub(crate) async fn wait_ready(
+    api: &Api,
+    destination: &api::Destination,
+    until: Instant,
+) -> Result<api::Destination, Failure> {
+    let name = format!("{}/{}", destination.gateway, destination.name);
+    let message = api::WatchDestinationRequest {
+        name: format!(
+            "gateways/{}/destinations/{}",
+            destination.gateway_id, destination.id
+        ),
+    };
+    let generation = destination.generation;
+    let ready = |seen: &api::Destination| {
+        seen.generation >= generation && seen.status.as_ref().is_some_and(|s| s.ready)
+    };
+    let watched = api
+        .watch(
+            until,
+            message,
+            |channel, request| async move {
+                DestinationsClient::new(channel)
+                    .watch_destination(request)
+                    .await
+            },
+            ready,
+        )
+        .await;
+    watched.map_err(|WatchEnd { failure, last }| {
+        if failure.may_pass() {
+            let failure = failure.within(
+                "NOT_READY",
+                format!("destination {name} is stored, but not every node has applied it"),
+            );
+            let nodes = last.as_ref().map(view::node_states).unwrap_or_default();
+            nodes
+                .into_iter()
+                .fold(failure, Failure::cause)
+                .hint(format!("sgctl destination get {name}"))
+        } else {
+            failure
+        }
+    })
+}
+
+pub(super) async fn waited(
+    api: &Api,
+    destination: api::Destination,
+    wait: bool,
+    until: Instant,
+) -> Result<api::Destination, Failure> {
+    if wait {
+        wait_ready(api, &destination, until).await
+    } else {
+        Ok(destination)
+    }
+}
