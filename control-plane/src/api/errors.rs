@@ -32,7 +32,6 @@ pub(super) fn to_status(error: ServiceError) -> Status {
             status(Code::FailedPrecondition, reason, &text)
         }
         ServiceError::Aborted { reason, .. } => status(Code::Aborted, reason, &text),
-        ServiceError::Unsupported { reason, .. } => status(Code::Unimplemented, reason, &text),
         ServiceError::Exhausted { reason, .. } => status(Code::ResourceExhausted, reason, &text),
         ServiceError::Denied { reason, .. } => status(Code::PermissionDenied, reason, &text),
         ServiceError::Unauthenticated { reason, .. } => {

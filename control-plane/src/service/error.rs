@@ -43,14 +43,6 @@ pub enum ServiceError {
         /// What happened.
         message: String,
     },
-    /// This version cannot do it.
-    #[error("{message}")]
-    Unsupported {
-        /// Stable word.
-        reason: &'static str,
-        /// What works instead.
-        message: String,
-    },
     /// A limited thing is used up.
     #[error("{message}")]
     Exhausted {

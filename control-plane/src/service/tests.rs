@@ -110,7 +110,6 @@ fn reason(error: &ServiceError) -> &'static str {
         ServiceError::Taken { reason, .. }
         | ServiceError::Precondition { reason, .. }
         | ServiceError::Aborted { reason, .. }
-        | ServiceError::Unsupported { reason, .. }
         | ServiceError::Exhausted { reason, .. }
         | ServiceError::Denied { reason, .. }
         | ServiceError::Unauthenticated { reason, .. } => reason,
@@ -472,24 +471,6 @@ async fn checking_only_writes_nothing() {
         .await
         .unwrap();
     assert_eq!(store.revision().await.unwrap(), before);
-}
-
-#[tokio::test]
-async fn what_nodes_cannot_serve_is_refused_by_name() {
-    let store = MemoryStore::new();
-    let plane = plane(&store).await;
-    create(&plane.core, "a").await.unwrap();
-    let http = DestinationDraft {
-        protocol: sg_model::Protocol::Http,
-        ..destination("d", 0)
-    };
-    let error = plane
-        .core
-        .create_destination(&call(""), "a", &http, true)
-        .await
-        .unwrap_err();
-    assert_eq!(reason(&error), "PROTOCOL_NOT_SUPPORTED");
-    assert!(error.to_string().contains("tcp works"));
 }
 
 #[tokio::test]

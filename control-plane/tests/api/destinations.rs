@@ -131,15 +131,28 @@ async fn what_cannot_be_served_is_said() {
     let plane = Plane::start().await;
     let mut admin = plane.admin().await;
     admin.gateway("dev").await;
+    // Something that means nothing for the protocol.
     let mut request = create_destination("dev", "web");
-    request.destination.as_mut().unwrap().protocol = "http".to_owned();
+    let asked = request.destination.as_mut().unwrap();
+    asked.user_end.get_or_insert_default().preface = "postgres".to_owned();
     let status = admin
         .destinations
         .create_destination(request)
         .await
         .unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert_eq!(reason(&status), "PROTOCOL_NOT_SUPPORTED");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(fields(&status), ["user_end.preface"]);
+    // And a certificate that is none.
+    let mut request = create_destination("dev", "web");
+    let asked = request.destination.as_mut().unwrap();
+    asked.protocol = "tls-mutual".to_owned();
+    asked.user_end.get_or_insert_default().certificates = vec![b"nonsense".to_vec()];
+    let status = admin
+        .destinations
+        .create_destination(request)
+        .await
+        .unwrap_err();
+    assert_eq!(fields(&status), ["user_end.certificates"]);
 
     let mut request = create_destination("dev", "Bad");
     request.destination.as_mut().unwrap().kind = "cloud".to_owned();

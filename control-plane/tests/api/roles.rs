@@ -61,7 +61,9 @@ fn request(method: &MethodDescriptor, gateway: &str, number: usize) -> Bytes {
     let mut message = DynamicMessage::new(method.input());
     for field in method.input().fields() {
         let value = match field.name() {
-            "name" if method.name().contains("Destination") => {
+            "name"
+                if method.name().contains("Destination") || method.name().ends_with("Source") =>
+            {
                 Value::String(format!("gateways/{gateway}/destinations/db"))
             }
             "name" if method.name().contains("Client") => {
@@ -75,6 +77,7 @@ fn request(method: &MethodDescriptor, gateway: &str, number: usize) -> Bytes {
                 Value::String(format!("gateways/{gateway}"))
             }
             "validate_only" | "force" => Value::Bool(true),
+            "spec" => Value::String("10.0.0.0/8".to_owned()),
             // From the beginning, so that there is something to see.
             "after" => Value::U64(1),
             _ => match field.kind() {
@@ -104,6 +107,7 @@ fn sample(field: &FieldDescriptor, number: usize) -> Option<Value> {
         "protocol" => Value::String("tcp".to_owned()),
         "resource_host" | "host" => Value::String("127.0.0.1".to_owned()),
         "resource_port" | "port" => Value::U32(5432),
+        "spec" => Value::String("10.0.0.0/8".to_owned()),
         "action" => Value::String("allow".to_owned()),
         "role" => Value::String("viewer".to_owned()),
         _ => return None,
