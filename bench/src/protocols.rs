@@ -4,6 +4,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use sg_tests::counterpart::nginx::Nginx;
 use sg_tests::{ClientSetup, Site, SiteSetup};
 use tokio::process::Command;
@@ -47,14 +48,14 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     let gateway = site.gateway("bench").await?;
     let mut client = site.prepare_client(&gateway, ClientSetup::default())?;
     client.connect().await?;
+    let allow = ["acl", "allow", "bench", &nginx.address(), "--wait", "10s"];
+    site.sgctl.run(&allow).await?;
     let mut ports = Vec::new();
     for protocol in ["tcp", "http", "tls", "https"] {
-        let options = ["--protocol", protocol];
-        let address = nginx.address();
-        let made = site
-            .destination(&gateway, protocol, &address, &options)
-            .await?;
-        ports.push((protocol, made.port));
+        ports.push((
+            protocol,
+            destination(&site, protocol, &nginx.address()).await?,
+        ));
     }
     let processes = [
         Process {
@@ -105,6 +106,27 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     drop(nginx);
     site.finish()?;
     Ok(report)
+}
+
+/// Makes a destination of this protocol; answers its port.
+async fn destination(site: &Site, protocol: &str, resource: &str) -> Result<u64> {
+    let path = format!("bench/{protocol}");
+    let made = site
+        .sgctl
+        .json(&[
+            "destination",
+            "create",
+            &path,
+            "--protocol",
+            protocol,
+            "--resource",
+            resource,
+            "--wait",
+        ])
+        .await?;
+    made.get("cloudPort")
+        .and_then(Value::as_u64)
+        .context("cloudPort")
 }
 
 /// One download for as long as a measurement takes; answers GiB and seconds.

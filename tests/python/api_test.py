@@ -77,7 +77,7 @@ class ApiTest(unittest.TestCase):
         stubs = cls.folder / "stubs"
         stubs.mkdir()
         generate_stubs(stubs)
-        for name in ("gateways", "destinations", "clients", "nodes", "acls", "system"):
+        for name in ("gateways", "destinations", "clients", "nodes", "acls", "system", "tokens", "audit"):
             for suffix in ("pb2", "pb2_grpc"):
                 module = importlib.import_module(f"securegateway.v1.{name}_{suffix}")
                 setattr(cls, f"{name}_{suffix}", module)
@@ -135,8 +135,8 @@ class ApiTest(unittest.TestCase):
 
     @classmethod
     def start_node(cls):
-        tokens = cls.nodes_pb2_grpc.TokensStub(cls.channel)
-        request = cls.nodes_pb2.CreateJoinTokenRequest()
+        tokens = cls.tokens_pb2_grpc.TokensStub(cls.channel)
+        request = cls.tokens_pb2.CreateJoinTokenRequest()
         join = tokens.CreateJoinToken(request, metadata=cls.metadata, timeout=PATIENCE)
         token_file = cls.folder / "join.token"
         token_file.touch(mode=0o600)

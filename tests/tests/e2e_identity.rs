@@ -15,7 +15,7 @@ fn found_under(folder: &Path, bytes: &[u8]) -> Result<bool> {
             found_under(&path, bytes)?
         } else {
             let content = std::fs::read(&path).with_context(|| path.display().to_string())?;
-            content.windows(bytes.len()).any(|window| window == bytes)
+            memchr::memmem::find(&content, bytes).is_some()
         };
         if found {
             return Ok(true);
