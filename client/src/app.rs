@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::acl::AclState;
+use crate::certificate::Certificate;
 use crate::cloud::ClientPorts;
 use crate::dial_gate::DialGate;
 use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
@@ -163,7 +164,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
             .collect(),
     };
     let ready_file = settings.ready_file.clone();
-    let mut gateways = start(settings, &shared, &readiness, &shutdown);
+    let mut gateways = start(settings, &identity, &shared, &readiness, &shutdown);
     let result = tokio::select! {
         biased;
         result = supervise(&mut gateways, once, &shutdown) => result,
@@ -193,6 +194,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
 
 fn start(
     settings: Settings,
+    identity: &Identity,
     shared: &Arc<Shared>,
     readiness: &Readiness,
     shutdown: &Shutdown,
@@ -205,9 +207,15 @@ fn start(
             .chain(settings.local_acl.clone())
             .collect();
         let latch = readiness.latch(format!("gateway {}", gateway.gateway));
+        let certificate = Certificate::load(
+            identity.directory(),
+            &gateway.gateway,
+            identity.key_sha256(),
+        );
         let context = Arc::new(GatewayContext::new(
             gateway.gateway.into(),
             gateway.token,
+            certificate,
             AclState::new(local),
             Arc::clone(shared),
         ));

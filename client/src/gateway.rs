@@ -1,13 +1,14 @@
 //! One gateway: the task that owns its sessions and does what its [`Supervisor`]s say. Gateways have
 //! nothing in common but the process, so trouble of one stays with it.
 
+mod hello;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sg_model::HostPort;
-use sg_proto::tunnel::ClientHello;
 use sg_relay::TunnelBoard;
 use sg_runtime::readiness::Latch;
 use sg_runtime::secret::Secret;
@@ -20,12 +21,13 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::acl::AclState;
+use crate::certificate::Certificate;
 use crate::cloud::{self, ClientPorts, Ports, State, Tunnels, Users};
 use crate::dial_gate::DialGate;
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
 use crate::proxy::Proxy;
-use crate::session::{Order, Report, Session, SessionEnd, establish};
+use crate::session::{Order, Report, Session, SessionEnd};
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
 
 /// Reports that may wait; a session that finds no room waits.
@@ -73,6 +75,8 @@ pub struct GatewayContext {
     pub gateway: Arc<str>,
     /// Its security token.
     pub token: Option<Secret<String>>,
+    /// What it has issued for that.
+    pub certificate: Certificate,
     /// What may be reached.
     pub acl: AclState,
     /// What the nodes told of its destinations.
@@ -95,12 +99,14 @@ impl GatewayContext {
     pub fn new(
         gateway: Arc<str>,
         token: Option<Secret<String>>,
+        certificate: Certificate,
         acl: AclState,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             gateway,
             token,
+            certificate,
             acl,
             known: State::default(),
             tunnels: Tunnels::default(),
@@ -115,25 +121,6 @@ impl GatewayContext {
     #[must_use]
     pub fn name(&self) -> Arc<str> {
         Arc::clone(self.told_name.get().unwrap_or(&self.gateway))
-    }
-
-    /// The first message to a node, but for what a tunnel is resumed by. `connection` tells the tunnels to one node apart.
-    #[must_use]
-    pub fn hello(&self, connection: u32) -> ClientHello {
-        let (shared, version) = (&self.shared, self.acl.version().unwrap_or_default());
-        let token = self.token.as_ref().map(|token| token.expose().clone());
-        ClientHello {
-            version: establish::VERSION,
-            boot_id: shared.boot_id.to_vec(),
-            gateway: self.gateway.to_string(),
-            token: token.unwrap_or_default(),
-            software: format!("sg-client/{}", env!("CARGO_PKG_VERSION")),
-            client_name: shared.name.clone(),
-            connection,
-            acl_epoch: version.epoch,
-            acl_generation: version.generation,
-            resume: None,
-        }
     }
 }
 

@@ -17,6 +17,7 @@ const KEY_FILE: &str = "client.key";
 #[derive(Debug)]
 pub struct Identity {
     key: KeyPair,
+    directory: Option<PathBuf>,
     _lock: Option<DirLock>,
 }
 
@@ -63,6 +64,7 @@ impl Identity {
         );
         Ok(Self {
             key: KeyPair::generate(),
+            directory: None,
             _lock: None,
         })
     }
@@ -80,6 +82,7 @@ impl Identity {
         let key = KeyPair::load_or_create(&directory.join(KEY_FILE))?;
         Ok(Self {
             key,
+            directory: Some(directory.to_owned()),
             _lock: Some(lock),
         })
     }
@@ -88,6 +91,18 @@ impl Identity {
     #[must_use]
     pub fn client_id(&self) -> String {
         self.key.client_id()
+    }
+
+    /// Hash of the public half of the key.
+    #[must_use]
+    pub fn key_sha256(&self) -> [u8; 32] {
+        self.key.spki_sha256()
+    }
+
+    /// Where its data are; `None` if the key is of this run only.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// What proves the key in a handshake.

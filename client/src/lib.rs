@@ -13,10 +13,12 @@
 //! | [`session`] | one tunnel, from the dial to its end |
 //! | [`stream`] | one stream: the decision, the dial, the relay |
 //! | [`acl`] | the decision |
+//! | [`certificate`] | what is shown instead of the token |
 //! | [`options`] | the command line |
 
 pub mod acl;
 pub mod app;
+pub mod certificate;
 pub mod cloud;
 pub mod dial_gate;
 pub mod gateway;

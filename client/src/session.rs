@@ -6,6 +6,7 @@
 
 pub mod carried;
 pub mod establish;
+mod exchange;
 mod resume;
 mod serving;
 
@@ -123,6 +124,18 @@ impl Session {
         self.report(Report::Identified(node.clone())).await;
         // The owner answers every report, and its end is an order to close.
         ordered(self.orders.clone(), |order| order >= Order::Proceed).await;
+        let hello = self.gateway.hello(self.connection);
+        match establish::hello(&mut stream, &node, &hello).await {
+            Ok(accepted) => return Ok((stream, node, accepted)),
+            Err(error) if self.gateway.turns_to_token(&hello, &error) => {}
+            Err(error) => return Err(error),
+        }
+        // The same attempt, for it is the same client that wants in: with its token.
+        let (mut stream, again) =
+            establish::connect(&self.address, &shared.tls, shared.proxy.as_ref()).await?;
+        if again != node {
+            return Err(ConnectError::Identity);
+        }
         let hello = self.gateway.hello(self.connection);
         let accepted = establish::hello(&mut stream, &node, &hello).await?;
         Ok((stream, node, accepted))

@@ -67,8 +67,9 @@ async fn a_node_is_believed_by_ca_file_and_by_pin() {
     }
 }
 
+/// Row 32: a server of another authority, or of ours and another kind, gets not a byte of the token.
 #[tokio::test]
-async fn nothing_is_said_to_somebody_who_is_not_trusted() {
+async fn threat_32_nothing_is_said_to_somebody_who_is_not_trusted() {
     let (ca, other) = (Ca::new(), Ca::new());
     let mut stranger = other.node("n1").await;
     let mut control_plane = ca

@@ -4,7 +4,7 @@
 //! the world is read; then the API serves. End: health says so and streams are closed; requests
 //! are finished within the drain time; the rest is dropped.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use crate::gauges;
 use crate::http;
 use crate::ids;
 use crate::push::{Observed, session};
+use crate::recover;
 use crate::service::Core;
 use crate::service::audit::chain::Chain;
 use crate::store::{self, Store, StoreError};
@@ -137,6 +138,11 @@ pub async fn run(args: Args, shutdown: Shutdown) -> Result<(), AppError> {
     let store = store::open(&args.store, &args.store_options())
         .await
         .map_err(open_error)?;
+    if args.recover_admin {
+        let path = recover::run(&args, store).await?;
+        return writeln!(io::stdout(), "{}", path.display())
+            .map_err(|error| AppError::Failed(error.to_string()));
+    }
     start(args, store, shutdown).await
 }
 
@@ -250,7 +256,7 @@ async fn run_api(
     running
         .forever
         .spawn("end of the audit trail", following.run());
-    let core = core(foundation, store, health, views, chain, &args.data_dir)?;
+    let core = core(foundation, store, health, views, chain, args)?;
     let core = Arc::new(core);
     gauges::register(metrics, &core);
     running
@@ -271,22 +277,23 @@ async fn run_api(
     Ok(())
 }
 
-fn core(
+/// Everything that the use cases need.
+pub(crate) fn core(
     foundation: Foundation,
     store: Arc<dyn Store>,
     health: StoreHealth,
     views: Views,
     chain: Chain,
-    data_dir: &Path,
+    args: &Args,
 ) -> Result<Core, AppError> {
     Ok(Core {
         store,
         health,
         views,
         observed: Observed::default(),
-        authority: Arc::new(foundation.authority),
+        authority: Arc::new(foundation.authority.with_lives(args.lives())),
         key: foundation.key,
-        control_plane: control_plane_id(data_dir)?,
+        control_plane: control_plane_id(&args.data_dir)?,
         format: foundation.format,
         chain,
     })

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
 };
 use sg_runtime::crypto;
 use sg_runtime::identity::{self, CertificateDer, KeyPair, NotAKey, PeerIdentity};
@@ -18,14 +19,30 @@ use sg_runtime::tls::Credentials;
 use sg_runtime::tls::material::{self, Pair};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Certificates begin a little earlier, for clocks that are behind.
-const LEEWAY: Duration = Duration::from_secs(300);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-const NODE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Life of a control plane's own certificate, which it renews while running.
-pub const OWN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Longest certificate signing request that is looked at, in bytes.
 pub const MAX_CSR: usize = 16 * 1024;
+
+/// How long the certificates of processes hold. All of them are renewed from a third of that on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lives {
+    /// A control plane's own.
+    pub control_plane: Duration,
+    /// A node's.
+    pub node: Duration,
+    /// A client's: twice the time that everything goes on without a control plane.
+    pub client: Duration,
+}
+
+impl Default for Lives {
+    fn default() -> Self {
+        Self {
+            control_plane: 90 * DAY,
+            node: 365 * DAY,
+            client: 14 * DAY,
+        }
+    }
+}
 
 /// Life of a certificate for users of a destination: what browsers accept at most.
 const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
@@ -36,6 +53,7 @@ pub struct Authority {
     certificate: CertificateDer<'static>,
     key: KeyPair,
     spki_sha256: [u8; 32],
+    lives: Lives,
 }
 
 impl std::fmt::Debug for Authority {
@@ -87,6 +105,7 @@ impl Authority {
             certificate: certificate.der().clone(),
             spki_sha256: key.spki_sha256(),
             key,
+            lives: Lives::default(),
         })
     }
 
@@ -108,7 +127,20 @@ impl Authority {
             certificate,
             key,
             spki_sha256,
+            lives: Lives::default(),
         })
+    }
+
+    /// The same, with other lives of what it issues.
+    #[must_use]
+    pub const fn with_lives(mut self, lives: Lives) -> Self {
+        self.lives = lives;
+        self
+    }
+
+    /// How long what it issues holds.
+    pub const fn lives(&self) -> Lives {
+        self.lives
     }
 
     /// The root certificate.
@@ -141,7 +173,7 @@ impl Authority {
         names: &[String],
     ) -> Result<Credentials, IssueError> {
         let key = KeyPair::generate();
-        let mut params = leaf(identity, OWN_LIFE)?;
+        let mut params = leaf(identity, self.lives.control_plane)?;
         for name in names {
             params.subject_alt_names.push(alternative_name(name)?);
         }
@@ -152,7 +184,7 @@ impl Authority {
         ))
     }
 
-    /// A chain (leaf, root) for the key in a node's request, valid for a year.
+    /// A chain (leaf, root) for the key in a node's request.
     ///
     /// # Errors
     /// [`IssueError::Request`] if the request is malformed or not signed by its own key.
@@ -162,8 +194,26 @@ impl Authority {
         csr_der: &[u8],
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         let request = parse_request(csr_der)?;
-        let certificate = self.sign(&leaf(identity, NODE_LIFE)?, &request.public_key)?;
+        let certificate = self.sign(&leaf(identity, self.lives.node)?, &request.public_key)?;
         Ok(vec![certificate, self.certificate.clone()])
+    }
+
+    /// A client's certificate for this key (SubjectPublicKeyInfo, DER). It is of no use to a server.
+    ///
+    /// # Errors
+    /// [`IssueError::Request`] if that is no key of ours, which are P-256.
+    pub fn client(
+        &self,
+        identity: &PeerIdentity,
+        public_key_der: &[u8],
+    ) -> Result<CertificateDer<'static>, IssueError> {
+        let key = SubjectPublicKeyInfo::from_der(public_key_der).map_err(unusable)?;
+        if *key.algorithm() != rcgen::PKCS_ECDSA_P256_SHA256 {
+            return Err(IssueError::Request("the key is not P-256".to_owned()));
+        }
+        let mut params = leaf(identity, self.lives.client)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params, &key)
     }
 
     /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses, at least one). It
@@ -244,13 +294,22 @@ fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, Is
 fn params(common_name: &str, life: Duration) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
-    params.not_before = now.checked_sub(LEEWAY).unwrap_or(now).into();
+    params.not_before = now.checked_sub(identity::EARLY).unwrap_or(now).into();
     params.not_after = now.checked_add(life).unwrap_or(now + DAY).into();
     params.distinguished_name = DistinguishedName::new();
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
+    // Not from the key, which a renewed certificate shares with the one before it.
+    params.serial_number = Some(SerialNumber::from_slice(&serial()));
     params
+}
+
+/// Sixteen random bytes that are a positive number.
+fn serial() -> [u8; 16] {
+    let mut bytes: [u8; 16] = crypto::random_bytes();
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    bytes
 }
 
 fn unusable(error: rcgen::Error) -> IssueError {
@@ -282,6 +341,75 @@ mod tests {
         assert_eq!(&chain[1], authority.certificate());
         assert!(authority.node(&identity, &csr[1..]).is_err());
         assert!(authority.node(&identity, &vec![0; MAX_CSR + 1]).is_err());
+    }
+
+    /// Row 33: a request that asks for names, for the rights of an authority and for another id gets none of it.
+    #[test]
+    fn threat_33_a_request_names_nothing_and_gives_its_public_key_only() {
+        let authority = Authority::generate().unwrap();
+        let key = KeyPair::generate();
+        let mut greedy = CertificateParams::new(vec!["victim.example".to_owned()]).unwrap();
+        greedy.subject_alt_names.extend([
+            SanType::URI(
+                "spiffe://secure-gateway/control-plane/C1"
+                    .try_into()
+                    .unwrap(),
+            ),
+            SanType::IpAddress("127.0.0.1".parse().unwrap()),
+        ]);
+        greedy.distinguished_name.push(DnType::CommonName, "C1");
+        greedy.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // A request cannot carry CA:TRUE by rcgen's own means, so it does by hand: basicConstraints, critical.
+        let mut ca = rcgen::CustomExtension::from_oid_content(
+            &[2, 5, 29, 19],
+            vec![0x30, 0x03, 0x01, 0x01, 0xff],
+        );
+        ca.set_criticality(true);
+        let plain = greedy.serialize_request(key.signing()).unwrap();
+        let identity = PeerIdentity::new(PeerKind::Node, "N1").unwrap();
+        let mut requests = vec![plain.der().to_vec()];
+        greedy.custom_extensions = vec![ca];
+        requests.extend(
+            greedy
+                .serialize_request(key.signing())
+                .map(|r| r.der().to_vec()),
+        );
+        for csr in requests {
+            // Refused as a whole, or nothing of it is taken over.
+            let Ok(chain) = authority.node(&identity, &csr) else {
+                continue;
+            };
+            let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+            assert_eq!(PeerIdentity::from_cert(&chain[0]).unwrap(), identity);
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names.len(), 1);
+            assert!(!leaf.is_ca());
+            assert_eq!(leaf.subject().to_string(), "CN=N1");
+            let usage = leaf.key_usage().unwrap().unwrap().value;
+            assert!(usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign());
+            assert_eq!(identity::spki_sha256(&chain[0]).unwrap(), key.spki_sha256());
+        }
+        assert!(authority.node(&identity, plain.der()).is_ok());
+    }
+
+    #[test]
+    fn a_client_gets_a_certificate_that_serves_nobody_and_no_two_are_the_same() {
+        let authority = Authority::generate().unwrap();
+        let key = KeyPair::generate();
+        let identity = PeerIdentity::new(PeerKind::Client, "g1.0.c1").unwrap();
+        let public = identity::public_key_der(&identity::self_signed(&key, "x")).unwrap();
+        let [first, second] = [(); 2].map(|()| authority.client(&identity, &public).unwrap());
+        assert_eq!(identity::spki_sha256(&first).unwrap(), key.spki_sha256());
+        let parse = |der| x509_parser::parse_x509_certificate(der).unwrap().1;
+        assert_ne!(parse(&first).raw_serial(), parse(&second).raw_serial());
+        let (first, second) = (parse(&first), parse(&second));
+        for one in [first, second] {
+            let purposes = one.extended_key_usage().unwrap().unwrap().value;
+            assert!(purposes.client_auth && !purposes.server_auth);
+            assert!(!one.is_ca());
+        }
+        assert!(authority.client(&identity, &public[1..]).is_err());
+        assert!(authority.client(&identity, &[]).is_err());
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::Parser;
 use sg_model::Host;
 use sg_runtime::config::CommonArgs;
+use sg_runtime::duration::HumanDuration;
 
+use crate::authority::Lives;
 use crate::service::audit::trim::Kept;
 use crate::store::{StoreOptions, StoreUrl};
 
@@ -42,6 +44,19 @@ pub struct Args {
     /// Days that audit records are kept
     #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=36_500))]
     pub audit_days: u64,
+    /// Life of clients' certificates, renewed from a third of it on; at least twice what an outage may last
+    #[arg(long, value_name = "DURATION", default_value = "336h", value_parser = parse_life)]
+    pub client_certificate_life: HumanDuration,
+    /// Life of nodes' certificates, renewed from a third of it on
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = parse_life)]
+    pub node_certificate_life: HumanDuration,
+    /// Life of this control plane's own certificate, renewed from a third of it on
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = parse_life)]
+    pub own_certificate_life: HumanDuration,
+    /// Make an admin token that holds for a day, write it to DATA_DIR/recovered-admin.token, and end: the way
+    /// back in when no admin token is left. Needs the store and its key
+    #[arg(long)]
+    pub recover_admin: bool,
     /// CA of the etcd members (PEM); turns TLS on
     #[arg(long, value_name = "FILE")]
     pub etcd_ca: Option<PathBuf>,
@@ -71,7 +86,27 @@ fn parse_host(text: &str) -> Result<String, String> {
     Ok(host.to_string())
 }
 
+/// Shorter lives are for tests; what is shorter than these cannot be renewed in time.
+fn parse_life(text: &str) -> Result<HumanDuration, String> {
+    const LEAST: Duration = Duration::from_secs(3);
+    const MOST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let life: HumanDuration = text.parse().map_err(|error| format!("{error}"))?;
+    match (LEAST..=MOST).contains(&life.get()) {
+        true => Ok(life),
+        false => Err("must be 3s to 87600h (ten years)".to_owned()),
+    }
+}
+
 impl Args {
+    /// How long what this control plane issues holds.
+    pub const fn lives(&self) -> Lives {
+        Lives {
+            control_plane: self.own_certificate_life.get(),
+            node: self.node_certificate_life.get(),
+            client: self.client_certificate_life.get(),
+        }
+    }
+
     /// The key file, given or by default.
     pub fn store_key_file(&self) -> PathBuf {
         self.store_key_file
@@ -161,6 +196,9 @@ mod tests {
         assert!(args(&["--advertise", "a b"]).is_err());
         assert!(args(&["--etcd-user", "u"]).is_err());
         assert!(args(&["--listen", "7400"]).is_err());
+        assert!(args(&["--client-certificate-life", "2s"]).is_err());
+        assert!(args(&["--client-certificate-life", "87601h"]).is_err());
+        assert_eq!(args(&[]).unwrap().lives(), Lives::default());
         assert_eq!(
             args(&[]).unwrap().store_key_file(),
             PathBuf::from("/d/store.key")

@@ -20,6 +20,7 @@ mod ids;
 mod keys;
 pub mod plan;
 pub mod push;
+pub mod recover;
 pub mod service;
 pub mod store;
 mod tasks;

@@ -9,22 +9,22 @@ use std::time::Duration;
 use sg_model::{HostPort, NodeConfig};
 use sg_proto::node::Hello;
 use sg_relay::{StreamMetrics, TunnelBoard};
+use sg_runtime::identity::read_certificates;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::readiness::{Latch, Readiness};
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::{TaskGroup, TaskPool};
-use sg_runtime::tls::{
-    ClientAuth, PeerKind, ServerCertificate, SetupError, Trust, client_config, server_config,
-};
+use sg_runtime::tls::{ClientAuth, Issuers, SetupError, server_config};
 use sg_runtime::{admin_http, crypto, files, net, ready_file, sealed};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancers::Balancers;
+use crate::certificates::Desk;
 use crate::cloud::Cloud;
 use crate::config::Settings;
-use crate::control::{self, Control, channel};
+use crate::control::{self, Control, Own};
 use crate::enroll::{self, EnrollError, Identity};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
@@ -212,16 +212,25 @@ impl Parts {
         }
         let listener = bind_tunnels(settings.tunnel_listen)?;
         let tunnel_address = listener.local_addr()?;
-        let certificate = ServerCertificate::new(&identity.credentials)?;
-        let tunnel_tls =
-            server_config(&certificate, &ClientAuth::AnySelfSigned, &[acceptor::ALPN])?;
-        let control_tls = client_config(
-            &Trust::Ca(settings.data_dir.join("ca.pem")),
-            PeerKind::ControlPlane,
-            Some(&identity.credentials),
-            &[channel::ALPN],
+        let own = Own::new(
+            identity.id.clone(),
+            settings.data_dir.clone(),
+            &identity.credentials,
         )?;
-        let node = node(settings, &identity, metrics, tunnels, shutdown, descriptors);
+        let tunnel_tls =
+            server_config(&own.shown(), &ClientAuth::AnySelfSigned, &[acceptor::ALPN])?;
+        let roots = read_certificates(&settings.data_dir.join("ca.pem"));
+        let issuers = Issuers::new(&roots.map_err(SetupError::from)?)?;
+        let (desk, questions) = Desk::new();
+        let node = node(
+            settings,
+            &identity,
+            metrics,
+            tunnels,
+            shutdown,
+            descriptors,
+            (issuers, desk),
+        );
         node.registry
             .expect(stored.gateways().map(|g| g.id.clone()));
         let (desired, desired_rx) = watch::channel(Arc::new(stored));
@@ -254,12 +263,13 @@ impl Parts {
         tasks.spawn("state", keep);
         let control = Control {
             node: Arc::clone(&node),
-            tls: control_tls,
+            own,
             hello: hello(settings, tunnel_address),
             configured: settings.control_planes.clone(),
             known_file,
             desired,
             applied: applied.clone(),
+            questions,
         };
         tasks.spawn("control", control.run(end.clone()));
         Ok(Self {
@@ -364,6 +374,7 @@ fn node(
     (tunnel_config, board): (Config, TunnelBoard),
     shutdown: &Shutdown,
     descriptors: u64,
+    (issuers, desk): (Issuers, Desk),
 ) -> Arc<Node> {
     let (handshakes, per_source) = settings.handshakes;
     let node_metrics = NodeMetrics::register(metrics);
@@ -380,6 +391,8 @@ fn node(
         cloud: Cloud::new(share(descriptors, 4)),
         hold: Hold::new(),
         half_open: Places::new(handshakes, per_source),
+        issuers,
+        desk,
         balancers: Balancers::new(settings.trusted_proxies.clone()),
         sources: Places::new(0, settings.streams_per_source),
         tunnel_config,

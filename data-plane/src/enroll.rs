@@ -214,7 +214,51 @@ fn node_id(credentials: &Credentials) -> Result<NodeId, EnrollError> {
 
 #[cfg(test)]
 mod tests {
+    use sg_model::HostPort;
+    use sg_runtime::crypto;
+    use sg_runtime::tls::{self, ClientAuth, ServerCertificate, server_config};
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::tests::rig::Authority;
+
+    /// Row 32: whoever is not of the authority that the token names gets not a byte of it, whatever it sends along.
+    #[tokio::test]
+    async fn threat_32_a_server_of_another_authority_sees_no_byte_of_a_join_token() {
+        crypto::install();
+        let (true_one, other) = (Authority::new(), Authority::new());
+        let plain = other.issue("spiffe://secure-gateway/control-plane/C1");
+        let mut filled = plain.chain().to_vec();
+        filled.push(true_one.root.clone());
+        let filled = Credentials::new(filled, plain.key().clone());
+        // One of ours, but no control plane: a node, or a stranger with a node's certificate.
+        let node = true_one.issue("spiffe://secure-gateway/node/n1");
+        for shown in [plain, filled, node] {
+            let shown = ServerCertificate::new(&shown).unwrap();
+            let server = server_config(&shown, &ClientAuth::NoneAsked, &[channel::ALPN]).unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address: HostPort = listener.local_addr().unwrap().to_string().parse().unwrap();
+            let fake = async {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let mut seen = Vec::new();
+                if let Ok((mut io, _)) = tls::accept(&server, tcp).await {
+                    drop(io.read_to_end(&mut seen).await);
+                }
+                seen
+            };
+            let pin = spki_sha256(&true_one.root).unwrap();
+            let kind = PeerKind::ControlPlane;
+            let tls = client_config(&Trust::Pin(pin), kind, None, &[channel::ALPN]).unwrap();
+            let request = JoinRequest {
+                join_token: format!("sgj_{}", "ab".repeat(64)),
+                ..JoinRequest::default()
+            };
+            let (seen, asked) = tokio::join!(fake, ask(&address, &tls, request));
+            assert!(matches!(asked, Err(Failed::Unavailable(_))));
+            assert_eq!(seen, b"");
+        }
+    }
 
     #[test]
     fn a_token_gives_the_pin_and_nothing_else_is_a_token() {

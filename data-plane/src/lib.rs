@@ -22,6 +22,7 @@
 
 pub mod app;
 mod balancers;
+mod certificates;
 mod cloud;
 pub mod config;
 mod connection;

@@ -12,6 +12,7 @@ use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
 use crate::balancers::Balancers;
+use crate::certificates::Desk;
 use crate::cloud::{Cloud, CloudAllow};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
@@ -20,6 +21,7 @@ use crate::receptions::Receptions;
 use crate::streams::OpenStreams;
 use crate::tunnels::{Hold, Registry};
 use sg_runtime::places::Places;
+use sg_runtime::tls::Issuers;
 
 /// Shared by all tasks of a node.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub(crate) struct Node {
     pub(crate) hold: Hold,
     /// Connections to the tunnel listener that have not said yet who they are.
     pub(crate) half_open: Places,
+    /// Whose certificates of clients are accepted.
+    pub(crate) issuers: Issuers,
+    /// Where tunnels ask for certificates of their clients.
+    pub(crate) desk: Desk,
     /// Who says by the PROXY protocol who connects.
     pub(crate) balancers: Balancers,
     /// Users' streams by source address.

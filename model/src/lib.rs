@@ -16,6 +16,7 @@
 //! - a [`CanonicalPath`] is read in one way by every server: no encoded slash, no dot segment, nothing encoded twice.
 
 mod acl;
+mod credential;
 mod destination;
 mod endpoint;
 mod ends;
@@ -35,6 +36,7 @@ pub use acl::{
     Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, ConsoleCommand, Decision,
     Finding, FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
 };
+pub use credential::{CertificateRefusal, ClientCertificate};
 pub use destination::{
     DEFAULT_CONNECT_TIMEOUT, Destination, DestinationKind, Listen, MAX_CONNECT_TIMEOUT,
     MAX_KEEPALIVE,
@@ -47,7 +49,8 @@ pub use ends::{
 };
 pub use error::Invalid;
 pub use gateway::{
-    DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, TOKEN_GRACE, TokenHash, TokenRefusal,
+    DEFAULT_RESUME_TIME, Gateway, MAX_RESUME_TIME, MAX_REVOKED, TOKEN_GRACE, TokenHash,
+    TokenRefusal,
 };
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use ip_range::IpRange;
@@ -57,4 +60,4 @@ pub use role::{Role, TokenScope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};
-pub use words::{Compression, Policy, Protocol, TokenExpiry};
+pub use words::{ClientCertificates, Compression, Policy, Protocol, TokenExpiry};

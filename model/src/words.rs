@@ -71,6 +71,16 @@ words!(
     }
 );
 
+words!(
+    /// Whether clients of a gateway may exchange its security token for a certificate, and come back with that.
+    ClientCertificates, "client_certificates" {
+        /// They may.
+        On = "on",
+        /// They may not, and certificates from before are not accepted.
+        Off = "off",
+    }
+);
+
 impl Protocol {
     /// Whether users encrypt what they send, and the node decrypts it.
     #[must_use]

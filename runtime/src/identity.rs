@@ -7,6 +7,7 @@
 //! ([`client_id`]), which it proves in the handshake with a self-signed certificate.
 
 mod key;
+mod life;
 mod peer;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub use self::key::{KeyFileError, KeyPair, NotAKey};
+pub use self::life::{EARLY, Life};
 pub use self::peer::{PeerIdentity, PeerKind, URI_PREFIX};
 use crate::crypto;
 
@@ -36,6 +38,14 @@ pub enum CertificateError {
 /// [`CertificateError::Malformed`].
 pub fn spki_sha256(certificate: &CertificateDer<'_>) -> Result<[u8; 32], CertificateError> {
     Ok(crypto::sha256(parse(certificate)?.public_key().raw))
+}
+
+/// A certificate's SubjectPublicKeyInfo in DER.
+///
+/// # Errors
+/// [`CertificateError::Malformed`].
+pub fn public_key_der(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, CertificateError> {
+    Ok(parse(certificate)?.public_key().raw.to_vec())
 }
 
 /// The client id of whoever holds the key with this SPKI hash: `c` and 24 hexadecimal digits.

@@ -11,6 +11,8 @@
 //!
 //! [`exporter`] gives both ends of one connection the same 32 bytes, which nobody else knows.
 //!
+//! [`Issuers`] verifies certificates that are shown later, inside a connection.
+//!
 //! [`material`] reads and makes the certificates of destinations.
 //!
 //! Not here: TLS of users and of resources, which has host names, and is in the relay.
@@ -18,6 +20,7 @@
 mod client;
 mod error;
 mod exporter;
+mod issued;
 pub mod material;
 mod provider;
 mod server;
@@ -31,6 +34,7 @@ pub use rustls_pki_types::CertificateDer;
 pub use self::client::{ClientStream, ClientTls, client_config, connect, connect_within};
 pub use self::error::{Error, SetupError};
 pub use self::exporter::{Exporter, exporter};
+pub use self::issued::{IssuedError, Issuers, LONGEST_ISSUED};
 pub use self::server::{
     ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_within, server_config,
 };

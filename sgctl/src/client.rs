@@ -1,4 +1,4 @@
-//! `sgctl client`: who is connected now.
+//! `sgctl client`: who is connected now, and who is let in no more.
 
 use clap::Subcommand;
 use sg_proto::api;
@@ -7,7 +7,7 @@ use sg_proto::api::clients_client::ClientsClient;
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::gateway::hint_list;
-use crate::names::{GatewayRef, MemberRef};
+use crate::names::{GatewayRef, MemberRef, request_id};
 use crate::output::{self, Resource};
 use crate::session::Session;
 use crate::show;
@@ -16,7 +16,7 @@ const PAGE: i32 = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the connected clients of a gateway
+    /// Show the connected and the revoked clients of a gateway
     List {
         /// Gateway, by name or id
         gateway: GatewayRef,
@@ -27,6 +27,34 @@ pub(crate) enum Command {
         #[arg(value_name = "GATEWAY/CLIENT")]
         client: MemberRef,
     },
+    /// Cut a client's tunnels and let it in no more, whatever it shows
+    Revoke(Named),
+    /// Let a revoked client in again
+    Restore(Named),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Named {
+    /// Client id, or GATEWAY/CLIENT
+    client: String,
+    /// Gateway, by name or id
+    #[arg(long, value_name = "GATEWAY")]
+    gateway: Option<GatewayRef>,
+}
+
+impl Named {
+    /// As the API has it.
+    fn path(&self) -> Result<String, Failure> {
+        match &self.gateway {
+            Some(gateway) => Ok(format!("{}/clients/{}", gateway.path(), self.client)),
+            None => {
+                let client: MemberRef = self.client.parse().map_err(|_| {
+                    Failure::usage("which gateway's client? give GATEWAY/CLIENT, or --gateway")
+                })?;
+                Ok(client.path("clients"))
+            }
+        }
+    }
 }
 
 impl Resource for api::Client {
@@ -39,8 +67,11 @@ impl Resource for api::Client {
         "TUNNELS",
         "STREAMS",
         "RTT MS",
+        "STATE",
     ];
     const WIDE: &'static [&'static str] = &[
+        "CREDENTIAL",
+        "CERTIFICATE ENDS",
         "VERSION",
         "BYTES TO RESOURCE",
         "BYTES TO USER",
@@ -60,6 +91,13 @@ impl Resource for api::Client {
             self.tunnels.len().to_string(),
             self.active_streams.to_string(),
             format!("{:.1}", self.rtt_ms),
+            match (self.revoked, self.tunnels.is_empty()) {
+                (true, _) => "revoked".to_owned(),
+                (false, true) => "disconnected".to_owned(),
+                (false, false) => "connected".to_owned(),
+            },
+            self.credential.clone(),
+            show::date(self.certificate_expire_time.as_ref(), ""),
             self.version.clone(),
             self.bytes_to_resource.to_string(),
             self.bytes_to_user.to_string(),
@@ -112,6 +150,31 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
                     _ => failure,
                 })?;
             session.one_with_details(&found)
+        }
+        Command::Revoke(named) => {
+            let message = api::RevokeClientRequest {
+                name: named.path()?,
+                request_id: request_id(),
+            };
+            let client = api
+                .call(message, |channel, request| async move {
+                    ClientsClient::new(channel).revoke_client(request).await
+                })
+                .await
+                .map_err(hint_list)?;
+            session.one(&client)
+        }
+        Command::Restore(named) => {
+            let message = api::RestoreClientRequest {
+                name: named.path()?,
+                request_id: request_id(),
+            };
+            let client = api
+                .call(message, |channel, request| async move {
+                    ClientsClient::new(channel).restore_client(request).await
+                })
+                .await?;
+            session.one(&client)
         }
     }
 }

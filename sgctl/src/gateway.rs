@@ -41,7 +41,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Replace the security token; the answer shows the new one this once
+    /// Replace the security token, which ends the certificates issued under it; the answer shows the new one this once
     Rotate(Rotate),
 }
 
@@ -71,6 +71,9 @@ pub(crate) struct Create {
     /// Whether tunnels outlive their security token: keep (for a day at most) or cut [default: keep]
     #[arg(long, value_name = "keep|cut")]
     token_expiry: Option<String>,
+    /// Whether clients may exchange the token for a certificate and come back with that: on or off [default: on]
+    #[arg(long, value_name = "on|off")]
+    client_certificates: Option<String>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -128,6 +131,9 @@ pub(crate) struct Update {
     /// Whether tunnels outlive their security token: keep (for a day at most) or cut
     #[arg(long, value_name = "keep|cut")]
     token_expiry: Option<String>,
+    /// Whether clients may exchange the token for a certificate and come back with that: on or off
+    #[arg(long, value_name = "on|off")]
+    client_certificates: Option<String>,
     /// Whether clients need the security token
     #[arg(long, value_name = "true|false")]
     token_required: Option<bool>,
@@ -303,6 +309,11 @@ async fn update(api: &Api, args: &Update) -> Result<api::Gateway, Failure> {
         &mut gateway.token_expiry,
         &args.token_expiry,
     );
+    text(
+        "client_certificates",
+        &mut gateway.client_certificates,
+        &args.client_certificates,
+    );
     if let Some(time) = args.resume_time {
         gateway.resume_time = Some(duration_to_wire(time.get()));
         paths.push("resume_time".to_owned());
@@ -467,6 +478,7 @@ impl From<Create> for api::CreateGatewayRequest {
                 enabled: !args.disabled,
                 resume_time: args.resume_time.map(|time| duration_to_wire(time.get())),
                 token_expiry: args.token_expiry.unwrap_or_default(),
+                client_certificates: args.client_certificates.unwrap_or_default(),
                 ..api::Gateway::default()
             }),
             token_days: args.token_days.unwrap_or_default(),

@@ -57,6 +57,15 @@ impl Launch {
         self.arg(name).arg(value)
     }
 
+    /// Takes an option and its value away again.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        if let Some(at) = self.arguments.iter().position(|argument| argument == name) {
+            self.arguments.drain(at..(at + 2).min(self.arguments.len()));
+        }
+        self
+    }
+
     /// Sets a variable of its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {

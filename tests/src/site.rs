@@ -25,6 +25,8 @@ pub struct SiteSetup {
     pub nodes: u8,
     /// Variables of the nodes' environment.
     pub node_environment: Vec<(&'static str, String)>,
+    /// Further options of the control planes.
+    pub control_plane_options: Vec<String>,
 }
 
 impl Default for SiteSetup {
@@ -34,6 +36,7 @@ impl Default for SiteSetup {
             control_planes: 1,
             nodes: 1,
             node_environment: Vec::new(),
+            control_plane_options: Vec::new(),
         }
     }
 }
@@ -80,6 +83,8 @@ pub struct ClientSetup {
 #[derive(Debug)]
 pub struct Client {
     pub daemon: Daemon,
+    /// Its data directory.
+    pub data: PathBuf,
 }
 
 /// An installation. A test ends with [`Site::finish`]; without it the logs are printed.
@@ -146,7 +151,8 @@ impl Site {
             folder,
         };
         for index in 0..setup.control_planes {
-            site.add_control_plane(index).await?;
+            site.add_control_plane(index, &setup.control_plane_options)
+                .await?;
         }
         let admin_token = std::fs::read_to_string(first.join("admin.token"));
         site.secrets
@@ -157,7 +163,7 @@ impl Site {
         Ok(site)
     }
 
-    async fn add_control_plane(&mut self, index: u8) -> Result<()> {
+    async fn add_control_plane(&mut self, index: u8, options: &[String]) -> Result<()> {
         let name = format!("control-plane-{}", index + 1);
         let data = self.data_folder(&name)?;
         let store = match &self.etcd {
@@ -176,6 +182,9 @@ impl Site {
                 "--http-listen",
                 format!("127.0.0.1:{}", self.ports.server()),
             );
+        for option in options {
+            launch = launch.arg(option);
+        }
         if index > 0 {
             let key = self.folder.path().join("control-plane-1").join("store.key");
             launch = launch.option("--store-key-file", key);
@@ -408,7 +417,7 @@ impl Site {
             .arg(setup.gateway.as_ref().unwrap_or(&gateway.id))
             .option("-g", nodes.join(","))
             .option("--ca", ca)
-            .option("--data-dir", data)
+            .option("--data-dir", &data)
             .arg("--noUI");
         launch = match setup.token_argument {
             true => launch.option("-t", &gateway.token),
@@ -425,6 +434,7 @@ impl Site {
         }
         Ok(Client {
             daemon: self.daemon(launch, &name),
+            data,
         })
     }
 
@@ -507,6 +517,12 @@ impl Drop for Site {
 }
 
 impl Client {
+    /// From its next start on it is given no token.
+    pub fn forget_token(&mut self) {
+        let launch = self.daemon.launch_mut();
+        *launch = launch.clone().without("--token-file");
+    }
+
     /// Starts it and waits until its tunnel is up.
     ///
     /// # Errors

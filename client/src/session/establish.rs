@@ -67,6 +67,9 @@ pub enum ConnectError {
         /// Whether it asks to come back.
         retry: bool,
     },
+    /// The node does not want this client's certificate, and is to see its token next.
+    #[error("the node does not accept the client's certificate")]
+    CertificateRefused,
     /// The tunnel is not wanted any more.
     #[error("not wanted any more")]
     Unwanted,
@@ -85,6 +88,7 @@ impl ConnectError {
             Self::HelloTimeout => "hello-timeout",
             Self::Hello(_) => "bad-hello",
             Self::Refused { reason, .. } => reason,
+            Self::CertificateRefused => "certificate-refused",
             Self::Unwanted => "unwanted",
         }
     }
@@ -93,7 +97,7 @@ impl ConnectError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         let soon = match self {
-            Self::Dial(_) | Self::HelloTimeout | Self::Unwanted => true,
+            Self::Dial(_) | Self::HelloTimeout | Self::CertificateRefused | Self::Unwanted => true,
             Self::Proxy(error) => error.retryable(),
             Self::Tls(error) | Self::HelloLost(error) => error.retryable(),
             Self::Protocol | Self::Identity | Self::Hello(_) => false,
@@ -209,10 +213,13 @@ fn lost(error: io::Error) -> ConnectError {
 }
 
 fn refusal(refused: &Refused) -> ConnectError {
-    const WORDS: [&str; 9] = [
+    const WORDS: [&str; 12] = [
         "unauthenticated",
         "token-expired",
         "gateway-disabled",
+        "client-revoked",
+        "certificate-expired",
+        "certificate-withdrawn",
         "unknown-gateway",
         "version",
         "draining",

@@ -121,7 +121,13 @@ impl Return {
             resume: Some(self.ticket.offer(&stream)?),
             ..self.gateway.hello(self.connection)
         };
-        let accepted = establish::hello(&mut stream, &node, &hello).await?;
+        let accepted = establish::hello(&mut stream, &node, &hello)
+            .await
+            .map_err(|error| match self.gateway.turns_to_token(&hello, &error) {
+                // Not the end: the next attempt shows the token.
+                true => ConnectError::CertificateRefused,
+                false => error,
+            })?;
         Ok((stream, accepted))
     }
 }

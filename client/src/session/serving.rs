@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::carried::Carried;
 use super::establish::{ConnectError, NodeStream};
+use super::exchange;
 use super::resume::{Answer, Return, Ticket};
 use super::{Order, Report, Session, SessionEnd, ordered, read_endpoints};
 use crate::cloud;
@@ -176,6 +177,7 @@ impl<'a> Serving<'a> {
         tokio::pin!(stop);
         let mut back: Option<Back> = None;
         self.tell_version();
+        self.session.gateway.certificate.new_tunnel();
         // When the tunnel ends its streams notice by themselves: those that had ended both ways still deliver
         // what has come, the others are reset.
         loop {
@@ -207,6 +209,7 @@ impl<'a> Serving<'a> {
                     // The driver is about to end, which is the first arm.
                     None => return Served::Ended(self.ended(&mut running.drivers).await),
                 },
+                () = self.session.gateway.certificate.due(), if self.detached.is_none() => exchange::ask(self.session, &self.tunnel),
                 Ok(()) = policy.changed() => self.tell_version(),
                 Ok(()) = listeners.changed() => {
                     let report = Arc::clone(&listeners.borrow_and_update());
@@ -318,8 +321,16 @@ impl<'a> Serving<'a> {
                     .await;
             }
             Ok(Some(control::Message::Destinations(piece))) => self.destinations(&piece),
+            Ok(Some(control::Message::Certificate(said))) => exchange::take(self.session, &said),
             // Nothing that a node sends, or something newer than this client.
-            Ok(Some(control::Message::AclApplied(_) | control::Message::Listeners(_)) | None) => {}
+            Ok(
+                Some(
+                    control::Message::AclApplied(_)
+                    | control::Message::Listeners(_)
+                    | control::Message::CertificateRequest(_),
+                )
+                | None,
+            ) => {}
             Err(error) => tracing::warn!(node = &*self.streams.node, %error,
                 "the node sent a message that cannot be understood"),
         }

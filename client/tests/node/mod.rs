@@ -299,12 +299,16 @@ impl Peer {
 
     /// The version that the client says it enforces next.
     pub(crate) async fn applied(&mut self) -> u64 {
-        match soon("an applied list", self.incoming.next()).await {
-            Some(Event::Control(message)) => match Control::decode(message).unwrap().message {
-                Some(control::Message::AclApplied(applied)) => applied.generation,
-                other => panic!("another message: {other:?}"),
-            },
-            other => panic!("another event: {other:?}"),
+        loop {
+            match soon("an applied list", self.incoming.next()).await {
+                Some(Event::Control(message)) => match Control::decode(message).unwrap().message {
+                    Some(control::Message::AclApplied(applied)) => return applied.generation,
+                    // It asks for one when it pleases.
+                    Some(control::Message::CertificateRequest(_)) => {}
+                    other => panic!("another message: {other:?}"),
+                },
+                other => panic!("another event: {other:?}"),
+            }
         }
     }
 

@@ -95,6 +95,8 @@ pub const RULES: &[Rule] = &[
     surveys(AUDIT, "VerifyAudit"),
     reads(CLIENTS, "GetClient"),
     reads(CLIENTS, "ListClients"),
+    edits(CLIENTS, "RevokeClient"),
+    edits(CLIENTS, "RestoreClient"),
     reads(DESTINATIONS, "GetDestination"),
     reads(DESTINATIONS, "ListDestinations"),
     reads(DESTINATIONS, "WatchDestination"),

@@ -4,7 +4,9 @@ use sg_model::{Name, Policy};
 use sg_proto::api as wire;
 use sg_proto::api::gateways_server::Gateways;
 use sg_proto::convert::api::{MAX_DESCRIPTION, gateway_draft, gateway_to_api, group_from_api};
-use sg_proto::convert::node::{resume_time_from_wire, token_expiry_from_wire};
+use sg_proto::convert::node::{
+    client_certificates_from_wire, resume_time_from_wire, token_expiry_from_wire,
+};
 use sg_proto::convert::store::GatewayRecord;
 use tonic::{Request, Response, Status};
 
@@ -14,7 +16,7 @@ use crate::service::ServiceError;
 use crate::service::change::Call;
 use crate::service::gateways::{GatewayAnswer, TokenChoice};
 
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "name",
     "policy",
     "description",
@@ -23,6 +25,7 @@ const FIELDS: [&str; 8] = [
     "enabled",
     "resume_time",
     "token_expiry",
+    "client_certificates",
 ];
 
 fn encode(answer: GatewayAnswer) -> wire::Gateway {
@@ -137,6 +140,10 @@ impl Gateways for Api {
                 ("group", !gateway.group.is_empty()),
                 ("resume_time", gateway.resume_time.is_some()),
                 ("token_expiry", !gateway.token_expiry.is_empty()),
+                (
+                    "client_certificates",
+                    !gateway.client_certificates.is_empty(),
+                ),
             ];
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
             // The group says which nodes get the gateway's secrets.
@@ -229,6 +236,8 @@ fn edit(
                 .map(|time| record.gateway.resume_time = time),
             "token_expiry" => token_expiry_from_wire(&new.token_expiry)
                 .map(|expiry| record.gateway.token_expiry = expiry),
+            "client_certificates" => client_certificates_from_wire(&new.client_certificates)
+                .map(|wanted| record.gateway.client_certificates = wanted),
             "enabled" => {
                 record.gateway.enabled = new.enabled;
                 Ok(())

@@ -1,6 +1,6 @@
 //! `securegateway.v1.Clients`, `Nodes` and `System`: what is connected, and how the whole does.
 
-use sg_model::TokenScope;
+use sg_model::{ClientId, Gateway, TokenScope};
 use sg_proto::api as wire;
 use sg_proto::api::clients_server::Clients;
 use sg_proto::api::nodes_server::Nodes;
@@ -8,7 +8,7 @@ use sg_proto::api::system_server::System;
 use tonic::{Request, Response, Status};
 
 use super::Api;
-use super::request::{child_name, gateway_name, node_name, page};
+use super::request::{call, child_name, gateway_name, node_name, page};
 use crate::service::{ServiceError, status};
 
 #[tonic::async_trait]
@@ -22,7 +22,7 @@ impl Clients for Api {
             let gateway = self.core.gateway(gateway_name(&asked.parent)?).await?;
             let view = self.core.views.now();
             let reports = self.core.observed.reports();
-            let all = status::clients(&view.world, &reports, &gateway.value.gateway.id);
+            let all = status::clients_and_revoked(&view.world, &reports, &gateway.value.gateway);
             // Processes of one client have no name of their own to go on from: they are numbered.
             let mut last = String::new();
             let mut number = 0;
@@ -50,11 +50,41 @@ impl Clients for Api {
             let gateway = self.core.gateway(gateway).await?;
             let view = self.core.views.now();
             let reports = self.core.observed.reports();
-            let all = status::clients(&view.world, &reports, &gateway.value.gateway.id);
+            let all = status::clients_and_revoked(&view.world, &reports, &gateway.value.gateway);
             let found = all.into_iter().find(|client| client.id == id);
             found.ok_or_else(|| ServiceError::not_found("connected client", asked.name.clone()))
         };
         self.rpcs.unary("Clients.GetClient", work).await
+    }
+
+    async fn revoke_client(
+        &self,
+        request: Request<wire::RevokeClientRequest>,
+    ) -> Result<Response<wire::Client>, Status> {
+        const METHOD: &str = "Clients.RevokeClient";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let (gateway, id) = revocable(&asked.name)?;
+            let done = self.core.revoke_client(&call, gateway, &id).await?;
+            Ok(self.client(&done.gateway.value.gateway, &id))
+        };
+        self.rpcs.unary(METHOD, work).await
+    }
+
+    async fn restore_client(
+        &self,
+        request: Request<wire::RestoreClientRequest>,
+    ) -> Result<Response<wire::Client>, Status> {
+        const METHOD: &str = "Clients.RestoreClient";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, false)?;
+        let work = async {
+            let (gateway, id) = revocable(&asked.name)?;
+            let done = self.core.restore_client(&call, gateway, &id).await?;
+            Ok(self.client(&done.gateway.value.gateway, &id))
+        };
+        self.rpcs.unary(METHOD, work).await
     }
 }
 
@@ -114,7 +144,35 @@ impl System for Api {
     }
 }
 
+/// A gateway, and the id of a client that need not be connected.
+fn revocable(name: &str) -> Result<(&str, ClientId), ServiceError> {
+    let (gateway, id) = child_name(name, "clients")?;
+    let digits = id.strip_prefix('c').unwrap_or_default();
+    if digits.len() != 24
+        || !digits
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
+        let text = "a client id is c and 24 hexadecimal digits; 'sgctl client list' shows those that are connected";
+        return Err(ServiceError::invalid("name", text));
+    }
+    Ok((gateway, ClientId::new(id)?))
+}
+
 impl Api {
+    /// A client as it is now, connected or not.
+    fn client(&self, gateway: &Gateway, id: &ClientId) -> wire::Client {
+        let view = self.core.views.now();
+        let reports = self.core.observed.reports();
+        let all = status::clients_and_revoked(&view.world, &reports, gateway);
+        let found = all.into_iter().find(|client| client.id == id.as_str());
+        found.unwrap_or_else(|| wire::Client {
+            id: id.to_string(),
+            gateway_id: gateway.id.to_string(),
+            ..wire::Client::default()
+        })
+    }
+
     fn system_status(&self) -> wire::Status {
         let view = self.core.views.now();
         let reports = self.core.observed.reports();

@@ -20,7 +20,7 @@ use sg_proto::api::system_server::SystemServer;
 use sg_proto::api::tokens_server::TokensServer;
 use sg_proto::node::enrollment_server::EnrollmentServer;
 use sg_proto::node::node_sync_server::NodeSyncServer;
-use sg_runtime::identity::PeerIdentity;
+use sg_runtime::identity::{PeerIdentity, PeerKind};
 use sg_runtime::net;
 use sg_runtime::places::{Place, Places};
 use sg_runtime::tasks::TaskPool;
@@ -227,7 +227,12 @@ async fn handshake(
     let (stream, peer) = tls::accept(tls, tcp).await?;
     let info = ConnectionInfo {
         remote,
-        proved: Arc::new(AtomicBool::new(peer.identity.is_some())),
+        // A certificate of a client is one of ours too, and opens nothing here.
+        proved: Arc::new(AtomicBool::new(
+            peer.identity
+                .as_ref()
+                .is_some_and(|identity| identity.kind == PeerKind::Node),
+        )),
         strikes: Arc::default(),
         identity: peer.identity.map(Arc::new),
     };

@@ -166,7 +166,11 @@ impl Session<'_> {
                 () = self.connection.replaced().cancelled() => Err(End::Replaced),
                 () = self.outgoing.closed() => Err(End::Closed),
                 message = incoming.next() => match message {
-                    Some(Ok(message)) => self.receive(message),
+                    Some(Ok(message)) => match self.receive(message) {
+                        Ok(Some(answer)) => self.send(answer).await,
+                        Ok(None) => Ok(()),
+                        Err(end) => Err(end),
+                    },
                     Some(Err(_)) | None => Err(End::Closed),
                 },
                 () = self.views.changed() => Ok(()),
@@ -180,7 +184,8 @@ impl Session<'_> {
         }
     }
 
-    fn receive(&mut self, message: wire::NodeMessage) -> Result<(), End> {
+    /// Takes a message; answers what is to be sent back at once.
+    fn receive(&mut self, message: wire::NodeMessage) -> Result<Option<Message>, End> {
         self.heard = Instant::now();
         match message.message {
             Some(Up::Status(status)) => self.connection.status(status),
@@ -191,10 +196,14 @@ impl Session<'_> {
             }
             Some(Up::Ack(ack)) => self.acknowledged(ack),
             Some(Up::Hello(_)) => return Err(End::Protocol("a second Hello")),
+            Some(Up::CertificateRequest(asked)) => {
+                let answer = self.sessions.registry.certify(self.node, asked);
+                return Ok(Some(Message::Certificate(answer)));
+            }
             // A newer node may say more than we know.
             None => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     fn acknowledged(&mut self, ack: wire::Ack) {

@@ -1,5 +1,7 @@
 //! Gateways: create, change, delete, and their security tokens.
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 use sg_model::{Acl, AclVersion, Gateway, GatewayId, Name, Timestamp, TokenHash};
 use sg_proto::convert::api::GatewayDraft;
@@ -107,6 +109,9 @@ impl Core {
                 tokens: hash.into_iter().collect(),
                 resume_time: draft.resume_time,
                 token_expiry: draft.token_expiry,
+                client_certificates: draft.client_certificates,
+                token_generation: 0,
+                revoked: BTreeMap::new(),
                 generation: 1,
             },
             group: draft.group,
@@ -178,7 +183,7 @@ impl Core {
         self.change_gateway(call, name, expected, None, edit).await
     }
 
-    /// Replaces the security token.
+    /// Replaces the security token, which ends the certificates that were issued under it.
     ///
     /// # Errors
     /// As [`Core::update_gateway`].
@@ -199,6 +204,8 @@ impl Core {
         self.change_gateway(call, name, None, Some(secret), |record| {
             record.gateway.tokens = vec![hash.clone()];
             record.gateway.token_required = true;
+            // Whoever got a certificate for the old token could otherwise stay for ever.
+            record.gateway.token_generation += 1;
             Ok(())
         })
         .await

@@ -5,7 +5,9 @@
 
 pub mod acls;
 pub mod audit;
+pub mod certificates;
 pub mod change;
+pub mod clients;
 pub mod destinations;
 pub mod error;
 mod etag;

@@ -330,6 +330,15 @@ impl NodeRegistry {
         true
     }
 
+    /// The answer to a node that asks for a certificate.
+    pub fn certify(
+        &self,
+        id: &NodeId,
+        asked: node_wire::CertificateRequest,
+    ) -> node_wire::Certificate {
+        self.core.certify(id, asked)
+    }
+
     /// Whether the node is in the store. While the store does not answer nobody is turned away
     /// whose certificate holds.
     pub async fn is_registered(&self, id: &NodeId) -> bool {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sg_model::{AclVersion, DestinationKind, GatewayId, Name};
+use sg_model::{AclVersion, DestinationKind, Gateway, GatewayId, Name};
 use sg_proto::api as wire;
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
 use sg_proto::convert::timestamp_to_wire;
@@ -226,6 +226,33 @@ pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wir
     found.into_values().collect()
 }
 
+/// The same, with those that are let in no more: which of them are, and behind them those that are not connected.
+pub fn clients_and_revoked(
+    world: &World,
+    reports: &Reports,
+    gateway: &Gateway,
+) -> Vec<wire::Client> {
+    let mut all = clients(world, reports, &gateway.id);
+    for (id, since) in &gateway.revoked {
+        let since = Some(timestamp_to_wire(*since));
+        let mut connected = false;
+        for client in all.iter_mut().filter(|client| client.id == id.as_str()) {
+            (client.revoked, client.revoke_time, connected) = (true, since, true);
+        }
+        if !connected {
+            all.push(wire::Client {
+                id: id.to_string(),
+                gateway_id: gateway.id.to_string(),
+                revoked: true,
+                revoke_time: since,
+                ..wire::Client::default()
+            });
+        }
+    }
+    all.sort_by(|a, b| a.id.cmp(&b.id));
+    all
+}
+
 fn add_tunnel(client: &mut wire::Client, node: &str, name: &str, tunnel: &node_wire::ClientTunnel) {
     let date =
         |t: Option<&pbjson_types::Timestamp>| t.map_or((i64::MAX, 0), |t| (t.seconds, t.nanos));
@@ -244,6 +271,9 @@ fn add_tunnel(client: &mut wire::Client, node: &str, name: &str, tunnel: &node_w
         .saturating_add(tunnel.bytes_to_resource);
     client.bytes_to_user = client.bytes_to_user.saturating_add(tunnel.bytes_to_user);
     client.acl_generation = client.acl_generation.min(tunnel.acl_generation);
+    // All tunnels of a process show the same, but for a moment.
+    client.credential.clone_from(&tunnel.credential);
+    client.certificate_expire_time = tunnel.certificate_expire_time;
     client.tunnels.push(wire::Tunnel {
         node_id: node.to_owned(),
         node: name.to_owned(),

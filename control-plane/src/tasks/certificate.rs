@@ -6,19 +6,20 @@ use std::time::Duration;
 use sg_runtime::identity::PeerIdentity;
 use sg_runtime::tls::ServerCertificate;
 
-use crate::authority::{Authority, OWN_LIFE};
+use crate::authority::Authority;
 
 /// A failed renewal is tried again after this.
 const RETRY: Duration = Duration::from_secs(3600);
 
-/// Renews at two thirds of the certificate's life, for ever.
+/// Renews from a third of the certificate's life on, for ever.
 pub(crate) async fn run(
     authority: Arc<Authority>,
     identity: PeerIdentity,
     names: Vec<String>,
     certificate: ServerCertificate,
 ) {
-    let mut pause = OWN_LIFE * 2 / 3;
+    let life = authority.lives().control_plane;
+    let mut pause = life / 3;
     loop {
         tokio::time::sleep(pause).await;
         let issued = authority
@@ -28,11 +29,11 @@ pub(crate) async fn run(
         pause = match renewed {
             Ok(()) => {
                 tracing::info!("own certificate renewed");
-                OWN_LIFE * 2 / 3
+                life / 3
             }
             Err(error) => {
                 tracing::error!(error, "own certificate could not be renewed");
-                RETRY
+                RETRY.min(life / 10)
             }
         };
     }

@@ -175,6 +175,21 @@ impl Plane {
 
     /// A connection that shows these credentials, if any.
     pub async fn channel(&self, credentials: Option<&Credentials>) -> Channel {
+        self.connect(credentials).await.unwrap()
+    }
+
+    /// The same, for credentials that may be refused.
+    pub async fn try_channel(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Channel, tonic::transport::Error> {
+        self.connect(Some(credentials)).await
+    }
+
+    async fn connect(
+        &self,
+        credentials: Option<&Credentials>,
+    ) -> Result<Channel, tonic::transport::Error> {
         let trust = Trust::Ca(self.data_dir.join("ca.pem"));
         let tls =
             tls::client_config(&trust, PeerKind::ControlPlane, credentials, &[b"h2"]).unwrap();
@@ -191,7 +206,7 @@ impl Plane {
             }
         });
         let endpoint = Endpoint::from_static("http://control-plane");
-        endpoint.connect_with_connector(connector).await.unwrap()
+        endpoint.connect_with_connector(connector).await
     }
 
     pub async fn admin(&self) -> Admin {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod audit;
+mod certificates;
 mod destinations;
 mod gateways;
 mod harness;

@@ -67,7 +67,7 @@ fn request(method: &MethodDescriptor, gateway: &str, number: usize) -> Bytes {
                 Value::String(format!("gateways/{gateway}/destinations/db"))
             }
             "name" if method.name().contains("Client") => {
-                Value::String(format!("gateways/{gateway}/clients/none"))
+                Value::String(format!("gateways/{gateway}/clients/c{}", "0".repeat(24)))
             }
             "name" if method.name().contains("Node") => Value::String("nodes/none".to_owned()),
             "name" if method.name().contains("AdminToken") => {

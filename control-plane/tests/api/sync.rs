@@ -13,12 +13,13 @@ use sg_runtime::identity::KeyPair;
 use sg_runtime::tls::Credentials;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::harness::{Admin, Plane, reason, within};
 
 /// A node as far as a control plane can tell.
-struct Node {
+pub(super) struct Node {
     up: mpsc::Sender<node::NodeMessage>,
     down: Streaming<node::ControlMessage>,
     config: NodeConfig,
@@ -38,8 +39,14 @@ fn hello() -> node::Hello {
 }
 
 impl Node {
-    async fn connect(plane: &Plane, credentials: Option<&Credentials>) -> Result<Self, Status> {
-        let channel = plane.channel(credentials).await;
+    pub(super) async fn connect(
+        plane: &Plane,
+        credentials: Option<&Credentials>,
+    ) -> Result<Self, Status> {
+        Self::connect_on(plane.channel(credentials).await).await
+    }
+
+    pub(super) async fn connect_on(channel: Channel) -> Result<Self, Status> {
         let mut client = NodeSyncClient::new(channel);
         let (up, messages) = mpsc::channel(16);
         up.send(node::NodeMessage {
@@ -58,7 +65,7 @@ impl Node {
         })
     }
 
-    async fn say(&self, message: Up) {
+    pub(super) async fn say(&self, message: Up) {
         self.up
             .send(node::NodeMessage {
                 message: Some(message),
@@ -76,7 +83,7 @@ impl Node {
         .await;
     }
 
-    async fn message(&mut self) -> Result<Down, Status> {
+    pub(super) async fn message(&mut self) -> Result<Down, Status> {
         let message = within("a message for the node", self.down.message()).await?;
         Ok(message
             .expect("the stream goes on")
@@ -126,7 +133,7 @@ impl Node {
                     assert_eq!(self.config.digest(), delta.digest);
                     return (delta.nonce, false);
                 }
-                Down::Welcome(_) | Down::Heartbeat(_) => {}
+                Down::Welcome(_) | Down::Heartbeat(_) | Down::Certificate(_) => {}
             }
         }
     }

@@ -9,7 +9,7 @@ use sg_proto::node::{ControlMessage, Hello, NodeMessage, Welcome, control_messag
 use sg_runtime::backoff::Backoff;
 use sg_runtime::telemetry;
 use sg_runtime::tls::ClientTls;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -46,7 +46,8 @@ pub(super) enum LinkEvent {
 /// What every link needs.
 #[derive(Debug, Clone)]
 pub(super) struct Dialer {
-    pub(super) tls: ClientTls,
+    /// Newest first: each connection is made with what holds then.
+    pub(super) tls: watch::Receiver<ClientTls>,
     pub(super) hello: Hello,
 }
 
@@ -98,7 +99,8 @@ type Connected = (
 );
 
 async fn connect(address: &HostPort, dialer: &Dialer) -> Result<Connected, String> {
-    let channel = channel::connect(address, &dialer.tls)
+    let tls = dialer.tls.borrow().clone();
+    let channel = channel::connect(address, &tls)
         .await
         .map_err(|error| telemetry::chain(&error))?;
     let (outgoing, queue) = mpsc::channel(OUTGOING);

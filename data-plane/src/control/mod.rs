@@ -5,9 +5,11 @@
 //! Nothing here is on the path of a user's byte or of a client's connection: if no control plane is there, the
 //! node goes on with what it has.
 
+mod certificates;
 pub(crate) mod channel;
 mod desired;
 mod link;
+mod own;
 mod status;
 
 use std::collections::{HashMap, HashSet};
@@ -20,16 +22,18 @@ use sg_proto::node::{
     Ack, Delta, Hello, NodeMessage, Rejection, Snapshot, Subscribe, Welcome, control_message,
     node_message,
 };
-use sg_runtime::tls::ClientTls;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::Question;
 use crate::node::Node;
 use crate::reconcile::Applied;
+use certificates::Asked;
 use desired::{Desired, Outcome};
 use link::{Dialer, LinkEvent, LinkId};
+pub(crate) use own::Own;
 
 /// Links at a time.
 const MOST_LINKS: usize = 4;
@@ -49,7 +53,8 @@ const RESERVED: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) node: Arc<Node>,
-    pub(crate) tls: ClientTls,
+    /// The node's certificate, which control planes are shown too.
+    pub(crate) own: Own,
     pub(crate) hello: Hello,
     /// Control planes named by the operator.
     pub(crate) configured: Vec<HostPort>,
@@ -58,6 +63,8 @@ pub(crate) struct Control {
     /// Written here only.
     pub(crate) desired: watch::Sender<Arc<NodeConfig>>,
     pub(crate) applied: watch::Receiver<Arc<Applied>>,
+    /// Clients that want certificates.
+    pub(crate) questions: mpsc::Receiver<Question>,
 }
 
 /// Control planes remembered from an earlier run.
@@ -69,13 +76,15 @@ pub(crate) fn known(file: &std::path::Path) -> Vec<HostPort> {
 
 impl Control {
     /// Runs until `stop` is cancelled.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let (events, mut queue) = mpsc::channel(EVENTS);
         let mut applied = self.applied.clone();
         let mut tunnels = self.node.registry.changes();
         let draining = self.node.shutdown.draining();
         let learned = known(&self.known_file);
         let desired = Desired::new(Arc::clone(&self.desired.borrow()));
+        let (_, none) = mpsc::channel(1);
+        let mut questions = std::mem::replace(&mut self.questions, none);
         let mut hub = Hub {
             desired,
             control: self,
@@ -90,6 +99,7 @@ impl Control {
             news: News::Some,
             last_status: Instant::now(),
             activity: (0, 0),
+            asked: Asked::default(),
         };
         hub.refresh_links();
         let mut look = interval(LOOK);
@@ -106,12 +116,15 @@ impl Control {
                     hub.news = News::Applied;
                 }
                 Ok(()) = tunnels.changed() => hub.note(News::Some),
+                Some(question) = questions.recv() => hub.ask(question),
                 Some(ended) = hub.tasks.join_next_with_id() => hub.link_ended(ended),
                 () = draining.cancelled(), if !drain_told => {
                     drain_told = true;
                     hub.note(News::Some);
                 }
                 _ = look.tick() => {
+                    hub.asked.sweep();
+                    hub.renew();
                     let activity = status::activity(&hub.control.node);
                     if std::mem::replace(&mut hub.activity, activity) != activity {
                         hub.note(News::Some);
@@ -139,6 +152,7 @@ struct Hub {
     news: News,
     last_status: Instant,
     activity: (usize, u64),
+    asked: Asked,
 }
 
 /// What there is to report since the last status.
@@ -180,6 +194,7 @@ impl Hub {
             LinkEvent::Message(message) => match message {
                 control_message::Message::Snapshot(part) => self.snapshot(id, part),
                 control_message::Message::Delta(delta) => self.delta(id, delta),
+                control_message::Message::Certificate(said) => self.certificate(id, said),
                 control_message::Message::Heartbeat(beat) => self.learn(beat.control_planes).await,
                 control_message::Message::Welcome(welcome) => {
                     self.learn(welcome.control_planes).await;
@@ -216,6 +231,7 @@ impl Hub {
     }
 
     fn down(&mut self, id: LinkId) {
+        self.asked.forget(id);
         if let Some(link) = self.links.get_mut(&id) {
             link.up = None;
         }
@@ -424,7 +440,7 @@ impl Hub {
         self.next_link += 1;
         let id = self.next_link;
         let dialer = Dialer {
-            tls: self.control.tls.clone(),
+            tls: self.control.own.links(),
             hello: self.control.hello.clone(),
         };
         let run = link::run(id, address.clone(), dialer, self.events.clone());

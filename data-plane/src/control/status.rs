@@ -59,6 +59,7 @@ fn destinations(applied: &Applied) -> Vec<DestinationState> {
 
 fn tunnel(session: &Session) -> ClientTunnel {
     let acl = session.acl_applied();
+    let credential = session.credential();
     ClientTunnel {
         gateway_id: session.gateway.to_string(),
         client_id: session.client_id.to_string(),
@@ -78,5 +79,7 @@ fn tunnel(session: &Session) -> ClientTunnel {
         acl_epoch: acl.epoch,
         acl_generation: acl.generation,
         listeners: session.listeners().to_vec(),
+        credential: credential.as_str().to_owned(),
+        certificate_expire_time: credential.certificate_ends().map(timestamp_to_wire),
     }
 }

@@ -319,6 +319,9 @@ pub(crate) mod testing {
             token_required: true,
             tokens: vec![],
             token_expiry: sg_model::TokenExpiry::Keep,
+            client_certificates: sg_model::ClientCertificates::On,
+            token_generation: 0,
+            revoked: BTreeMap::new(),
             resume_time: sg_model::DEFAULT_RESUME_TIME,
             generation: 1,
         })

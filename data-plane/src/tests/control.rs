@@ -1,22 +1,23 @@
 //! The control task against control planes that say what the test wants.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use sg_model::{HostPort, NodeConfig};
+use sg_model::{HostPort, NodeConfig, NodeId};
 use sg_proto::convert::node::object_to_wire;
 use sg_proto::node::node_sync_server::{NodeSync, NodeSyncServer};
 use sg_proto::node::{
     Ack, ControlMessage, Delta, Hello, NodeMessage, Snapshot, Welcome, control_message,
     node_message,
 };
+use sg_runtime::identity::certificates_to_pem;
 use sg_runtime::tls::{
-    self, ClientAuth, ClientTls, PeerKind, ServerCertificate, ServerStream, ServerTls, Trust,
-    client_config, server_config,
+    self, ClientAuth, ServerCertificate, ServerStream, ServerTls, server_config,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
@@ -30,7 +31,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::rig::{Authority, LIMIT, node};
-use crate::control::{Control, channel};
+use crate::control::{Control, Own, channel};
 use crate::reconcile::testing::{config, gateway};
 use crate::reconcile::{Applied, Reconciler};
 
@@ -137,12 +138,13 @@ impl World {
         tasks.spawn(reconciler.run(never.clone(), never.clone()));
         let control = Control {
             node,
-            tls: client(&authority),
+            own: own(&authority, data.path()),
             hello: Hello::default(),
             configured: planes.iter().map(|plane| plane.address.clone()).collect(),
             known_file: data.path().join("control-planes"),
             desired: desired_tx,
             applied,
+            questions: mpsc::channel(1).1,
         };
         tasks.spawn(control.run(never));
         Self {
@@ -232,11 +234,12 @@ fn server(authority: &Authority) -> ServerTls {
     server_config(&certificate, &auth, &[channel::ALPN]).unwrap()
 }
 
-fn client(authority: &Authority) -> ClientTls {
+fn own(authority: &Authority, data: &Path) -> Own {
     let credentials = authority.issue("spiffe://secure-gateway/node/n1");
-    let trust = Trust::Roots(vec![authority.root.clone()]);
-    let kind = PeerKind::ControlPlane;
-    client_config(&trust, kind, Some(&credentials), &[channel::ALPN]).unwrap()
+    let pem = certificates_to_pem(std::slice::from_ref(&authority.root));
+    std::fs::write(data.join("ca.pem"), pem).unwrap();
+    let id = NodeId::new("n1").unwrap();
+    Own::new(id, data.to_owned(), &credentials).unwrap()
 }
 
 struct Connection(ServerStream);

@@ -3,6 +3,7 @@
 
 mod balancers;
 mod control;
+mod credentials;
 mod policy;
 mod refusals;
 mod resume;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, SanType};
@@ -20,7 +20,7 @@ use sg_runtime::metrics::Metrics;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{
-    self, CertificateDer, ClientAuth, ClientTls, Credentials, PeerKind, ServerCertificate,
+    self, CertificateDer, ClientAuth, ClientTls, Credentials, Issuers, PeerKind, ServerCertificate,
     ServerTls, Trust, client_config, server_config,
 };
 use sg_tunnel_io::{Closed, Config, Event, IncomingStream, Side, Tunnel, start};
@@ -32,6 +32,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::balancers::Balancers;
+use crate::certificates::Desk;
 use crate::cloud::{Cloud, CloudAllow};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
@@ -49,10 +50,11 @@ pub(crate) const TOKEN: &str = "sgt_0123";
 
 /// A node without its surroundings.
 pub(crate) fn node() -> (Arc<Node>, Metrics) {
-    node_behind(Balancers::default())
+    crypto::install();
+    node_behind(Balancers::default(), &Authority::new())
 }
 
-fn node_behind(balancers: Balancers) -> (Arc<Node>, Metrics) {
+fn node_behind(balancers: Balancers, authority: &Authority) -> (Arc<Node>, Metrics) {
     let metrics = Metrics::new("test", "0");
     let node_metrics = NodeMetrics::register(&metrics);
     let tunnel_config = Config::default();
@@ -69,6 +71,9 @@ fn node_behind(balancers: Balancers) -> (Arc<Node>, Metrics) {
         cloud: Cloud::new(100),
         hold: Hold::new(),
         half_open: Places::new(1000, 200),
+        issuers: Issuers::new(std::slice::from_ref(&authority.root)).unwrap(),
+        // Whoever asks finds nobody there.
+        desk: Desk::new().0,
         balancers,
         sources: Places::new(0, 0),
         board: TunnelBoard::new(Arc::clone(&tunnel_config.budget)),
@@ -95,6 +100,8 @@ pub(crate) struct Rig {
     pub(crate) stop: CancellationToken,
     /// What connections to the tunnel listener begin with.
     pub(crate) header: &'static [u8],
+    /// Issued the node's certificate, and vouches for those of clients.
+    pub(crate) authority: Arc<Authority>,
     desired: watch::Sender<Arc<NodeConfig>>,
     applied: watch::Receiver<Arc<Applied>>,
     client_tls: Box<dyn Fn(&Credentials) -> ClientTls>,
@@ -154,7 +161,8 @@ impl Rig {
     /// A node in front of which these balancers are.
     pub(crate) async fn behind(balancers: Balancers) -> Self {
         crypto::install();
-        let (node, metrics) = node_behind(balancers);
+        let authority = Arc::new(Authority::new());
+        let (node, metrics) = node_behind(balancers, &authority);
         let mut tasks = JoinSet::new();
         let (desired, desired_rx) = watch::channel(Arc::default());
         let (applied_tx, applied) = watch::channel(Arc::default());
@@ -163,7 +171,7 @@ impl Rig {
         let reconciler = Reconciler::new(Arc::clone(&node), local, desired_rx, applied_tx);
         let end = CancellationToken::new();
         tasks.spawn(reconciler.run(stop.clone(), end));
-        let (server, client_tls) = tls();
+        let (server, client_tls) = tls(&authority);
         let listener = TcpListener::bind((local, 0)).await.unwrap();
         let tunnel_address = listener.local_addr().unwrap();
         let tunnels = TaskPool::new("tunnels", 100);
@@ -188,6 +196,7 @@ impl Rig {
             resource,
             stop,
             header: b"",
+            authority,
             desired,
             applied,
             client_tls,
@@ -446,21 +455,34 @@ impl Authority {
     /// Leaf and root, as our processes send them.
     pub(crate) fn issue(&self, uri: &str) -> Credentials {
         let key = KeyPair::generate();
+        let leaf = self.certify(uri, &key, Duration::from_secs(3600));
+        Credentials::new(vec![leaf, self.root.clone()], key)
+    }
+
+    /// A certificate for this key that ends after so long.
+    pub(crate) fn certify(
+        &self,
+        uri: &str,
+        key: &KeyPair,
+        life: Duration,
+    ) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
+        params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+        params.not_after = (SystemTime::now() + life).into();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let leaf = params.signed_by(key.signing(), &self.issuer).unwrap();
-        Credentials::new(vec![leaf.der().clone(), self.root.clone()], key)
+        leaf.der().clone()
     }
 }
 
 type MakeClientTls = Box<dyn Fn(&Credentials) -> ClientTls>;
 
-fn tls() -> (ServerTls, MakeClientTls) {
-    let authority = Authority::new();
+fn tls(authority: &Arc<Authority>) -> (ServerTls, MakeClientTls) {
+    let authority = Arc::clone(authority);
     let credentials = authority.issue("spiffe://secure-gateway/node/n1");
     let certificate = ServerCertificate::new(&credentials).unwrap();
     let auth = ClientAuth::AnySelfSigned;

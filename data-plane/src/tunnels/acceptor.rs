@@ -25,7 +25,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
-use super::admit::{Refusal, admit, printable, withdrawn};
+use super::admit::{Admitted, Refusal, admit, printable, withdrawn};
+use super::credential::ProvedKey;
 use super::hello::{self, HelloError};
 use super::refusals::Refusals;
 use super::resume::{self, Decision, Resumption, Ticket};
@@ -155,9 +156,8 @@ async fn handshake(
     if peer.alpn.as_deref() != Some(ALPN) {
         return Err(Failure::new("no-alpn", "the client offers no sg-tunnel/1"));
     }
-    let client_id = peer
-        .client_id()
-        .ok_or(Failure::new("no-certificate", "no client certificate"))?;
+    let key =
+        ProvedKey::of(&peer).ok_or(Failure::new("no-certificate", "no client certificate"))?;
     let hello = match timeout(HELLO_LIMIT, hello::read(&mut io)).await {
         Err(_) => return Err(Failure::new("hello-timeout", "no hello in time")),
         Ok(Err(error @ HelloError::Io(_))) => return Err(Failure::new("hello-closed", error)),
@@ -171,17 +171,20 @@ async fn handshake(
     let admitted = if node.shutdown.is_draining() {
         Err(Refusal::Draining)
     } else {
-        admit(&hello, &config, node::now())
+        admit(&hello, &key, &node.issuers, &config, node::now())
     };
-    let (gateway, token) = match admitted {
+    let Admitted {
+        gateway,
+        credential,
+    } = match admitted {
         Ok(admitted) => admitted,
-        Err(refusal) => return Err(refuse(&mut io, refusal, &hello, &client_id).await),
+        Err(refusal) => return Err(refuse(&mut io, refusal, &hello, &key.client_id).await),
     };
     let acl = acl_of(&config, &gateway.id);
     let presence = Presence {
         address,
         connected: node::now(),
-        token,
+        credential,
         told: Told {
             acl: acl.version,
             endpoints: endpoints_of(&config),
@@ -198,22 +201,28 @@ async fn handshake(
     };
     let offer = hello.resume.as_ref();
     let decision = offer.map_or(Decision::New, |offer| {
-        resume::decide(&node.registry, &gateway.id, &client_id, &hello, offer, &io)
+        resume::decide(
+            &node.registry,
+            &gateway.id,
+            &key.client_id,
+            &hello,
+            offer,
+            &io,
+        )
     });
     if offer.is_some() && !matches!(decision, Decision::Resume(..)) {
         node.registry.count_resume(&gateway.id, Resume::Refused);
     }
     match decision {
         Decision::WrongProof => {
-            Err(refuse(&mut io, Refusal::ResumeProof, &hello, &client_id).await)
+            Err(refuse(&mut io, Refusal::ResumeProof, &hello, &key.client_id).await)
         }
         Decision::Resume(session, ticket) => {
             let enforced = enforced(&hello);
             resume_on(node, io, answer, &session, &ticket, presence, enforced).await
         }
         Decision::New => {
-            let client_id = client_id.into();
-            let live = begin(node, io, answer, &hello, gateway, client_id, presence).await?;
+            let live = begin(node, io, answer, &hello, gateway, key, presence).await?;
             Ok(Outcome::New(Box::new(live)))
         }
     }
@@ -239,7 +248,7 @@ async fn begin(
     answer: Accepted,
     hello: &ClientHello,
     gateway: &Gateway,
-    client_id: Arc<str>,
+    key: ProvedKey,
     presence: Presence,
 ) -> Result<Live, Failure> {
     let (resumption, secret) = Resumption::new();
@@ -257,7 +266,8 @@ async fn begin(
         number: node.registry.next_number(),
         gateway: gateway.id.clone(),
         gateway_name: gateway.name.clone(),
-        client_id,
+        client_id: key.client_id.as_str().into(),
+        key,
         client_name: printable(&hello.client_name),
         boot_id: crypto::hex(&hello.boot_id),
         connection: hello.connection,
@@ -304,7 +314,12 @@ async fn resume_on(
     // What was admitted by the hello may have been withdrawn while the answer was on its way.
     let config = node.config();
     let gateway = config.gateway(&session.gateway);
-    if let Some(why) = withdrawn(gateway, presence.token.as_ref(), node::now()) {
+    if let Some(why) = withdrawn(
+        gateway,
+        &session.client_id,
+        &presence.credential,
+        node::now(),
+    ) {
         return Err(Failure::new("resume-too-late", why));
     }
     session

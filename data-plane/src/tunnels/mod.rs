@@ -6,6 +6,8 @@
 
 pub(crate) mod acceptor;
 mod admit;
+mod credential;
+mod exchange;
 mod hello;
 mod hold;
 mod refusals;

@@ -17,12 +17,14 @@ use sg_proto::tunnel::{Control, Endpoint, Endpoints, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
 use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::close;
-use sg_tunnel_io::{CloseReason, Closed, ControlError, Driver, Event, Incoming, Tunnel};
+use sg_tunnel_io::{CloseReason, Closed, Driver, Event, Incoming, Tunnel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admit;
+use super::credential::{Credential, ProvedKey};
+use super::exchange::Exchange;
 use super::registry::Health;
 use super::resume::{HandOverError, Resumption, Ticket};
 use crate::cloud;
@@ -45,6 +47,7 @@ pub(crate) struct Session {
     pub(crate) gateway_name: Name,
     /// From the key that the client proved.
     pub(crate) client_id: Arc<str>,
+    pub(super) key: ProvedKey,
     /// What the client calls itself.
     pub(crate) client_name: String,
     /// One run of the client's process, as hexadecimal digits.
@@ -72,8 +75,8 @@ pub(crate) struct Session {
 pub(super) struct Presence {
     pub(super) address: SocketAddr,
     pub(super) connected: Timestamp,
-    /// Hash of the token that was shown.
-    pub(super) token: Option<[u8; 32]>,
+    /// What the client was let in by.
+    pub(super) credential: Credential,
     /// What the client was told in the hello.
     pub(super) told: Told,
 }
@@ -87,6 +90,11 @@ impl Session {
     /// When the present connection was accepted.
     pub(crate) fn connected(&self) -> Timestamp {
         self.presence().connected
+    }
+
+    /// What the client was let in by.
+    pub(crate) fn credential(&self) -> Credential {
+        self.presence().credential.clone()
     }
 
     pub(super) fn presence(&self) -> MutexGuard<'_, Presence> {
@@ -257,6 +265,7 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
         outbox: VecDeque::new(),
         listeners: Assembly::default(),
         detached: None,
+        exchange: Exchange::default(),
         label: session.gateway_name.clone(),
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
@@ -281,7 +290,7 @@ pub(super) struct Keeper<'a> {
     pub(super) session: &'a Session,
     told: Told,
     /// An update found no room and is to be tried again.
-    owes: bool,
+    pub(super) owes: bool,
     /// Which set of destinations the client was sent last.
     destinations: u64,
     /// Pieces of it that have not left yet.
@@ -290,6 +299,8 @@ pub(super) struct Keeper<'a> {
     pub(super) listeners: Assembly,
     /// Since when the tunnel has no connection.
     pub(super) detached: Option<Instant>,
+    /// The client's wish for a certificate.
+    pub(super) exchange: Exchange,
     /// Name of the gateway in the series, which may change.
     label: Name,
 }
@@ -320,6 +331,7 @@ impl Keeper<'_> {
                     let config = Arc::clone(&served.borrow_and_update());
                     self.follow(&config);
                 }
+                answer = self.exchange.answer() => self.certificate_answered(answer),
                 _ = again.tick(), if !self.outbox.is_empty() => self.send_outbox(),
                 _ = tick.tick() => {
                     let config = Arc::clone(&served.borrow());
@@ -360,7 +372,7 @@ impl Keeper<'_> {
                 self.follow(&config);
             }
             Event::Open(stream) => cloud::take(self.node, self.session, stream),
-            Event::Control(message) => self.control(message),
+            Event::Control(message) => self.control(message, served),
             Event::PeerDraining => {
                 tracing::info!(client = %self.session.client_id, "client drains its tunnel");
                 self.node.registry.changed();
@@ -402,7 +414,7 @@ impl Keeper<'_> {
         self.node.registry.note_attached(session);
     }
 
-    fn control(&mut self, message: Bytes) {
+    fn control(&mut self, message: Bytes, served: &watch::Receiver<Arc<NodeConfig>>) {
         match Control::decode(message).map(|control| control.message) {
             Ok(Some(control::Message::AclApplied(applied))) => {
                 self.session.set_acl_applied(AclVersion {
@@ -412,6 +424,10 @@ impl Keeper<'_> {
                 self.node.registry.changed();
             }
             Ok(Some(control::Message::Listeners(piece))) => self.take_listeners(&piece),
+            Ok(Some(control::Message::CertificateRequest(_))) => {
+                let config = Arc::clone(&served.borrow());
+                self.certificate_asked(&config);
+            }
             // Of a newer version, or meant for the other direction: without effect.
             Ok(_) => {}
             Err(_) => {
@@ -458,37 +474,20 @@ impl Keeper<'_> {
     /// Closes the tunnel if it may not stay; tells whether it may not.
     fn withdraw(&self, config: &NodeConfig) -> bool {
         let session = self.session;
-        let token = session.presence().token;
         let gateway = config.gateway(&session.gateway);
-        let Some(why) = admit::withdrawn(gateway, token.as_ref(), node::now()) else {
+        let presence = session.presence();
+        let why = admit::withdrawn(
+            gateway,
+            &session.client_id,
+            &presence.credential,
+            node::now(),
+        );
+        drop(presence);
+        let Some(why) = why else {
             return false;
         };
         session.tunnel.close(close::AUTH_REVOKED, why);
         true
-    }
-
-    /// Whether it need not be said again.
-    fn tell(&mut self, message: control::Message) -> bool {
-        let message = Control {
-            message: Some(message),
-        };
-        match self
-            .session
-            .tunnel
-            .send_control(message.encode_to_vec().into())
-        {
-            Ok(()) | Err(ControlError::Closed(_)) => true,
-            Err(ControlError::Full) => {
-                self.owes = true;
-                false
-            }
-            Err(ControlError::TooLong) => {
-                // The hello of a new connection has room for it; until then existing streams go on.
-                tracing::info!(client = %self.session.client_id, "update too long for the open tunnel: asking the client to reconnect");
-                self.session.tunnel.goaway();
-                true
-            }
-        }
     }
 }
 
@@ -526,6 +525,11 @@ pub(super) mod testing {
             gateway: gateway.clone(),
             gateway_name: Name::new("dev").unwrap(),
             client_id: client.into(),
+            key: ProvedKey {
+                client_id: client.to_owned(),
+                sha256: [0; 32],
+                public_key_der: Vec::new(),
+            },
             client_name: client.to_owned(),
             boot_id: format!("{boot:02x}"),
             connection,
@@ -533,7 +537,7 @@ pub(super) mod testing {
             presence: Mutex::new(Presence {
                 address: "127.0.0.1:1".parse().unwrap(),
                 connected: Timestamp(0),
-                token: None,
+                credential: Credential::None,
                 told: Told::default(),
             }),
             resumption: Resumption::new().0,

@@ -49,4 +49,42 @@ impl Keeper<'_> {
                 .close(close::PROTOCOL_ERROR, "a control message cannot be decoded"),
         }
     }
+
+    /// Says what is not repeated.
+    pub(super) fn say(&self, message: control::Message) {
+        let message = Control {
+            message: Some(message),
+        };
+        let sent = self
+            .session
+            .tunnel
+            .send_control(message.encode_to_vec().into());
+        if let Err(error) = sent {
+            tracing::debug!(client = %self.session.client_id, ?error, "a message to the client found no room");
+        }
+    }
+
+    /// Whether it need not be said again.
+    pub(super) fn tell(&mut self, message: control::Message) -> bool {
+        let message = Control {
+            message: Some(message),
+        };
+        match self
+            .session
+            .tunnel
+            .send_control(message.encode_to_vec().into())
+        {
+            Ok(()) | Err(ControlError::Closed(_)) => true,
+            Err(ControlError::Full) => {
+                self.owes = true;
+                false
+            }
+            Err(ControlError::TooLong) => {
+                // The hello of a new connection has room for it; until then existing streams go on.
+                tracing::info!(client = %self.session.client_id, "update too long for the open tunnel: asking the client to reconnect");
+                self.session.tunnel.goaway();
+                true
+            }
+        }
+    }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 pub use acl::{acl_entry, acl_from_api, acl_replacement, acl_target, acl_to_api};
 
 use sg_model::{
-    Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name, Policy, Protocol,
-    ResourceEnd, TokenExpiry, UserEnd,
+    ClientCertificates, Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name,
+    Policy, Protocol, ResourceEnd, TokenExpiry, UserEnd,
 };
 
 use super::ends::{
@@ -19,8 +19,8 @@ use super::ends::{
     user_end_from_wire, user_end_to_wire,
 };
 use super::node::{
-    compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire, token_expiry_from_wire,
+    client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
+    optional_port_from_wire, port_from_wire, resume_time_from_wire, token_expiry_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
 use super::{duration_from_wire, duration_to_wire, timestamp_to_wire};
@@ -42,6 +42,8 @@ pub struct GatewayDraft {
     pub resume_time: Duration,
     /// What becomes of tunnels whose security token expires.
     pub token_expiry: TokenExpiry,
+    /// Whether clients get certificates.
+    pub client_certificates: ClientCertificates,
     /// Free text.
     pub description: String,
 }
@@ -119,23 +121,25 @@ pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
     });
     let resume_time = faults.take(resume_time_from_wire(g.resume_time.as_ref()));
     let token_expiry = faults.take(token_expiry_from_wire(&g.token_expiry));
+    let client_certificates = faults.take(client_certificates_from_wire(&g.client_certificates));
     faults.description(&g.description);
     let draft = (
         name,
         group,
         policy,
         resume_time,
-        token_expiry,
+        token_expiry.zip(client_certificates),
         faults.0.is_empty(),
     );
     match draft {
-        (Some(name), Some(group), Some(policy), Some(resume_time), Some(token_expiry), true) => {
+        (Some(name), Some(group), Some(policy), Some(resume_time), Some(words), true) => {
             Ok(GatewayDraft {
                 name,
                 group,
                 policy,
                 resume_time,
-                token_expiry,
+                token_expiry: words.0,
+                client_certificates: words.1,
                 description: g.description.clone(),
             })
         }
@@ -273,6 +277,15 @@ pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
         description: record.description.clone(),
         resume_time: Some(duration_to_wire(g.resume_time)),
         token_expiry: g.token_expiry.to_string(),
+        client_certificates: g.client_certificates.to_string(),
+        revoked_clients: g
+            .revoked
+            .iter()
+            .map(|(id, since)| wire::RevokedClient {
+                client_id: id.to_string(),
+                revoke_time: Some(timestamp_to_wire(*since)),
+            })
+            .collect(),
     }
 }
 

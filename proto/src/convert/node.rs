@@ -1,11 +1,12 @@
 //! Node configuration (`securegateway.node.v1`) and the domain, both ways.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sg_model::{
-    Acl, AclVersion, Change, Compression, Destination, DestinationId, Gateway, GatewayId, Host,
-    HostPort, Invalid, Listen, Name, NodeId, NodeObject, NodePeer, ObjectKey, Protocol,
-    TokenExpiry, TokenHash,
+    Acl, AclVersion, Change, ClientCertificates, ClientId, Compression, Destination, DestinationId,
+    Gateway, GatewayId, Host, HostPort, Invalid, Listen, MAX_REVOKED, Name, NodeId, NodeObject,
+    NodePeer, ObjectKey, Protocol, Timestamp, TokenExpiry, TokenHash,
 };
 
 use super::acl::Fields;
@@ -61,6 +62,28 @@ pub fn token_expiry_from_wire(word: &str) -> Result<TokenExpiry, Invalid> {
     }
 }
 
+/// Whether a gateway's clients get certificates, where empty means that they do.
+///
+/// # Errors
+/// When it is no such word.
+pub fn client_certificates_from_wire(word: &str) -> Result<ClientCertificates, Invalid> {
+    match word {
+        "" => Ok(ClientCertificates::On),
+        word => word.parse(),
+    }
+}
+
+/// Revoked clients, of which there may be so many and no more.
+pub(super) fn revoked_from_wire(
+    clients: impl ExactSizeIterator<Item = Result<(ClientId, Timestamp), Invalid>>,
+) -> Result<BTreeMap<ClientId, Timestamp>, Invalid> {
+    if clients.len() > MAX_REVOKED {
+        let text = format!("must be at most {MAX_REVOKED}");
+        return Err(Invalid::new("revoked_clients", text));
+    }
+    clients.collect()
+}
+
 /// A destination's compression, where empty means none.
 pub(super) fn compression_from_wire(
     protocol: Protocol,
@@ -92,6 +115,9 @@ impl From<&Gateway> for wire::Gateway {
             generation: g.generation,
             resume_time: Some(duration_to_wire(g.resume_time)),
             token_expiry: g.token_expiry.to_string(),
+            client_certificates: g.client_certificates.to_string(),
+            token_generation: g.token_generation,
+            revoked_clients: g.revoked.keys().map(ToString::to_string).collect(),
         }
     }
 }
@@ -120,6 +146,14 @@ impl TryFrom<&wire::Gateway> for Gateway {
             tokens: g.tokens.iter().map(token).collect::<Result<_, Invalid>>()?,
             resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
             token_expiry: token_expiry_from_wire(&g.token_expiry)?,
+            client_certificates: client_certificates_from_wire(&g.client_certificates)?,
+            token_generation: g.token_generation,
+            // Since when is for people; a node asks only whether.
+            revoked: revoked_from_wire(
+                g.revoked_clients
+                    .iter()
+                    .map(|id| Ok((ClientId::new(id)?, Timestamp(0)))),
+            )?,
             generation: g.generation,
         })
     }
@@ -342,7 +376,7 @@ pub fn change_to_delta(change: &Change) -> wire::Delta {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use sg_model::{Action, Policy, Timestamp};
+    use sg_model::{Action, Policy};
 
     use super::*;
 
@@ -361,6 +395,9 @@ mod tests {
                 }],
                 resume_time: Duration::ZERO,
                 token_expiry: TokenExpiry::Cut,
+                client_certificates: ClientCertificates::Off,
+                token_generation: 4,
+                revoked: BTreeMap::from([(ClientId::new("c1").unwrap(), Timestamp(0))]),
                 generation: 3,
             }),
             NodeObject::Destination(Destination {

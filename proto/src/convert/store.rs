@@ -4,8 +4,8 @@
 //! Secrets and keys are not here: they are stored sealed, as bytes.
 
 use sg_model::{
-    Acl, AclVersion, Destination, DestinationId, Gateway, GatewayId, Host, HostPort, Invalid,
-    Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
+    Acl, AclVersion, ClientId, Destination, DestinationId, Gateway, GatewayId, Host, HostPort,
+    Invalid, Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
 };
 
 use super::acl::Fields;
@@ -14,8 +14,9 @@ use super::ends::{
     user_end_to_wire,
 };
 use super::node::{
-    compression_from_wire, keepalive_from_wire, optional_port_from_wire, port_from_wire,
-    resume_time_from_wire, token_expiry_from_wire,
+    client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
+    optional_port_from_wire, port_from_wire, resume_time_from_wire, revoked_from_wire,
+    token_expiry_from_wire,
 };
 use super::{duration_from_wire, duration_to_wire, timestamp_from_wire, timestamp_to_wire};
 use crate::store as wire;
@@ -95,6 +96,16 @@ impl From<&GatewayRecord> for wire::Gateway {
             description: record.description.clone(),
             resume_time: Some(duration_to_wire(gateway.resume_time)),
             token_expiry: gateway.token_expiry.to_string(),
+            client_certificates: gateway.client_certificates.to_string(),
+            token_generation: gateway.token_generation,
+            revoked_clients: gateway
+                .revoked
+                .iter()
+                .map(|(id, since)| wire::RevokedClient {
+                    client_id: id.to_string(),
+                    revoke_time: Some(timestamp_to_wire(*since)),
+                })
+                .collect(),
         }
     }
 }
@@ -125,6 +136,12 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
                 tokens,
                 resume_time: resume_time_from_wire(g.resume_time.as_ref())?,
                 token_expiry: token_expiry_from_wire(&g.token_expiry)?,
+                client_certificates: client_certificates_from_wire(&g.client_certificates)?,
+                token_generation: g.token_generation,
+                revoked: revoked_from_wire(g.revoked_clients.iter().map(|one| {
+                    let since = date("revoke_time", one.revoke_time.as_ref())?;
+                    Ok((ClientId::new(&one.client_id)?, since))
+                }))?,
                 generation: g.generation,
             },
             group: Name::new(&g.group).map_err(|e| e.in_field("group"))?,

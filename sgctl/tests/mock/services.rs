@@ -16,9 +16,10 @@ use sg_proto::api::{
     ListClientsRequest, ListClientsResponse, ListDestinationsRequest, ListDestinationsResponse,
     ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest, ListNodesResponse, Node,
     RemoveAclEntryRequest, RemoveSourceRequest, ReplaceAclRequest, ResetAclRequest,
-    RotateTokenRequest, Status as Status_, Tunnel, UpdateDestinationRequest, UpdateGatewayRequest,
-    WatchAclRequest, WatchDestinationRequest, acls_server, clients_server, destinations_server,
-    gateways_server, nodes_server, system_server, tokens_server,
+    RestoreClientRequest, RevokeClientRequest, RotateTokenRequest, Status as Status_, Tunnel,
+    UpdateDestinationRequest, UpdateGatewayRequest, WatchAclRequest, WatchDestinationRequest,
+    acls_server, clients_server, destinations_server, gateways_server, nodes_server, system_server,
+    tokens_server,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -418,6 +419,7 @@ fn client() -> Client {
             ..Tunnel::default()
         }],
         gateway_id: "g0123".into(),
+        ..Client::default()
     }
 }
 
@@ -433,6 +435,19 @@ impl clients_server::Clients for Services {
 
     async fn get_client(&self, r: Request<GetClientRequest>) -> Answer<Client> {
         self.asked(&r, "get client", &r.get_ref().name)?;
+        Ok(Response::new(client()))
+    }
+
+    async fn revoke_client(&self, r: Request<RevokeClientRequest>) -> Answer<Client> {
+        self.asked(&r, "revoke client", &r.get_ref().name)?;
+        Ok(Response::new(Client {
+            revoked: true,
+            ..client()
+        }))
+    }
+
+    async fn restore_client(&self, r: Request<RestoreClientRequest>) -> Answer<Client> {
+        self.asked(&r, "restore client", &r.get_ref().name)?;
         Ok(Response::new(client()))
     }
 }

@@ -1,0 +1,153 @@
+//! Questions for certificates on their way to a control plane, and the answers back.
+//!
+//! Any control plane can answer. What is not answered in time, or was asked of one that is lost, counts as not answered: whoever
+//! asked does so again.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sg_proto::node::certificate_request::Holder;
+use sg_proto::node::{Certificate, CertificateRequest, ClientKey, node_message};
+use sg_runtime::identity::CertificateDer;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Hub;
+use super::link::LinkId;
+use crate::certificates::{Answer, Question};
+
+/// Questions that wait for an answer at a time.
+const MOST: usize = 256;
+/// Time for the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What was asked and is not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    last: u64,
+    waiting: HashMap<u64, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    link: LinkId,
+    until: Instant,
+    asker: Asker,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+enum Asker {
+    Client(oneshot::Sender<Answer>),
+    /// The node itself.
+    Own,
+}
+
+impl Asked {
+    fn note(&mut self, link: LinkId, asker: Asker) -> Option<u64> {
+        if self.waiting.len() >= MOST {
+            return None;
+        }
+        self.last += 1;
+        let until = Instant::now() + LIMIT;
+        let waiting = Waiting { link, until, asker };
+        self.waiting.insert(self.last, waiting);
+        Some(self.last)
+    }
+
+    /// Forgets what nobody answers any more.
+    pub(super) fn sweep(&mut self) {
+        let now = Instant::now();
+        self.waiting.retain(|_, waiting| {
+            let gone = matches!(&waiting.asker, Asker::Client(answer) if answer.is_closed());
+            now < waiting.until && !gone
+        });
+    }
+
+    /// A link is lost, and what was asked on it.
+    pub(super) fn forget(&mut self, link: LinkId) {
+        self.waiting.retain(|_, waiting| waiting.link != link);
+    }
+
+    fn take(&mut self, link: LinkId, id: u64) -> Option<Asker> {
+        let waiting = self.waiting.remove(&id)?;
+        (waiting.link == link).then_some(waiting.asker)
+    }
+}
+
+impl Hub {
+    /// Sends a question to a control plane. If there is none, dropping it is the answer.
+    pub(super) fn ask(&mut self, question: Question) {
+        self.asked.sweep();
+        let Some(link) = self.any_link() else {
+            return;
+        };
+        let Some(id) = self.asked.note(link, Asker::Client(question.answer)) else {
+            return;
+        };
+        let client = ClientKey {
+            gateway_id: question.gateway.to_string(),
+            token_generation: question.token_generation,
+            public_key_der: question.public_key_der,
+        };
+        let request = CertificateRequest {
+            id,
+            holder: Some(Holder::Client(client)),
+        };
+        self.send(link, node_message::Message::CertificateRequest(request));
+    }
+
+    /// Asks for a new certificate of the node itself, when it is time and a control plane is there.
+    pub(super) fn renew(&mut self) {
+        let Some(link) = self.any_link() else {
+            return;
+        };
+        let Some(csr) = self.control.own.due() else {
+            return;
+        };
+        let Some(id) = self.asked.note(link, Asker::Own) else {
+            return;
+        };
+        let request = CertificateRequest {
+            id,
+            holder: Some(Holder::NodeCsrDer(csr)),
+        };
+        self.send(link, node_message::Message::CertificateRequest(request));
+    }
+
+    fn own_certificate(&mut self, said: Certificate) {
+        if said.certificates_der.is_empty() {
+            return self.control.own.refused(&said.reason);
+        }
+        let chain = said.certificates_der.into_iter().map(CertificateDer::from);
+        if let Err(error) = self.control.own.take(chain.collect()) {
+            tracing::error!(%error, "a control plane has issued a certificate that this node cannot use");
+        }
+    }
+
+    /// A control plane has answered.
+    pub(super) fn certificate(&mut self, link: LinkId, said: Certificate) {
+        let answer = match self.asked.take(link, said.id) {
+            None => return,
+            Some(Asker::Own) => return self.own_certificate(said),
+            Some(Asker::Client(answer)) => answer,
+        };
+        let said = match said.certificates_der.into_iter().next() {
+            Some(issued) => Answer::Issued(issued),
+            None => Answer::Refused {
+                reason: said.reason,
+                message: said.message,
+            },
+        };
+        // Whoever asked may be gone by now.
+        drop(answer.send(said));
+    }
+
+    /// The source of configuration if there is one, or else any control plane that is connected.
+    fn any_link(&self) -> Option<LinkId> {
+        let up = |id: &LinkId| self.links.get(id).is_some_and(|link| link.up.is_some());
+        self.source
+            .filter(up)
+            .or_else(|| self.links.keys().copied().find(up))
+    }
+}
