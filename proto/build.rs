@@ -4,9 +4,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "securegateway/v1/acls.proto",
     "securegateway/v1/audit.proto",
+    "securegateway/v1/authority.proto",
     "securegateway/v1/clients.proto",
     "securegateway/v1/destinations.proto",
     "securegateway/v1/ends.proto",

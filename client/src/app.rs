@@ -13,7 +13,6 @@ use sg_runtime::readiness::Readiness;
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::telemetry::chain;
-use sg_runtime::tls::PeerKind;
 use sg_runtime::{admin_http, crypto, net, ready_file, tls};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -27,7 +26,7 @@ use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
 use crate::identity::{Identity, IdentityError};
 use crate::metrics::ClientMetrics;
 use crate::options::{Reconnect, Settings};
-use crate::session::establish::ALPN;
+use crate::trust::NodeTrust;
 
 /// Streams of the whole process.
 const MOST_STREAMS: usize = 10_000;
@@ -105,9 +104,12 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let identity = Identity::load(settings.data_dir.as_deref())?;
-    let credentials = identity.credentials();
-    let tls = tls::client_config(&settings.trust, PeerKind::Node, Some(&credentials), &[ALPN])
-        .map_err(AppError::Trust)?;
+    let trust = NodeTrust::new(
+        &settings.trust,
+        identity.directory(),
+        identity.credentials(),
+    )
+    .map_err(AppError::Trust)?;
     let (readiness, metrics) = (
         Readiness::new(),
         Metrics::new("client", env!("CARGO_PKG_VERSION")),
@@ -124,7 +126,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
         client_id: identity.client_id().into(),
         boot_id: crypto::random_bytes(),
         name: settings.name.clone(),
-        tls,
+        trust,
         proxy: settings.proxy.clone(),
         streams: TaskPool::new("streams", MOST_STREAMS),
         tunnel_config,

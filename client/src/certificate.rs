@@ -12,12 +12,17 @@ use sg_runtime::files;
 use sg_runtime::identity::{
     self, CertificateDer, Life, PeerIdentity, PeerKind, certificates_to_pem, spki_sha256,
 };
+use sg_runtime::tls::Issuers;
 use tokio::time::{Instant, sleep_until};
 
 /// Before the first question on a new tunnel, and before the next one after an answer that may change soon.
 const SOON: Duration = Duration::from_millis(500);
 /// Longest pause after questions that were not answered, or refused.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// Clients that are to get certificates of another authority ask for them within this time.
+const SPREAD: Duration = Duration::from_secs(30);
+/// Certificates that are kept.
+const LONGEST_CHAIN: usize = 4;
 /// A clock that was set is noticed after this.
 const RECHECK: Duration = Duration::from_secs(600);
 
@@ -44,7 +49,8 @@ struct State {
 
 #[derive(Debug, Clone)]
 struct Held {
-    der: Vec<u8>,
+    /// Own certificate first, then what leads to an authority.
+    chain: Vec<CertificateDer<'static>>,
     life: Life,
     renew: SystemTime,
 }
@@ -75,8 +81,7 @@ impl Certificate {
         let mut held = None;
         if let Some(path) = file.as_ref().filter(|path| path.exists()) {
             let read = identity::read_certificates(path).ok();
-            let leaf = read.and_then(|chain| chain.into_iter().next());
-            held = leaf.and_then(|leaf| Held::of(&leaf, &key_sha256));
+            held = read.and_then(|chain| Held::of(&chain, &key_sha256));
             if held.is_none() {
                 tracing::warn!(path = %path.display(), "the certificate in this file is not one of this client's key; it is not used");
             }
@@ -95,10 +100,12 @@ impl Certificate {
 
     /// What is shown to a node: nothing when it has expired, or when a node did not want it.
     #[must_use]
-    pub fn shown(&self) -> Option<Vec<u8>> {
+    pub fn shown(&self) -> Option<Vec<Vec<u8>>> {
         let state = self.state();
         let held = state.held.as_ref().filter(|_| !state.set_aside)?;
-        held.life.holds(SystemTime::now()).then(|| held.der.clone())
+        held.life
+            .holds(SystemTime::now())
+            .then(|| held.chain.iter().map(|der| der.to_vec()).collect())
     }
 
     /// A node did not want it: it is not shown until there is another one.
@@ -149,9 +156,13 @@ impl Certificate {
     ///
     /// # Errors
     /// [`Unusable`]. One that cannot be written down is shown all the same.
-    pub fn keep(&self, der: &[u8]) -> Result<(), Unusable> {
-        let leaf = CertificateDer::from(der).into_owned();
-        let held = Held::of(&leaf, &self.key_sha256).ok_or(Unusable::Foreign)?;
+    pub fn keep(&self, ders: &[Vec<u8>]) -> Result<(), Unusable> {
+        let chain: Vec<_> = ders
+            .iter()
+            .take(LONGEST_CHAIN)
+            .map(|der| CertificateDer::from(der.clone()))
+            .collect();
+        let held = Held::of(&chain, &self.key_sha256).ok_or(Unusable::Foreign)?;
         {
             let mut state = self.state();
             state.held = Some(held);
@@ -162,7 +173,7 @@ impl Certificate {
         let Some(path) = &self.file else {
             return Ok(());
         };
-        let pem = certificates_to_pem(std::slice::from_ref(&leaf));
+        let pem = certificates_to_pem(&chain);
         files::write_atomic(path, pem.as_bytes(), files::PRIVATE).map_err(|source| {
             Unusable::Write {
                 path: path.clone(),
@@ -183,6 +194,27 @@ impl Certificate {
         state.held.as_ref().is_some_and(late)
     }
 
+    /// The authority that issues is this one now. A certificate of another one is replaced soon: at a moment of each client's
+    /// own, for all of them hear of it at once.
+    pub fn issuer_is(&self, root: &CertificateDer<'static>) {
+        let mut state = self.state();
+        let Some(held) = &mut state.held else {
+            return;
+        };
+        let spread = SPREAD.min(held.life.length() / 10);
+        let own = Issuers::new(std::slice::from_ref(root)).is_ok_and(|issuer| {
+            let leaf = held.chain.get(..1).unwrap_or_default();
+            let (kind, now) = (PeerKind::Client, SystemTime::now());
+            issuer.verify(leaf, kind, &self.key_sha256, now).is_ok()
+        });
+        if !own {
+            let soon = SystemTime::now() + spread.mul_f64(rand::random_range(0.0..1.0));
+            held.renew = held.renew.min(soon);
+            state.pause = Duration::ZERO;
+            state.next = state.next.min(Instant::now() + SOON);
+        }
+    }
+
     /// A new tunnel: whatever was refused on others may be granted on this one, and questions may be lost with a tunnel.
     pub fn new_tunnel(&self) {
         let mut state = self.state();
@@ -196,7 +228,8 @@ impl Certificate {
 }
 
 impl Held {
-    fn of(leaf: &CertificateDer<'_>, key_sha256: &[u8; 32]) -> Option<Self> {
+    fn of(chain: &[CertificateDer<'static>], key_sha256: &[u8; 32]) -> Option<Self> {
+        let leaf = chain.first()?;
         let identity = PeerIdentity::from_cert(leaf).ok()?;
         let own = spki_sha256(leaf).is_ok_and(|hash| hash == *key_sha256);
         if identity.kind != PeerKind::Client || !own {
@@ -204,7 +237,7 @@ impl Held {
         }
         let life = Life::of(leaf).ok()?;
         Some(Self {
-            der: leaf.to_vec(),
+            chain: chain.to_vec(),
             renew: life.draw_renewal(),
             life,
         })
@@ -226,13 +259,13 @@ mod tests {
 
     use super::*;
 
-    fn issued(key: &KeyPair, kind: &str, from: SystemTime, until: SystemTime) -> Vec<u8> {
+    fn issued(key: &KeyPair, kind: &str, from: SystemTime, until: SystemTime) -> Vec<Vec<u8>> {
         let mut params = CertificateParams::default();
         params.not_before = (from - identity::EARLY).into();
         params.not_after = until.into();
         let uri = format!("spiffe://secure-gateway/{kind}/g1.0.c1");
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
-        params.self_signed(key.signing()).unwrap().der().to_vec()
+        vec![params.self_signed(key.signing()).unwrap().der().to_vec()]
     }
 
     #[tokio::test(start_paused = true)]
@@ -274,7 +307,7 @@ mod tests {
         assert!(certificate.keep(&foreign).is_err());
         let node = issued(&key, "node", now, now + hour);
         assert!(certificate.keep(&node).is_err());
-        assert!(certificate.keep(b"no certificate").is_err());
+        assert!(certificate.keep(&[b"no certificate".to_vec()]).is_err());
         std::fs::write(directory.path().join("certificate-g.pem"), "damaged").unwrap();
         let read = Certificate::load(Some(directory.path()), "g", key.spki_sha256());
         assert_eq!(read.shown(), None);

@@ -14,7 +14,6 @@ use sg_runtime::readiness::Latch;
 use sg_runtime::secret::Secret;
 use sg_runtime::shutdown::{CancellationToken, Shutdown};
 use sg_runtime::tasks::TaskPool;
-use sg_runtime::tls::ClientTls;
 use sg_tunnel_io::Config;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -29,6 +28,7 @@ use crate::options::Reconnect;
 use crate::proxy::Proxy;
 use crate::session::{Order, Report, Session, SessionEnd};
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
+use crate::trust::NodeTrust;
 
 /// Reports that may wait; a session that finds no room waits.
 const REPORTS: usize = 64;
@@ -44,8 +44,8 @@ pub struct Shared {
     pub boot_id: [u8; 16],
     /// How it calls itself.
     pub name: String,
-    /// How to connect to nodes.
-    pub tls: ClientTls,
+    /// Which nodes are believed, and so how to connect to them.
+    pub trust: NodeTrust,
     /// What stands between them and this client.
     pub proxy: Option<Proxy>,
     /// Bounds the streams of the process.

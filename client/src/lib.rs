@@ -13,6 +13,7 @@
 //! | [`session`] | one tunnel, from the dial to its end |
 //! | [`stream`] | one stream: the decision, the dial, the relay |
 //! | [`acl`] | the decision |
+//! | [`trust`] | whose nodes are believed |
 //! | [`certificate`] | what is shown instead of the token |
 //! | [`options`] | the command line |
 
@@ -29,3 +30,4 @@ pub mod proxy;
 pub mod session;
 pub mod stream;
 pub mod supervisor;
+pub mod trust;

@@ -120,7 +120,7 @@ impl Session {
         sleep(self.after).await;
         let shared = &self.gateway.shared;
         let (mut stream, node) =
-            establish::connect(&self.address, &shared.tls, shared.proxy.as_ref()).await?;
+            establish::connect(&self.address, &shared.trust.tls(), shared.proxy.as_ref()).await?;
         self.report(Report::Identified(node.clone())).await;
         // The owner answers every report, and its end is an order to close.
         ordered(self.orders.clone(), |order| order >= Order::Proceed).await;
@@ -132,7 +132,7 @@ impl Session {
         }
         // The same attempt, for it is the same client that wants in: with its token.
         let (mut stream, again) =
-            establish::connect(&self.address, &shared.tls, shared.proxy.as_ref()).await?;
+            establish::connect(&self.address, &shared.trust.tls(), shared.proxy.as_ref()).await?;
         if again != node {
             return Err(ConnectError::Identity);
         }

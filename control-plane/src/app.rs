@@ -17,14 +17,15 @@ use sg_runtime::metrics::{Counter, Metrics};
 use sg_runtime::readiness::{Latch, Readiness};
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskGroup;
-use sg_runtime::tls::{self, ClientAuth, ServerCertificate};
+use sg_runtime::tls;
 use sg_runtime::{admin_http, files, net, ready_file};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::api::{Api, serve};
+use crate::authority::Authority;
 use crate::bootstrap::{self, BootstrapError, Foundation};
 use crate::config::{self, Args};
 use crate::gauges;
@@ -34,6 +35,7 @@ use crate::push::{Observed, session};
 use crate::recover;
 use crate::service::Core;
 use crate::service::audit::chain::Chain;
+use crate::service::authority::{self, Current};
 use crate::store::{self, Store, StoreError};
 use crate::tasks::{certificate, destination_certificates, housekeeping, live, reseal};
 use crate::vault::Vault;
@@ -256,7 +258,11 @@ async fn run_api(
     running
         .forever
         .spawn("end of the audit trail", following.run());
-    let core = core(foundation, store, health, views, chain, args)?;
+    let key = foundation.key.clone();
+    let (core, authority) = core(foundation, store, health, views.clone(), chain, args)?;
+    let ca_file = args.data_dir.join("ca.pem");
+    let following = authority::follow(views, key, authority, ca_file);
+    running.forever.spawn("certificate authority", following);
     let core = Arc::new(core);
     gauges::register(metrics, &core);
     running
@@ -285,18 +291,20 @@ pub(crate) fn core(
     views: Views,
     chain: Chain,
     args: &Args,
-) -> Result<Core, AppError> {
-    Ok(Core {
+) -> Result<(Core, watch::Sender<Arc<Authority>>), AppError> {
+    let (sender, authority) = Current::new(foundation.authority.with_lives(args.lives()));
+    let core = Core {
         store,
         health,
         views,
         observed: Observed::default(),
-        authority: Arc::new(foundation.authority.with_lives(args.lives())),
+        authority,
         key: foundation.key,
         control_plane: control_plane_id(&args.data_dir)?,
         format: foundation.format,
         chain,
-    })
+    };
+    Ok((core, sender))
 }
 
 /// The tasks of a control plane that serves, by how they end.
@@ -442,20 +450,17 @@ fn own_tls(
     core: &Core,
     names: Vec<String>,
     tasks: &mut TaskGroup,
-) -> Result<tls::ServerTls, AppError> {
+) -> Result<watch::Receiver<tls::ServerTls>, AppError> {
     let failed =
         |error: &dyn std::fmt::Display| AppError::Failed(format!("own certificate: {error}"));
     let identity =
         PeerIdentity::new(PeerKind::ControlPlane, &core.control_plane).map_err(|e| failed(&e))?;
-    let issued = core
-        .authority
-        .control_plane(&identity, &names)
-        .map_err(|e| failed(&e))?;
-    let shown = ServerCertificate::new(&issued).map_err(|e| failed(&e))?;
-    let nodes = ClientAuth::OptionalCa(vec![core.authority.certificate().clone()]);
-    let tls = tls::server_config(&shown, &nodes, &[b"h2"]).map_err(|e| failed(&e))?;
-    let renewing = certificate::run(Arc::clone(&core.authority), identity, names, shown);
-    tasks.spawn("own certificate", renewing);
+    let own = certificate::Own { identity, names };
+    let mut authority = core.authority.clone();
+    authority.mark_seen();
+    let first = own.tls(&authority.get()).map_err(|e| failed(&e))?;
+    let (sender, tls) = watch::channel(first);
+    tasks.spawn("own certificate", certificate::run(own, authority, sender));
     Ok(tls)
 }
 

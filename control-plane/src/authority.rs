@@ -48,12 +48,23 @@ impl Default for Lives {
 const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
 /// Life of a certificate that is accepted by itself, and so cannot be renewed unnoticed.
 const STRANGER_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
-/// Root certificate and key.
+/// Root certificate and key, and the authority that it has followed while that is trusted too.
 pub struct Authority {
     certificate: CertificateDer<'static>,
     key: KeyPair,
     spki_sha256: [u8; 32],
     lives: Lives,
+    previous: Option<Previous>,
+}
+
+/// The authority before the present one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Previous {
+    /// Its certificate.
+    pub certificate: CertificateDer<'static>,
+    /// The present one's name and key, issued by the previous one. Who trusts only that accepts with it what the present one
+    /// issues.
+    pub cross: CertificateDer<'static>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -97,16 +108,71 @@ impl Authority {
     /// [`IssueError::Authority`] if the certificate cannot be made.
     pub fn generate() -> Result<Self, IssueError> {
         let key = KeyPair::generate();
-        let mut params = params("Secure Gateway CA", ROOT_LIFE);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(key.signing()).map_err(broken)?;
+        let certificate = root(&key).self_signed(key.signing()).map_err(broken)?;
         Ok(Self {
             certificate: certificate.der().clone(),
             spki_sha256: key.spki_sha256(),
             key,
             lives: Lives::default(),
+            previous: None,
         })
+    }
+
+    /// A new authority that takes this one's place, and is vouched for by it.
+    ///
+    /// # Errors
+    /// [`IssueError::Authority`] if a certificate cannot be made.
+    pub fn successor(&self) -> Result<Self, IssueError> {
+        let mut new = Self::generate()?.with_lives(self.lives);
+        let mut params = root(&new.key);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.use_authority_key_identifier_extension = true;
+        let cross = self.sign(&params, new.key.signing())?;
+        new.previous = Some(Previous {
+            certificate: self.certificate.clone(),
+            cross,
+        });
+        Ok(new)
+    }
+
+    /// The same, after the one before it.
+    #[must_use]
+    pub fn after(mut self, previous: Option<Previous>) -> Self {
+        self.previous = previous;
+        self
+    }
+
+    /// The authority before it, as long as that is trusted.
+    pub const fn previous(&self) -> Option<&Previous> {
+        self.previous.as_ref()
+    }
+
+    /// Every root whose certificates are accepted, its own first.
+    pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
+        let previous = self.previous.as_ref().map(|p| p.certificate.clone());
+        std::iter::once(self.certificate.clone())
+            .chain(previous)
+            .collect()
+    }
+
+    /// The same as PEM.
+    pub fn trusted_pem(&self) -> String {
+        identity::certificates_to_pem(&self.trusted())
+    }
+
+    /// What stands behind each certificate that it issues: its root, so that pins find it; and while there is one before it,
+    /// the way to that.
+    fn tail(&self) -> Vec<CertificateDer<'static>> {
+        let mut tail = vec![self.certificate.clone()];
+        if let Some(previous) = &self.previous {
+            tail.push(previous.cross.clone());
+            tail.push(previous.certificate.clone());
+        }
+        tail
+    }
+
+    fn with_tail(&self, leaf: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        std::iter::once(leaf).chain(self.tail()).collect()
     }
 
     /// An authority out of what was stored.
@@ -128,6 +194,7 @@ impl Authority {
             key,
             spki_sha256,
             lives: Lives::default(),
+            previous: None,
         })
     }
 
@@ -146,11 +213,6 @@ impl Authority {
     /// The root certificate.
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
-    }
-
-    /// The root certificate as PEM.
-    pub fn certificate_pem(&self) -> String {
-        identity::certificates_to_pem(std::slice::from_ref(&self.certificate))
     }
 
     /// The private key as PEM, to be sealed.
@@ -178,13 +240,10 @@ impl Authority {
             params.subject_alt_names.push(alternative_name(name)?);
         }
         let certificate = self.sign(&params, key.signing())?;
-        Ok(Credentials::new(
-            vec![certificate, self.certificate.clone()],
-            key,
-        ))
+        Ok(Credentials::new(self.with_tail(certificate), key))
     }
 
-    /// A chain (leaf, root) for the key in a node's request.
+    /// A chain (leaf, root, and what leads to the authority before) for the key in a node's request.
     ///
     /// # Errors
     /// [`IssueError::Request`] if the request is malformed or not signed by its own key.
@@ -195,10 +254,11 @@ impl Authority {
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         let request = parse_request(csr_der)?;
         let certificate = self.sign(&leaf(identity, self.lives.node)?, &request.public_key)?;
-        Ok(vec![certificate, self.certificate.clone()])
+        Ok(self.with_tail(certificate))
     }
 
-    /// A client's certificate for this key (SubjectPublicKeyInfo, DER). It is of no use to a server.
+    /// A client's certificate for this key (SubjectPublicKeyInfo, DER), and behind it what leads to the authority before. It
+    /// is of no use to a server.
     ///
     /// # Errors
     /// [`IssueError::Request`] if that is no key of ours, which are P-256.
@@ -206,14 +266,16 @@ impl Authority {
         &self,
         identity: &PeerIdentity,
         public_key_der: &[u8],
-    ) -> Result<CertificateDer<'static>, IssueError> {
+    ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         let key = SubjectPublicKeyInfo::from_der(public_key_der).map_err(unusable)?;
         if *key.algorithm() != rcgen::PKCS_ECDSA_P256_SHA256 {
             return Err(IssueError::Request("the key is not P-256".to_owned()));
         }
         let mut params = leaf(identity, self.lives.client)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(&params, &key)
+        let leaf = self.sign(&params, &key)?;
+        let cross = self.previous.as_ref().map(|p| p.cross.clone());
+        Ok(std::iter::once(leaf).chain(cross).collect())
     }
 
     /// A certificate, with its key, for whoever is called by one of `names` (DNS names and addresses, at least one). It
@@ -275,6 +337,16 @@ fn alternative_name(name: &str) -> Result<SanType, IssueError> {
         Ok(address) => SanType::IpAddress(address),
         Err(_) => SanType::DnsName(name.try_into().map_err(unusable)?),
     })
+}
+
+/// What a root says, which is named after its key: no two have the same name.
+fn root(key: &KeyPair) -> CertificateParams {
+    let digits = crypto::hex(key.spki_sha256().first_chunk::<4>().unwrap_or(&[0; 4]));
+    let mut params = params(&format!("Secure Gateway CA {digits}"), ROOT_LIFE);
+    // One below it: the key of its successor.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn leaf(identity: &PeerIdentity, life: Duration) -> Result<CertificateParams, IssueError> {
@@ -398,7 +470,8 @@ mod tests {
         let key = KeyPair::generate();
         let identity = PeerIdentity::new(PeerKind::Client, "g1.0.c1").unwrap();
         let public = identity::public_key_der(&identity::self_signed(&key, "x")).unwrap();
-        let [first, second] = [(); 2].map(|()| authority.client(&identity, &public).unwrap());
+        let [first, second] =
+            [(); 2].map(|()| authority.client(&identity, &public).unwrap().remove(0));
         assert_eq!(identity::spki_sha256(&first).unwrap(), key.spki_sha256());
         let parse = |der| x509_parser::parse_x509_certificate(der).unwrap().1;
         assert_ne!(parse(&first).raw_serial(), parse(&second).raw_serial());
@@ -410,6 +483,35 @@ mod tests {
         }
         assert!(authority.client(&identity, &public[1..]).is_err());
         assert!(authority.client(&identity, &[]).is_err());
+    }
+
+    /// Whoever trusts the old one by file or pin, or the new one, or both, accepts what the new one issues.
+    #[test]
+    fn a_successor_is_accepted_by_who_knows_only_the_one_before() {
+        crypto::install();
+        let old = Authority::generate().unwrap();
+        let new = old.successor().unwrap();
+        assert_eq!(
+            new.trusted(),
+            [new.certificate().clone(), old.certificate().clone()]
+        );
+        let key = KeyPair::generate();
+        let identity = PeerIdentity::new(PeerKind::Client, "g1.0.c1").unwrap();
+        let public = identity::public_key_der(&identity::self_signed(&key, "x")).unwrap();
+        let chain = new.client(&identity, &public).unwrap();
+        let verify = |root: &Authority, chain: &[CertificateDer<'static>]| {
+            let issuers = sg_runtime::tls::Issuers::new(&[root.certificate().clone()]).unwrap();
+            let kind = PeerKind::Client;
+            issuers.verify(chain, kind, &key.spki_sha256(), SystemTime::now())
+        };
+        assert!(verify(&old, &chain).is_ok() && verify(&new, &chain).is_ok());
+        assert!(verify(&old, &chain[..1]).is_err() && verify(&new, &chain[..1]).is_ok());
+        // Afterwards nothing leads to the old one any more.
+        let finished = new.after(None);
+        let chain = finished.client(&identity, &public).unwrap();
+        assert!(verify(&old, &chain).is_err() && verify(&finished, &chain).is_ok());
+        let before = old.client(&identity, &public).unwrap();
+        assert!(verify(&finished, &before).is_err());
     }
 
     #[test]

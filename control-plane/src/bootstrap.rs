@@ -14,7 +14,7 @@ use sg_proto::store as wire;
 use sg_runtime::secret::Secret;
 use sg_runtime::{crypto, files, sealed};
 
-use crate::authority::{Authority, IssueError};
+use crate::authority::{Authority, IssueError, Previous};
 use crate::service::audit::Mark;
 use crate::store::{KeyValue, Revision, Store, StoreError, Txn, TxnOutcome};
 use crate::{ids, keys};
@@ -109,7 +109,7 @@ pub async fn establish(
     };
     let foundation = open(store, &format, key_file).await?;
     let ca_file = data_dir.join("ca.pem");
-    let pem = foundation.authority.certificate_pem();
+    let pem = foundation.authority.trusted_pem();
     files::write_atomic(&ca_file, pem.as_bytes(), files::PUBLIC).map_err(|source| {
         BootstrapError::File {
             path: ca_file,
@@ -138,13 +138,7 @@ async fn create(store: &dyn Store, data_dir: &Path, key_file: &Path) -> Result<(
         }
     })?;
     let now = ids::now();
-    let ca = wire::CertificateAuthority {
-        certificate_der: authority.certificate().to_vec(),
-        sealed_key: key.seal(
-            keys::META_CA.as_bytes(),
-            authority.key_pem().expose().as_bytes(),
-        ),
-    };
+    let ca = authority_to_store(&key, &authority);
     let admin = wire::AdminToken {
         name: "admin".to_owned(),
         role: "admin".to_owned(),
@@ -223,17 +217,61 @@ async fn open(
     let entry = entry.ok_or_else(|| unreadable(keys::META_CA, &"it is missing"))?;
     let ca = wire::CertificateAuthority::decode(entry.value.as_ref())
         .map_err(|error| unreadable(keys::META_CA, &error))?;
-    let pem = key
-        .open(keys::META_CA.as_bytes(), &ca.sealed_key)
-        .map_err(|_| BootstrapError::KeyWrong(key_file.to_owned()))?;
-    let pem =
-        std::str::from_utf8(pem.expose()).map_err(|error| unreadable(keys::META_CA, &error))?;
-    let authority = Authority::from_parts(ca.certificate_der, pem)?;
+    let authority = open_authority(&key, ca).map_err(|fault| match fault {
+        AuthorityFault::Sealed => BootstrapError::KeyWrong(key_file.to_owned()),
+        AuthorityFault::Unusable(error) => error.into(),
+    })?;
     Ok(Foundation {
         authority,
         key,
         format: format.mod_revision,
     })
+}
+
+/// Why a stored authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthorityFault {
+    /// Its key does not open.
+    #[error("its key does not open with the store's key")]
+    Sealed,
+    /// What is in it cannot be used.
+    #[error(transparent)]
+    Unusable(IssueError),
+}
+
+/// An authority out of its stored value.
+pub(crate) fn open_authority(
+    key: &sealed::KeyRing,
+    ca: wire::CertificateAuthority,
+) -> Result<Authority, AuthorityFault> {
+    let pem = key
+        .open(keys::META_CA.as_bytes(), &ca.sealed_key)
+        .map_err(|_| AuthorityFault::Sealed)?;
+    let pem = std::str::from_utf8(pem.expose()).map_err(|_| AuthorityFault::Sealed)?;
+    let authority =
+        Authority::from_parts(ca.certificate_der, pem).map_err(AuthorityFault::Unusable)?;
+    let previous = (!ca.previous_der.is_empty()).then(|| Previous {
+        certificate: ca.previous_der.into(),
+        cross: ca.cross_der.into(),
+    });
+    Ok(authority.after(previous))
+}
+
+/// An authority as it is stored.
+pub(crate) fn authority_to_store(
+    key: &sealed::KeyRing,
+    authority: &Authority,
+) -> wire::CertificateAuthority {
+    let previous = authority.previous();
+    wire::CertificateAuthority {
+        certificate_der: authority.certificate().to_vec(),
+        sealed_key: key.seal(
+            keys::META_CA.as_bytes(),
+            authority.key_pem().expose().as_bytes(),
+        ),
+        previous_der: previous.map(|p| p.certificate.to_vec()).unwrap_or_default(),
+        cross_der: previous.map(|p| p.cross.to_vec()).unwrap_or_default(),
+    }
 }
 
 fn pending_token(data_dir: &Path) -> PathBuf {
@@ -308,7 +346,7 @@ mod tests {
             "made by the first start only"
         );
         let pem = std::fs::read_to_string(dir.path().join("ca.pem")).unwrap();
-        assert_eq!(pem, second.authority.certificate_pem());
+        assert_eq!(pem, second.authority.trusted_pem());
         assert!(!pem.contains("PRIVATE"));
     }
 

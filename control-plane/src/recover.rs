@@ -58,7 +58,7 @@ async fn make(args: &Args, store: Arc<dyn Store>) -> Result<PathBuf, AppError> {
     views.loaded().await;
     let (chain, following) = Chain::new(Arc::clone(&store), foundation.key.clone());
     tasks.spawn("chain", following.run());
-    let core = app::core(foundation, store, health, views, chain, args)?;
+    let (core, _authority) = app::core(foundation, store, health, views, chain, args)?;
     let id = ids::new_id('R', ids::now());
     let draft = TokenDraft {
         name: Name::new(format!("recovered-{}", id.to_lowercase())).map_err(|e| failed(&e))?,

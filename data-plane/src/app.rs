@@ -392,6 +392,7 @@ fn node(
         hold: Hold::new(),
         half_open: Places::new(handshakes, per_source),
         issuers,
+        trust: watch::Sender::default(),
         desk,
         balancers: Balancers::new(settings.trusted_proxies.clone()),
         sources: Places::new(0, settings.streams_per_source),

@@ -2,6 +2,7 @@
 //! queue; [`crate::control`] sends them up and brings the answers back.
 
 use sg_model::GatewayId;
+use sg_runtime::tls::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that may wait to be sent up.
@@ -21,10 +22,19 @@ pub(crate) struct Question {
 /// What a control plane says to that. When nobody answers, the sender is dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The certificate, in DER.
-    Issued(Vec<u8>),
+    /// The certificate in DER, and behind it what leads to an authority.
+    Issued(Vec<Vec<u8>>),
     /// None, and why.
     Refused { reason: String, message: String },
+}
+
+/// The authorities whose certificates are accepted, and what vouches for them to who trusted others before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Vouched {
+    /// The one that issues first.
+    pub(crate) roots: Vec<CertificateDer<'static>>,
+    /// The node's own certificate, which that one has issued, and what stands behind it.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
 }
 
 /// Where tunnels put their questions.

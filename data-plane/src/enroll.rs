@@ -13,7 +13,8 @@ use sg_proto::node::{JoinRequest, JoinResponse};
 use sg_runtime::backoff::Backoff;
 use sg_runtime::files;
 use sg_runtime::identity::{
-    CertificateDer, KeyFileError, KeyPair, PeerIdentity, certificates_to_pem, csr_der, spki_sha256,
+    CertificateDer, KeyFileError, KeyPair, PeerIdentity, certificates_to_pem, csr_der, is_root,
+    spki_sha256,
 };
 use sg_runtime::secret::Secret;
 use sg_runtime::tls::{Credentials, PeerKind, SetupError, Trust, client_config};
@@ -180,16 +181,22 @@ fn keep(
         .into_iter()
         .map(CertificateDer::from)
         .collect();
-    let [leaf, .., root] = chain.as_slice() else {
-        return Err(EnrollError::Answer("it has no certificate and root"));
+    let Some((leaf, behind)) = chain.split_first() else {
+        return Err(EnrollError::Answer("it has no certificate"));
     };
-    if spki_sha256(root).ok() != Some(pin) {
+    // While an authority takes the place of another there are two, and a certificate of the one by the other.
+    let roots: Vec<_> = behind
+        .iter()
+        .filter(|one| is_root(one).is_ok_and(|is| is))
+        .cloned()
+        .collect();
+    if !roots.iter().any(|root| spki_sha256(root).ok() == Some(pin)) {
         return Err(EnrollError::Answer("its root is not the one of the token"));
     }
     if spki_sha256(leaf).ok() != Some(key.spki_sha256()) {
         return Err(EnrollError::Answer("its certificate is for another key"));
     }
-    let root_pem = certificates_to_pem(std::slice::from_ref(root));
+    let root_pem = certificates_to_pem(&roots);
     let chain_pem = certificates_to_pem(&chain);
     let credentials = Credentials::new(chain, key);
     let id = node_id(&credentials)?;

@@ -12,7 +12,7 @@ use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
 use crate::balancers::Balancers;
-use crate::certificates::Desk;
+use crate::certificates::{Desk, Vouched};
 use crate::cloud::{Cloud, CloudAllow};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) half_open: Places,
     /// Whose certificates of clients are accepted.
     pub(crate) issuers: Issuers,
+    /// The same, as a control plane of this run has told it; clients are told too.
+    pub(crate) trust: watch::Sender<Arc<Vouched>>,
     /// Where tunnels ask for certificates of their clients.
     pub(crate) desk: Desk,
     /// Who says by the PROXY protocol who connects.

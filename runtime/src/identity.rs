@@ -48,6 +48,24 @@ pub fn public_key_der(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, Certi
     Ok(parse(certificate)?.public_key().raw.to_vec())
 }
 
+/// Whether a certificate names this one as its issuer. The signature is not checked: for certificates of one's own.
+#[must_use]
+pub fn names_issuer(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
+    match (parse(certificate), parse(issuer)) {
+        (Ok(certificate), Ok(issuer)) => certificate.issuer().as_raw() == issuer.subject().as_raw(),
+        _ => false,
+    }
+}
+
+/// Whether a certificate names itself as its issuer, as roots do.
+///
+/// # Errors
+/// [`CertificateError::Malformed`].
+pub fn is_root(certificate: &CertificateDer<'_>) -> Result<bool, CertificateError> {
+    let certificate = parse(certificate)?;
+    Ok(certificate.is_ca() && certificate.issuer().as_raw() == certificate.subject().as_raw())
+}
+
 /// The client id of whoever holds the key with this SPKI hash: `c` and 24 hexadecimal digits.
 #[must_use]
 pub fn client_id(spki_sha256: &[u8; 32]) -> String {

@@ -31,7 +31,9 @@ use std::time::Duration;
 
 pub use rustls_pki_types::CertificateDer;
 
-pub use self::client::{ClientStream, ClientTls, client_config, connect, connect_within};
+pub use self::client::{
+    ClientStream, ClientTls, client_config, connect, connect_within, would_trust,
+};
 pub use self::error::{Error, SetupError};
 pub use self::exporter::{Exporter, exporter};
 pub use self::issued::{IssuedError, Issuers, LONGEST_ISSUED};
@@ -39,7 +41,7 @@ pub use self::server::{
     ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_within, server_config,
 };
 pub use self::trust::{Credentials, ParseTrustError, Trust};
-pub use self::verify::PeerMismatch;
+pub use self::verify::{PeerMismatch, issued_by};
 pub use crate::identity::PeerKind;
 use crate::identity::{self, PeerIdentity};
 

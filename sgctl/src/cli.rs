@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::session::Session;
 use crate::{
-    acl, audit, client, completion, context, destination, dev, gateway, node, status, token,
+    acl, audit, ca, client, completion, context, destination, dev, gateway, node, status, token,
     version,
 };
 
@@ -97,6 +97,9 @@ enum Command {
     /// Tokens with which operators show who they are
     #[command(subcommand, alias = "tokens")]
     Token(token::Command),
+    /// The internal certificate authority
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Who changed what
     #[command(subcommand)]
     Audit(audit::Command),
@@ -126,6 +129,7 @@ pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
         Command::Acl(command) => acl::run(command, session).await,
         Command::Client(command) => client::run(command, session).await,
         Command::Node(command) => node::run(command, session).await,
+        Command::Ca(command) => ca::run(command, session).await,
         Command::Audit(command) => audit::run(command, session).await,
         Command::Token(command) => token::run(command, session).await,
         Command::Status => status::run(session).await,

@@ -9,6 +9,7 @@
 
 mod acl;
 mod audit;
+mod ca;
 mod canonical;
 mod cli;
 mod client;

@@ -413,3 +413,127 @@ async fn whoever_has_lost_every_admin_token_makes_one_with_the_store() -> Result
     ensure!(ended.ended(PATIENCE).await?.code() == Some(2), "exit code");
     site.finish()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_authority_takes_over_under_load_and_nobody_notices() -> Result<()> {
+    prepare();
+    let resource = Echo::start().await?;
+    // A tenth of a life is the time within which all ask for certificates of the new one.
+    let lives = ["--client-certificate-life", "--node-certificate-life"];
+    let mut site = Site::with(SiteSetup {
+        etcd: true,
+        control_planes: 2,
+        nodes: 2,
+        control_plane_options: lives
+            .iter()
+            .flat_map(|option| [(*option).to_owned(), "30s".to_owned()])
+            .collect(),
+        ..SiteSetup::default()
+    })
+    .await?;
+    let old = sg_runtime::identity::read_certificates(&site.ca_file())?;
+    let old_pin = sg_runtime::identity::spki_sha256(old.first().context("a root")?)?;
+    let old_pin = format!("sha256:{}", sg_runtime::crypto::hex(&old_pin));
+    let old_file = site.folder().join("old-ca.pem");
+    std::fs::copy(site.ca_file(), &old_file).context("the old CA")?;
+    let old_file = old_file.display().to_string();
+    let gateway = site.gateway("plant").await?;
+    let by = |ca: &str| ClientSetup {
+        ca: Some(ca.to_owned()),
+        ..ClientSetup::default()
+    };
+    let mut clients = Vec::new();
+    for ca in [&old_pin, &old_file] {
+        let mut client = site.prepare_client(&gateway, by(ca))?;
+        client.connect().await?;
+        certificate(&file(&client, &gateway), "").await?;
+        clients.push(client);
+    }
+    let destination = site
+        .destination(&gateway, "app", &resource.address(), &[])
+        .await?;
+    let end = Arc::new(AtomicBool::new(false));
+    let mut loads = tokio::task::JoinSet::new();
+    loads.spawn(load(destination.clone(), Arc::clone(&end)));
+
+    site.sgctl.run(&["ca", "rotate"]).await?;
+    // In between: clients that begin now and know only the old authority, and a control plane that is reached by it.
+    for ca in [&old_pin, &old_file] {
+        let mut late = site.prepare_client(&gateway, by(ca))?;
+        late.connect().await?;
+        late.daemon.stop(PATIENCE).await?;
+    }
+    eventually(PATIENCE, "no node lags", async || {
+        let shown = site.sgctl.json(&["ca", "show"]).await?;
+        let lagging = shown["laggingNodes"].as_array().map_or(0, Vec::len);
+        ensure!(lagging == 0, "{shown}");
+        Ok(())
+    })
+    .await?;
+    // Every client trusts the new one, and has a certificate of it.
+    for client in &clients {
+        eventually(PATIENCE, "the client knows both", async || {
+            let known = sg_runtime::identity::read_certificates(&client.data.join("trust.pem"))?;
+            let own = sg_runtime::identity::read_certificates(&file(client, &gateway))?;
+            ensure!(
+                (known.len(), own.len()) == (2, 2),
+                "{} {}",
+                known.len(),
+                own.len()
+            );
+            Ok(())
+        })
+        .await?;
+    }
+    site.sgctl.run(&["ca", "finish"]).await?;
+    for client in &clients {
+        eventually(PATIENCE, "the client knows the new one only", async || {
+            let known = sg_runtime::identity::read_certificates(&client.data.join("trust.pem"))?;
+            ensure!(
+                known.len() == 1 && !old.contains(&known[0]),
+                "{}",
+                known.len()
+            );
+            Ok(())
+        })
+        .await?;
+    }
+    end.store(true, Ordering::Relaxed);
+    let rounds = within(PATIENCE, "the load", loads.join_next())
+        .await?
+        .context("load")???;
+    ensure!(rounds > 20, "{rounds} rounds");
+    for client in &clients {
+        ensure!(
+            !client.daemon.log()?.contains("tunnel ended"),
+            "a tunnel was lost"
+        );
+    }
+    // All of them come back, still started with the old authority and without a token.
+    for node in &mut site.nodes {
+        node.stop(PATIENCE).await?;
+        node.start().await?;
+    }
+    for client in &mut clients {
+        client.daemon.stop(PATIENCE).await?;
+        client.forget_token();
+        client.connect().await?;
+    }
+    bytes::echo(&mut destination.connect().await?, 3, 10_000).await?;
+    // Whoever has not heard of it in time needs the new authority from an operator.
+    let mut stranger = site.prepare_client(
+        &gateway,
+        ClientSetup {
+            once: true,
+            ..by(&old_pin)
+        },
+    )?;
+    stranger.daemon.launch()?;
+    stranger.daemon.process()?.ended(PATIENCE).await?;
+    said(&stranger, "wrong-peer").await?;
+    let methods = site.sgctl.json(&["audit", "list"]).await?.to_string();
+    for method in ["RotateAuthority", "FinishAuthorityRotation"] {
+        ensure!(methods.contains(method), "{method} is written down");
+    }
+    site.finish()
+}

@@ -25,7 +25,7 @@ impl GatewayContext {
             acl_epoch: version.epoch,
             acl_generation: version.generation,
             resume: None,
-            certificate_der: certificate.unwrap_or_default(),
+            certificates_der: certificate.unwrap_or_default(),
         }
     }
 
@@ -40,7 +40,7 @@ impl GatewayContext {
             *reason,
             "unauthenticated" | "certificate-expired" | "certificate-withdrawn"
         );
-        if hello.certificate_der.is_empty() || self.token.is_none() || !about_it {
+        if hello.certificates_der.is_empty() || self.token.is_none() || !about_it {
             return false;
         }
         tracing::info!(gateway = %self.gateway, reason, "the certificate is not accepted; going on with the security token");

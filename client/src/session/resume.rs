@@ -112,7 +112,7 @@ impl Return {
     async fn attempt(&self) -> Result<(NodeStream, Accepted), ConnectError> {
         let shared = &self.gateway.shared;
         let (mut stream, node) =
-            establish::connect(&self.address, &shared.tls, shared.proxy.as_ref()).await?;
+            establish::connect(&self.address, &shared.trust.tls(), shared.proxy.as_ref()).await?;
         if node != self.node {
             // Another node behind the same address knows nothing of the tunnel.
             return Err(ConnectError::Identity);

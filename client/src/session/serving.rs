@@ -322,15 +322,9 @@ impl<'a> Serving<'a> {
             }
             Ok(Some(control::Message::Destinations(piece))) => self.destinations(&piece),
             Ok(Some(control::Message::Certificate(said))) => exchange::take(self.session, &said),
+            Ok(Some(control::Message::Trust(said))) => exchange::trust(self.session, &said),
             // Nothing that a node sends, or something newer than this client.
-            Ok(
-                Some(
-                    control::Message::AclApplied(_)
-                    | control::Message::Listeners(_)
-                    | control::Message::CertificateRequest(_),
-                )
-                | None,
-            ) => {}
+            Ok(_) => {}
             Err(error) => tracing::warn!(node = &*self.streams.node, %error,
                 "the node sent a message that cannot be understood"),
         }

@@ -74,6 +74,7 @@ const fn rules(service: &'static str, method: &'static str) -> Rule {
 }
 
 const ACLS: &str = "securegateway.v1.Acls";
+const AUTHORITY: &str = "securegateway.v1.CertificateAuthority";
 const AUDIT: &str = "securegateway.v1.Audit";
 const CLIENTS: &str = "securegateway.v1.Clients";
 const DESTINATIONS: &str = "securegateway.v1.Destinations";
@@ -93,6 +94,9 @@ pub const RULES: &[Rule] = &[
     reads(AUDIT, "ListAuditRecords"),
     reads(AUDIT, "WatchAuditRecords"),
     surveys(AUDIT, "VerifyAudit"),
+    surveys(AUTHORITY, "GetAuthority"),
+    rules(AUTHORITY, "RotateAuthority"),
+    rules(AUTHORITY, "FinishAuthorityRotation"),
     reads(CLIENTS, "GetClient"),
     reads(CLIENTS, "ListClients"),
     edits(CLIENTS, "RevokeClient"),

@@ -8,6 +8,7 @@ pub mod access;
 mod acls;
 mod audit;
 mod auth;
+mod authority;
 mod destination_fields;
 mod destinations;
 mod errors;

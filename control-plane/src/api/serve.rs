@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use sg_proto::api::acls_server::AclsServer;
 use sg_proto::api::audit_server::AuditServer;
+use sg_proto::api::certificate_authority_server::CertificateAuthorityServer;
 use sg_proto::api::clients_server::ClientsServer;
 use sg_proto::api::destinations_server::DestinationsServer;
 use sg_proto::api::gateways_server::GatewaysServer;
@@ -27,7 +28,7 @@ use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, ServerStream, ServerTls};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -58,12 +59,13 @@ const MAX_STREAMS: u32 = 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
 
 /// Services as health reports them; the empty name is the whole process.
-const SERVICES: [&str; 11] = [
+const SERVICES: [&str; 12] = [
     "",
     "securegateway.v1.Gateways",
     "securegateway.v1.Destinations",
     "securegateway.v1.Acls",
     "securegateway.v1.Audit",
+    "securegateway.v1.CertificateAuthority",
     "securegateway.v1.Clients",
     "securegateway.v1.Nodes",
     "securegateway.v1.Tokens",
@@ -172,7 +174,7 @@ impl AsyncWrite for Connection {
 /// The listener fails for good.
 pub async fn accept(
     listener: TcpListener,
-    tls: ServerTls,
+    tls: watch::Receiver<ServerTls>,
     accepted: mpsc::Sender<io::Result<Connection>>,
     draining: CancellationToken,
 ) -> io::Result<()> {
@@ -203,7 +205,8 @@ pub async fn accept(
             tracing::debug!(%remote, "too many connections that have proved nothing; one is turned away");
             continue;
         };
-        let (tls, accepted) = (tls.clone(), accepted.clone());
+        // What holds at this moment: the authority may be another one than before.
+        let (tls, accepted) = (tls.borrow().clone(), accepted.clone());
         slot.spawn(async move {
             match handshake(tcp, remote, &tls, place, stranger).await {
                 // The server is gone only when the process ends.
@@ -308,6 +311,7 @@ pub async fn serve(
         .add_service(public!(DestinationsServer))
         .add_service(public!(AclsServer))
         .add_service(public!(AuditServer))
+        .add_service(public!(CertificateAuthorityServer))
         .add_service(public!(ClientsServer))
         .add_service(public!(NodesServer))
         .add_service(public!(TokensServer))

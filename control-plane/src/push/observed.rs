@@ -26,6 +26,8 @@ pub struct NodeReport {
     pub streams: u32,
     /// Its destinations by id.
     pub destinations: Arc<HashMap<String, wire::DestinationState>>,
+    /// SHA-256 of the key of the authority that has issued its certificate, as it says.
+    pub issuer_sha256: Vec<u8>,
     /// Client tunnels it holds now.
     pub tunnels: Arc<[wire::ClientTunnel]>,
     /// The version (epoch, generation) of each gateway's list that it enforces.
@@ -188,6 +190,7 @@ impl Connection {
             let by_id = destinations.map(|state| (state.destination_id.clone(), state));
             report.destinations = Arc::new(by_id.collect());
             report.tunnels = status.tunnels.into();
+            report.issuer_sha256 = status.issuer_sha256;
             let acls = status.acls.into_iter();
             let by_id = acls.map(|acl| (acl.gateway_id, (acl.epoch, acl.generation)));
             report.acls = Arc::new(by_id.collect());

@@ -21,6 +21,7 @@ use super::cursor::{Cursor, Next, Unacknowledged, snapshot_parts};
 use super::observed::{Connection, Observed};
 use crate::ids;
 use crate::plan::{self, GroupPlan};
+use crate::service::authority::Current;
 use crate::service::nodes::NodeRegistry;
 use crate::world::keeper::{View, Views};
 
@@ -149,6 +150,11 @@ impl Session<'_> {
         if let Err(end) = self.send(welcome).await {
             return end;
         }
+        let mut authority = self.sessions.registry.authority();
+        authority.mark_seen();
+        if let Err(end) = self.send(trust(&authority)).await {
+            return end;
+        }
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -174,6 +180,7 @@ impl Session<'_> {
                     Some(Err(_)) | None => Err(End::Closed),
                 },
                 () = self.views.changed() => Ok(()),
+                () = authority.changed() => self.send(trust(&authority)).await,
                 () = sleep_until(self.heard + SILENCE) => Err(End::Silent),
                 () = until(stalled) => Err(End::Stalled),
                 _ = heartbeat.tick() => self.beat().await,
@@ -352,6 +359,14 @@ impl Session<'_> {
             Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(End::Closed),
         }
     }
+}
+
+/// Whose certificates the node is to accept.
+fn trust(authority: &Current) -> Message {
+    let roots = authority.get().trusted();
+    Message::Trust(wire::Trust {
+        roots_der: roots.into_iter().map(|der| der.to_vec()).collect(),
+    })
 }
 
 fn control_planes(view: &View) -> Vec<String> {

@@ -75,7 +75,7 @@ impl Core {
     fn certify_node(&self, node: &NodeId, csr: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
         let identity =
             PeerIdentity::new(PeerKind::Node, node.as_str()).map_err(|_| Refused::Failed)?;
-        let chain = self.authority.node(&identity, csr).map_err(|error| {
+        let chain = self.authority.get().node(&identity, csr).map_err(|error| {
             tracing::warn!(%node, %error, "a node's certificate was not renewed");
             Refused::Failed
         })?;
@@ -115,15 +115,16 @@ impl Core {
         let issued = PeerIdentity::new(PeerKind::Client, name)
             .map_err(|error| error.to_string())
             .and_then(|identity| {
-                let issued = self.authority.client(&identity, &asked.public_key_der);
+                let authority = self.authority.get();
+                let issued = authority.client(&identity, &asked.public_key_der);
                 issued.map_err(|error| error.to_string())
             });
-        let certificate = issued.map_err(|error| {
+        let chain = issued.map_err(|error| {
             tracing::warn!(%node, gateway = %gateway.name, %client, error, "a client's certificate was not issued");
             Refused::Failed
         })?;
         tracing::info!(target: AUDIT, principal = %format_args!("node/{node}"), method = "NodeSync.Sync",
             object = %format_args!("gateway/{}/client/{client}", gateway.id), "client certificate issued");
-        Ok(vec![certificate.to_vec()])
+        Ok(chain.into_iter().map(|der| der.to_vec()).collect())
     }
 }

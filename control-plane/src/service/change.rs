@@ -30,7 +30,7 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How long a write is tried whose outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a writer waits to see its own change in memory.
-const OWN_CHANGE: Duration = Duration::from_millis(500);
+pub(super) const OWN_CHANGE: Duration = Duration::from_millis(500);
 /// How long to wait for the view before a change is worked out anew that was made from it.
 pub(super) const MOMENT: Duration = Duration::from_millis(20);
 /// How often a change is written behind one of another control plane that was faster.

@@ -5,6 +5,7 @@
 
 pub mod acls;
 pub mod audit;
+pub mod authority;
 pub mod certificates;
 pub mod change;
 pub mod clients;
@@ -31,7 +32,6 @@ use sg_runtime::sealed;
 
 pub use error::ServiceError;
 
-use crate::authority::Authority;
 use crate::keys;
 use crate::push::Observed;
 use crate::store::{KeyValue, Revision, Store};
@@ -51,7 +51,7 @@ pub struct Core {
     /// What the nodes report.
     pub observed: Observed,
     /// Issues certificates.
-    pub authority: Arc<Authority>,
+    pub authority: authority::Current,
     /// Seals secrets.
     pub key: sealed::KeyRing,
     /// Id of this control plane.

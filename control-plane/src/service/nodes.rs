@@ -72,7 +72,7 @@ impl Core {
         }
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let expires = Timestamp(ids::now().0.saturating_add(ttl_ms));
-        let pin = crypto::hex(self.authority.spki_sha256());
+        let pin = crypto::hex(self.authority.get().spki_sha256());
         let secret = ids::new_token(&format!("sgj_{pin}"));
         let hash = crypto::hex(&ids::token_hash(secret.expose()));
         let value = wire::JoinToken {
@@ -172,7 +172,7 @@ impl Core {
     fn issue(&self, id: &NodeId, csr: &[u8]) -> Result<Vec<CertificateDer<'static>>, ServiceError> {
         let identity = PeerIdentity::new(PeerKind::Node, id.as_str())
             .map_err(|error| ServiceError::Internal(error.to_string()))?;
-        Ok(self.authority.node(&identity, csr)?)
+        Ok(self.authority.get().node(&identity, csr)?)
     }
 
     async fn read_node(&self, id: &NodeId) -> Result<Option<Stored<NodeRecord>>, ServiceError> {
@@ -328,6 +328,11 @@ impl NodeRegistry {
         }
         *next = Some(now + CHECK_PAUSE);
         true
+    }
+
+    /// The authority in force.
+    pub fn authority(&self) -> super::authority::Current {
+        self.core.authority.clone()
     }
 
     /// The answer to a node that asks for a certificate.

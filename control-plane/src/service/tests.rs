@@ -52,7 +52,7 @@ pub(super) async fn plane_on(
         health,
         views,
         observed: Observed::default(),
-        authority: Arc::new(foundation.authority),
+        authority: super::authority::Current::new(foundation.authority).1,
         key: foundation.key,
         control_plane: id.to_owned(),
         format: foundation.format,

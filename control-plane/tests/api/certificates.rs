@@ -301,3 +301,107 @@ async fn threat_31_a_join_token_lets_one_of_a_hundred_in() {
     assert_eq!(nodes.nodes.len(), 1);
     plane.stop().await.unwrap();
 }
+
+/// The authorities that a node is told of, until there are so many.
+async fn trusted(node: &mut Node, count: usize) -> Vec<CertificateDer<'static>> {
+    loop {
+        if let Down::Trust(said) = node.message().await.unwrap()
+            && said.roots_der.len() == count
+        {
+            return said
+                .roots_der
+                .into_iter()
+                .map(CertificateDer::from)
+                .collect();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_takes_the_place_of_another_on_every_control_plane() {
+    let one = Plane::start().await;
+    let two = one.another("two").await;
+    let mut admin = one.admin().await;
+    let gateway = admin.gateway("dev").await;
+    let (_, old) = one.join(&mut admin, "node-1").await;
+    let mut at_two = Node::connect(&two, Some(&old)).await.unwrap();
+    let first = trusted(&mut at_two, 1).await;
+    assert_eq!(first[0], old.chain()[1]);
+
+    let nothing = api::FinishAuthorityRotationRequest::default();
+    let refused = admin
+        .authority
+        .finish_authority_rotation(nothing.clone())
+        .await;
+    assert_eq!(reason(&refused.unwrap_err()), "NO_ROTATION");
+    let rotated = admin
+        .authority
+        .rotate_authority(api::RotateAuthorityRequest::default())
+        .await;
+    let rotated = rotated.unwrap().into_inner();
+    let again = admin
+        .authority
+        .rotate_authority(api::RotateAuthorityRequest::default())
+        .await;
+    assert_eq!(reason(&again.unwrap_err()), "ROTATION_UNDER_WAY");
+    let pin =
+        |root: &CertificateDer<'_>| sg_runtime::crypto::hex(&identity::spki_sha256(root).unwrap());
+    assert_eq!(rotated.previous_sha256, pin(&first[0]));
+    assert_eq!(rotated.lagging_nodes.len(), 1);
+
+    // The other control plane heard of it, and says so to a node that is connected.
+    let both = trusted(&mut at_two, 2).await;
+    assert_eq!(
+        (pin(&both[0]), &both[1]),
+        (rotated.sha256.clone(), &first[0])
+    );
+    // Whoever knows only the old authority still finds its control planes, and is known there.
+    for plane in [&one, &two] {
+        // At the second one this takes the place of the stream before.
+        at_two = Node::connect(plane, Some(&old)).await.unwrap();
+        trusted(&mut at_two, 2).await;
+    }
+    let key = old.key().clone();
+    let own = Holder::NodeCsrDer(identity::csr_der(&key));
+    let renewed = certify(&mut at_two, own).await.unwrap();
+    let client = KeyPair::generate();
+    certify(&mut at_two, client_key(&client, &gateway.id, 0))
+        .await
+        .unwrap();
+    // A token for a node carries the new pin, and lets one in.
+    let (_, joined) = two.join(&mut admin, "node-2").await;
+    assert_eq!(joined.chain().len(), 4);
+
+    let lags = admin.authority.finish_authority_rotation(nothing).await;
+    assert_eq!(reason(&lags.unwrap_err()), "NODES_LAG");
+    let forced = api::FinishAuthorityRotationRequest {
+        force: true,
+        ..api::FinishAuthorityRotationRequest::default()
+    };
+    let finished = admin.authority.finish_authority_rotation(forced).await;
+    let finished = finished.unwrap().into_inner();
+    assert!(finished.previous_sha256.is_empty() && finished.lagging_nodes.is_empty());
+    let alone = trusted(&mut at_two, 1).await;
+    assert_eq!(alone[0], both[0]);
+    // The old certificate opens nothing any more, the new one does, on both.
+    let renewed = Credentials::new(vec![renewed], key);
+    for plane in [&one, &two] {
+        within("the old certificate is refused", async {
+            loop {
+                let refused = match plane.try_channel(&old).await {
+                    Ok(channel) => Node::connect_on(channel).await.err(),
+                    Err(_) => return,
+                };
+                if refused.is_some() {
+                    return;
+                }
+            }
+        })
+        .await;
+        Node::connect(plane, Some(&renewed)).await.unwrap();
+    }
+    let pem = std::fs::read_to_string(one.dir.path().join("two/ca.pem")).unwrap();
+    assert_eq!(pem, finished.certificates_pem);
+    two.stop().await.unwrap();
+    one.stop().await.unwrap();
+}

@@ -13,6 +13,7 @@ use sg_control_plane::config::Args;
 use sg_control_plane::store::Store;
 use sg_control_plane::store::memory::MemoryStore;
 use sg_proto::api::acls_client::AclsClient;
+use sg_proto::api::certificate_authority_client::CertificateAuthorityClient;
 use sg_proto::api::clients_client::ClientsClient;
 use sg_proto::api::destinations_client::DestinationsClient;
 use sg_proto::api::gateways_client::GatewaysClient;
@@ -71,6 +72,7 @@ pub struct Admin {
     pub nodes: NodesClient<Authorized>,
     pub tokens: TokensClient<Authorized>,
     pub system: SystemClient<Authorized>,
+    pub authority: CertificateAuthorityClient<Authorized>,
 }
 
 /// Waits for something, with a message if it does not come.
@@ -224,7 +226,8 @@ impl Plane {
             clients: ClientsClient::new(channel.clone()),
             nodes: NodesClient::new(channel.clone()),
             tokens: TokensClient::new(channel.clone()),
-            system: SystemClient::new(channel),
+            system: SystemClient::new(channel.clone()),
+            authority: CertificateAuthorityClient::new(channel),
         }
     }
 

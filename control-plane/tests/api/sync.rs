@@ -133,7 +133,7 @@ impl Node {
                     assert_eq!(self.config.digest(), delta.digest);
                     return (delta.nonce, false);
                 }
-                Down::Welcome(_) | Down::Heartbeat(_) | Down::Certificate(_) => {}
+                Down::Welcome(_) | Down::Heartbeat(_) | Down::Certificate(_) | Down::Trust(_) => {}
             }
         }
     }
@@ -748,7 +748,7 @@ async fn an_impossible_epoch_changes_nothing() {
         loop {
             match node.message().await.unwrap() {
                 Down::Heartbeat(_) => break,
-                Down::Welcome(_) => {}
+                Down::Welcome(_) | Down::Trust(_) => {}
                 other => panic!("nothing should be sent, but {other:?} was"),
             }
         }

@@ -4,16 +4,17 @@
 //! asked does so again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sg_proto::node::certificate_request::Holder;
-use sg_proto::node::{Certificate, CertificateRequest, ClientKey, node_message};
+use sg_proto::node::{Certificate, CertificateRequest, ClientKey, Trust, node_message};
 use sg_runtime::identity::CertificateDer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Hub;
 use super::link::LinkId;
+use super::{Hub, News};
 use crate::certificates::{Answer, Question};
 
 /// Questions that wait for an answer at a time.
@@ -123,6 +124,47 @@ impl Hub {
         if let Err(error) = self.control.own.take(chain.collect()) {
             tracing::error!(%error, "a control plane has issued a certificate that this node cannot use");
         }
+        self.tell_clients();
+        // Somebody may wait for all nodes to have theirs.
+        self.note(News::Some);
+    }
+
+    /// A control plane says whose certificates are accepted. Its own was verified under what was accepted before.
+    pub(super) fn trust(&mut self, trust: Trust) {
+        let roots: Vec<_> = trust
+            .roots_der
+            .into_iter()
+            .map(CertificateDer::from)
+            .collect();
+        let own = &mut self.control.own;
+        if own.trusted() == roots {
+            return;
+        }
+        let issuers = &self.control.node.issuers;
+        match own.trust(&roots).and_then(|()| issuers.replace(&roots)) {
+            Ok(()) => tracing::info!(
+                authorities = roots.len(),
+                "certificates of these authorities are accepted"
+            ),
+            Err(error) => {
+                tracing::error!(%error, "the authorities that a control plane names cannot be used")
+            }
+        }
+        self.tell_clients();
+    }
+
+    /// Lets clients know, as soon as the node's own certificate vouches for the authority that issues.
+    fn tell_clients(&self) {
+        let own = &self.control.own;
+        if let Some(vouched) = own.vouched() {
+            self.control.node.trust.send_if_modified(|told| {
+                let new = told.roots != vouched.roots;
+                if new {
+                    *told = Arc::new(vouched);
+                }
+                new
+            });
+        }
     }
 
     /// A control plane has answered.
@@ -132,9 +174,9 @@ impl Hub {
             Some(Asker::Own) => return self.own_certificate(said),
             Some(Asker::Client(answer)) => answer,
         };
-        let said = match said.certificates_der.into_iter().next() {
-            Some(issued) => Answer::Issued(issued),
-            None => Answer::Refused {
+        let said = match said.certificates_der.is_empty() {
+            false => Answer::Issued(said.certificates_der),
+            true => Answer::Refused {
                 reason: said.reason,
                 message: said.message,
             },

@@ -195,6 +195,7 @@ impl Hub {
                 control_message::Message::Snapshot(part) => self.snapshot(id, part),
                 control_message::Message::Delta(delta) => self.delta(id, delta),
                 control_message::Message::Certificate(said) => self.certificate(id, said),
+                control_message::Message::Trust(trust) => self.trust(trust),
                 control_message::Message::Heartbeat(beat) => self.learn(beat.control_planes).await,
                 control_message::Message::Welcome(welcome) => {
                     self.learn(welcome.control_planes).await;
@@ -373,7 +374,8 @@ impl Hub {
             return;
         }
         let applied = Arc::clone(&self.control.applied.borrow());
-        let status = status::build(&self.control.node, &applied);
+        let issuer = self.control.own.issuer();
+        let status = status::build(&self.control.node, &applied, issuer);
         for up in ups {
             let message = NodeMessage {
                 message: Some(node_message::Message::Status(status.clone())),

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use sg_model::NodeId;
-use sg_runtime::files;
 use sg_runtime::identity::{
     CertificateDer, KeyPair, Life, PeerIdentity, PeerKind, certificates_to_pem, csr_der,
     spki_sha256,
@@ -13,13 +12,18 @@ use sg_runtime::identity::{
 use sg_runtime::tls::{
     ClientTls, Credentials, ServerCertificate, SetupError, Trust, client_config,
 };
+use sg_runtime::{crypto, files};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::channel;
+use crate::certificates::Vouched;
 
 /// Before a renewal that brought nothing is tried again.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// Nodes that are to get certificates of another authority ask for them within this time.
+const SPREAD: Duration = Duration::from_secs(30);
 
 /// The node's certificate and where it is in use.
 #[derive(Debug)]
@@ -30,6 +34,9 @@ pub(crate) struct Own {
     life: Life,
     renew: SystemTime,
     next: Instant,
+    chain: Vec<CertificateDer<'static>>,
+    /// The authorities that are accepted, as told in this run.
+    roots: Vec<CertificateDer<'static>>,
     shown: ServerCertificate,
     links: watch::Sender<ClientTls>,
 }
@@ -71,6 +78,8 @@ impl Own {
             renew: life.draw_renewal(),
             life,
             next: Instant::now(),
+            chain: credentials.chain().to_vec(),
+            roots: Vec::new(),
             shown: ServerCertificate::new(credentials)?,
             links: watch::Sender::new(tls),
         })
@@ -84,6 +93,67 @@ impl Own {
     /// How control planes are connected to.
     pub(super) fn links(&self) -> watch::Receiver<ClientTls> {
         self.links.subscribe()
+    }
+
+    /// SHA-256 of the key of the authority that has issued it.
+    pub(super) fn issuer(&self) -> Option<[u8; 32]> {
+        self.chain.get(1).and_then(|root| spki_sha256(root).ok())
+    }
+
+    /// The authorities that are accepted, as a control plane has told in this run.
+    pub(super) fn trusted(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// The same with the own chain, once that begins with a certificate of the one that issues.
+    pub(super) fn vouched(&self) -> Option<Vouched> {
+        let issuing = self.roots.first().and_then(|root| spki_sha256(root).ok());
+        (issuing.is_some() && issuing == self.issuer()).then(|| Vouched {
+            roots: self.roots.clone(),
+            chain: self.chain.clone(),
+        })
+    }
+
+    /// These authorities are accepted from now on, of which the first one issues. If it has not issued the present
+    /// certificate, another one is asked for soon.
+    ///
+    /// # Errors
+    /// They cannot be used; then nothing is changed.
+    pub(super) fn trust(&mut self, roots: &[CertificateDer<'static>]) -> Result<(), SetupError> {
+        let issuing = roots.first().and_then(|root| spki_sha256(root).ok());
+        let credentials = Credentials::new(self.to_show(roots), self.key.clone());
+        let tls = client_config(
+            &Trust::Roots(roots.to_vec()),
+            PeerKind::ControlPlane,
+            Some(&credentials),
+            &[channel::ALPN],
+        )?;
+        let file = self.data_dir.join("ca.pem");
+        let pem = certificates_to_pem(roots);
+        if let Err(error) = files::write_atomic(&file, pem.as_bytes(), files::PRIVATE) {
+            tracing::error!(%error, "the authorities' certificates are used in this run only");
+        }
+        self.shown.replace(&credentials)?;
+        self.links.send_replace(tls);
+        self.roots = roots.to_vec();
+        if issuing != self.issuer() {
+            let spread = SPREAD.min(self.life.length() / 10);
+            let random = u32::from_be_bytes(crypto::random_bytes());
+            let wait = spread.mul_f64(f64::from(random) / f64::from(u32::MAX));
+            (self.renew, self.next) = (SystemTime::now() + wait, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The chain as others see it: once the authority before the issuing one is not trusted any more, nothing leads to it. What
+    /// did is kept for clients that have missed something.
+    fn to_show(&self, roots: &[CertificateDer<'static>]) -> Vec<CertificateDer<'static>> {
+        let mut chain = self.chain.clone();
+        let issuing = roots.first().and_then(|root| spki_sha256(root).ok());
+        if roots.len() == 1 && issuing == self.issuer() {
+            chain.truncate(2);
+        }
+        chain
     }
 
     /// The request for another one, when it is time.
@@ -120,12 +190,12 @@ impl Own {
         }
         let life = Life::of(leaf).map_err(|_| OwnError::Foreign)?;
         let pem = certificates_to_pem(&chain);
-        let credentials = Credentials::new(chain, self.key.clone());
+        let credentials = Credentials::new(chain.clone(), self.key.clone());
         let tls = link_tls(&self.data_dir, &credentials)?;
         self.shown.replace(&credentials)?;
         self.links.send_replace(tls);
         (self.life, self.renew) = (life, life.draw_renewal());
-        self.next = Instant::now();
+        (self.next, self.chain) = (Instant::now(), chain);
         let file = self.data_dir.join("node.pem");
         // A few hundred bytes, a few times in the life of a process.
         match files::write_atomic(&file, pem.as_bytes(), files::PRIVATE) {

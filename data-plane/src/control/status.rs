@@ -8,7 +8,7 @@ use crate::reconcile::{Applied, State};
 use crate::tunnels::Session;
 
 /// The status of this moment.
-pub(super) fn build(node: &Node, applied: &Applied) -> Status {
+pub(super) fn build(node: &Node, applied: &Applied, issuer: Option<[u8; 32]>) -> Status {
     let config = node.config();
     let tunnels: Vec<_> = node.registry.present().iter().map(|s| tunnel(s)).collect();
     let acls = config.gateways().filter_map(|gateway| {
@@ -26,6 +26,7 @@ pub(super) fn build(node: &Node, applied: &Applied) -> Status {
         destinations: destinations(applied),
         tunnels,
         acls: acls.collect(),
+        issuer_sha256: issuer.map(Vec::from).unwrap_or_default(),
     }
 }
 

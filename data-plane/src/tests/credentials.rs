@@ -24,7 +24,7 @@ fn certified(authority: &Authority, gateway: &str, generation: u64, life: Durati
         "spiffe://secure-gateway/client/{gateway}.{generation}.{}",
         key.client_id()
     );
-    offer.hello.certificate_der = authority.certify(&uri, key, life).to_vec();
+    offer.hello.certificates_der = vec![authority.certify(&uri, key, life).to_vec()];
     offer.hello.token.clear();
     offer
 }
@@ -90,7 +90,7 @@ async fn a_certificate_is_worth_nothing_without_its_key_or_beyond_its_bounds() {
     let over = certified(&rig.authority, "g1", 0, Duration::ZERO);
     assert_eq!(refused(&rig, &over).await, "certificate-expired");
     let mut damaged = good;
-    damaged.hello.certificate_der.pop();
+    damaged.hello.certificates_der[0].pop();
     assert_eq!(refused(&rig, &damaged).await, "unauthenticated");
 }
 
@@ -99,7 +99,7 @@ async fn a_certificate_is_worth_nothing_without_its_key_or_beyond_its_bounds() {
 async fn threat_01_a_victims_certificate_beside_the_own_key_opens_nothing() {
     let rig = Rig::new().await;
     let victim = certified(&rig.authority, "g1", 0, HOUR);
-    let victim_leaf = victim.hello.certificate_der.clone();
+    let victim_leaf = victim.hello.certificates_der[0].clone();
     let own = KeyPair::generate();
     let root = rig.authority.root.clone();
     let uri = |kind: &str| format!("spiffe://secure-gateway/{kind}/g1.0.{}", own.client_id());
@@ -118,9 +118,9 @@ async fn threat_01_a_victims_certificate_beside_the_own_key_opens_nothing() {
         offer.credentials = Credentials::new(chain, own.clone());
         assert_eq!(refused(&rig, &offer).await, "unauthenticated");
         // The own one of another kind or authority in the hello.
-        offer.hello.certificate_der = leaf.to_vec();
+        offer.hello.certificates_der = vec![leaf.to_vec()];
         assert_eq!(refused(&rig, &offer).await, "unauthenticated");
-        offer.hello.certificate_der.clear();
+        offer.hello.certificates_der.clear();
         assert_eq!(refused(&rig, &offer).await, "unauthenticated");
     }
     // Even with a token that holds it is its own key that it is known by.
@@ -203,7 +203,7 @@ async fn threat_45_a_revoked_client_is_cut_and_comes_back_with_nothing() {
         let mut with_token = offer.clone();
         with_token.hello.token = super::rig::TOKEN.to_owned();
         assert_eq!(refused(&rig, &with_token).await, "client-revoked");
-        with_token.hello.certificate_der.clear();
+        with_token.hello.certificates_der.clear();
         assert_eq!(refused(&rig, &with_token).await, "client-revoked");
     }
     assert!(!other.tunnel.is_closed(), "nobody else is disturbed");

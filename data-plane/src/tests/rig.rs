@@ -72,6 +72,7 @@ fn node_behind(balancers: Balancers, authority: &Authority) -> (Arc<Node>, Metri
         hold: Hold::new(),
         half_open: Places::new(1000, 200),
         issuers: Issuers::new(std::slice::from_ref(&authority.root)).unwrap(),
+        trust: watch::Sender::default(),
         // Whoever asks finds nobody there.
         desk: Desk::new().0,
         balancers,

@@ -186,6 +186,8 @@ async fn handshake(
         connected: node::now(),
         credential,
         told: Told {
+            // The first update tells it.
+            trust: Arc::default(),
             acl: acl.version,
             endpoints: endpoints_of(&config),
         },

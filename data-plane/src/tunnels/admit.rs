@@ -125,8 +125,8 @@ pub(super) fn admit<'a>(
     }
     // Both in any case, so that the time of the answer does not tell whether the gateway exists.
     let token = (!hello.token.is_empty()).then(|| crypto::sha256(hello.token.as_bytes()));
-    let certificate = (!hello.certificate_der.is_empty())
-        .then(|| credential::certificate(issuers, &hello.certificate_der, key, now));
+    let certificate = (!hello.certificates_der.is_empty())
+        .then(|| credential::certificate(issuers, &hello.certificates_der, key, now));
     let gateway = config
         .find_gateway(&hello.gateway)
         .ok_or(Refusal::Unauthenticated)?;

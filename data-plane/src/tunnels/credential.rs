@@ -118,15 +118,20 @@ impl Credential {
 /// [`IssuedError`].
 pub(super) fn certificate(
     issuers: &Issuers,
-    der: &[u8],
+    chain: &[Vec<u8>],
     key: &ProvedKey,
     now: Timestamp,
 ) -> Result<ClientCertificate, IssuedError> {
-    let certificate = CertificateDer::from(der);
+    let chain: Vec<CertificateDer<'_>> = chain
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
     let at: SystemTime = UNIX_EPOCH + Duration::from_millis(now.0);
-    let identity = issuers.verify(&certificate, PeerKind::Client, &key.sha256, at)?;
-    let ends = Life::of(&certificate)
-        .map_err(|_| IssuedError::Unknown)?
+    let identity = issuers.verify(&chain, PeerKind::Client, &key.sha256, at)?;
+    let ends = chain
+        .first()
+        .ok_or(IssuedError::Unknown)
+        .and_then(|leaf| Life::of(leaf).map_err(|_| IssuedError::Unknown))?
         .ends
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,9 +1,11 @@
 //! A client on an open tunnel asks for a certificate: once at a time, and not more often than every second.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::{ClientCertificates, NodeConfig};
-use sg_proto::tunnel::{ClientCertificate, control};
+use sg_proto::tunnel::{ClientCertificate, Trust, control};
+use sg_runtime::tls::CertificateDer;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -84,7 +86,7 @@ impl Keeper<'_> {
                 self.session.presence().credential = Credential::Certificate(certificate);
                 self.node.registry.changed();
                 self.say_certificate(ClientCertificate {
-                    certificate_der: issued,
+                    certificates_der: issued,
                     ..ClientCertificate::default()
                 });
             }
@@ -96,6 +98,23 @@ impl Keeper<'_> {
                     "the certificate that was issued cannot be used",
                 );
             }
+        }
+    }
+
+    /// Tells the client whose certificates are accepted, if it does not know.
+    pub(super) fn tell_trust(&mut self) {
+        let trust = Arc::clone(&self.node.trust.borrow());
+        let same = trust.roots == self.told.trust.roots;
+        if self.detached.is_some() || trust.roots.is_empty() || same {
+            return;
+        }
+        let ders = |all: &[CertificateDer<'_>]| all.iter().map(|der| der.to_vec()).collect();
+        let message = control::Message::Trust(Trust {
+            roots_der: ders(&trust.roots),
+            chain_der: ders(&trust.chain),
+        });
+        if self.tell(message) {
+            self.told.trust = trust;
         }
     }
 

@@ -27,6 +27,7 @@ use super::credential::{Credential, ProvedKey};
 use super::exchange::Exchange;
 use super::registry::Health;
 use super::resume::{HandOverError, Resumption, Ticket};
+use crate::certificates::Vouched;
 use crate::cloud;
 use crate::for_clients;
 use crate::metrics::Resume;
@@ -201,6 +202,8 @@ impl Session {
 /// What the client was told last: by the hello, then by updates.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Told {
+    /// The authorities whose certificates are accepted.
+    pub(super) trust: Arc<Vouched>,
     pub(super) acl: AclVersion,
     pub(super) endpoints: Endpoints,
 }
@@ -288,7 +291,7 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
 pub(super) struct Keeper<'a> {
     pub(super) node: &'a Arc<Node>,
     pub(super) session: &'a Session,
-    told: Told,
+    pub(super) told: Told,
     /// An update found no room and is to be tried again.
     pub(super) owes: bool,
     /// Which set of destinations the client was sent last.
@@ -319,6 +322,7 @@ impl Keeper<'_> {
         let mut listening = true;
         // What was published between the hello and now.
         served.mark_changed();
+        let mut trust = self.node.trust.subscribe();
         loop {
             // Every arm can be cancelled without loss.
             tokio::select! {
@@ -331,6 +335,7 @@ impl Keeper<'_> {
                     let config = Arc::clone(&served.borrow_and_update());
                     self.follow(&config);
                 }
+                Ok(()) = trust.changed() => self.tell_trust(),
                 answer = self.exchange.answer() => self.certificate_answered(answer),
                 _ = again.tick(), if !self.outbox.is_empty() => self.send_outbox(),
                 _ = tick.tick() => {
@@ -463,6 +468,7 @@ impl Keeper<'_> {
             self.outbox = pieces::cut(&for_clients::encode(config, &session.gateway)).into();
         }
         self.send_outbox();
+        self.tell_trust();
         let endpoints = endpoints_of(config);
         if endpoints != self.told.endpoints
             && self.tell(control::Message::Endpoints(endpoints.clone()))

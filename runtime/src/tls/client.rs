@@ -12,7 +12,7 @@ use super::error::{Error, SetupError};
 use super::provider::{VERSIONS, provider};
 use super::trust::{Credentials, Trust, root_store};
 use super::verify::{Anchor, IdentityVerifier};
-use super::{HANDSHAKE_TIMEOUT, PeerInfo, protocols};
+use super::{CertificateDer, HANDSHAKE_TIMEOUT, PeerInfo, protocols};
 use crate::identity::{self, PeerKind};
 
 /// A TLS connection that this process opened.
@@ -28,6 +28,27 @@ impl ClientTls {
     }
 }
 
+/// Whether a server of this kind that shows this chain would be trusted, apart from proving that the key is its own.
+///
+/// # Errors
+/// [`SetupError`]: the CA file cannot be used.
+pub fn would_trust(
+    trust: &Trust,
+    kind: PeerKind,
+    chain: &[CertificateDer<'_>],
+) -> Result<bool, SetupError> {
+    let verifier = IdentityVerifier::new(anchor(trust)?, kind);
+    Ok(verifier.accepts(chain))
+}
+
+fn anchor(trust: &Trust) -> Result<Anchor, SetupError> {
+    Ok(match trust {
+        Trust::Ca(path) => Anchor::Roots(root_store(&identity::read_certificates(path)?)?),
+        Trust::Roots(roots) => Anchor::Roots(root_store(roots)?),
+        Trust::Pin(pin) => Anchor::Pin(*pin),
+    })
+}
+
 /// Trusts servers of kind `expected` under `trust`; shows `credentials` if the server asks; offers
 /// the protocols of `alpn` (none if empty).
 ///
@@ -39,11 +60,7 @@ pub fn client_config(
     credentials: Option<&Credentials>,
     alpn: &[&[u8]],
 ) -> Result<ClientTls, SetupError> {
-    let anchor = match trust {
-        Trust::Ca(path) => Anchor::Roots(root_store(&identity::read_certificates(path)?)?),
-        Trust::Roots(roots) => Anchor::Roots(root_store(roots)?),
-        Trust::Pin(pin) => Anchor::Pin(*pin),
-    };
+    let anchor = anchor(trust)?;
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(VERSIONS)
         .map_err(SetupError::Credentials)?

@@ -21,6 +21,9 @@ use crate::identity::{self, PeerIdentity, PeerKind};
 /// Longest certificate that is looked at, in bytes; those of ours have less than a thousand.
 pub const LONGEST_ISSUED: usize = 4096;
 
+/// Certificates between one and its authority.
+const LONGEST_WAY: usize = 2;
+
 /// The authorities whose certificates are accepted. Clones share them: [`Issuers::replace`] is seen by all.
 #[derive(Clone)]
 pub struct Issuers(Arc<RwLock<Arc<dyn ClientCertVerifier>>>);
@@ -62,18 +65,20 @@ impl Issuers {
         Ok(())
     }
 
-    /// Who a certificate is for, if it is of this kind, holds now, and belongs to the key of this hash.
+    /// Who the first certificate of a chain is for, if it is of this kind, holds now, and belongs to the key of this hash. The
+    /// others are on the way from it to an authority.
     ///
     /// # Errors
     /// [`IssuedError`].
     pub fn verify(
         &self,
-        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
         kind: PeerKind,
         key_sha256: &[u8; 32],
         now: SystemTime,
     ) -> Result<PeerIdentity, IssuedError> {
-        if certificate.len() > LONGEST_ISSUED {
+        let (certificate, way) = chain.split_first().ok_or(IssuedError::Unknown)?;
+        if way.len() > LONGEST_WAY || chain.iter().any(|one| one.len() > LONGEST_ISSUED) {
             return Err(IssuedError::Unknown);
         }
         // The cheap questions first: no stranger makes us check a signature of somebody else's certificate.
@@ -88,7 +93,7 @@ impl Issuers {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let verifier = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
         verifier
-            .verify_client_cert(certificate, &[], UnixTime::since_unix_epoch(since))
+            .verify_client_cert(certificate, way, UnixTime::since_unix_epoch(since))
             .map_err(|error| match error {
                 rustls::Error::InvalidCertificate(
                     rustls::CertificateError::Expired
@@ -166,7 +171,12 @@ mod tests {
         let (now, hash) = (SystemTime::now(), key.spki_sha256());
         let check = |certificate: &CertificateDer<'_>, hash: &[u8; 32], now| {
             issuers
-                .verify(certificate, PeerKind::Client, hash, now)
+                .verify(
+                    std::slice::from_ref(certificate),
+                    PeerKind::Client,
+                    hash,
+                    now,
+                )
                 .map(|i| i.id)
         };
         assert_eq!(check(&good, &hash, now), Ok("g1.0.c1".to_owned()));

@@ -73,6 +73,17 @@ impl IdentityVerifier {
         }
     }
 
+    /// Whether it accepts a server that shows this chain at this moment.
+    pub(super) fn accepts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((leaf, way)) = chain.split_first() else {
+            return false;
+        };
+        let name = ServerName::try_from("secure-gateway.invalid");
+        let name = name.expect("invariant: the constant is a DNS name");
+        self.verify_server_cert(leaf, way, &name, &[], UnixTime::now())
+            .is_ok()
+    }
+
     fn check_kind(&self, leaf: &CertificateDer<'_>) -> Result<(), PeerMismatch> {
         let expected = self.expected;
         let identity =
@@ -145,6 +156,19 @@ impl ServerCertVerifier for IdentityVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// Whether this root itself, with nothing between them, has issued a server's certificate of this kind.
+pub fn issued_by(
+    leaf: &CertificateDer<'_>,
+    root: &CertificateDer<'static>,
+    kind: PeerKind,
+) -> bool {
+    let mut roots = RootCertStore::empty();
+    if roots.add(root.clone()).is_err() {
+        return false;
+    }
+    IdentityVerifier::new(Anchor::Roots(roots), kind).accepts(std::slice::from_ref(leaf))
 }
 
 /// Accepts any client certificate that parses: the signature of the handshake proves the key, and

@@ -35,7 +35,7 @@ impl Core {
     ) -> Result<(), ServiceError> {
         let now = ids::now();
         let names = issued_names(&self.views.whole().world, gateway, &record.destination);
-        complete(&self.authority, &mut record.destination, &names, now).map_err(refused)
+        complete(&self.authority.get(), &mut record.destination, &names, now).map_err(refused)
     }
 
     /// Whether [`Core::renew_certificate`] would change something.
@@ -48,6 +48,7 @@ impl Core {
         let names = issued_names(world, gateway, destination);
         wants_issued(destination)
             && !is_good(
+                &self.authority.get(),
                 destination.user_end.server_pairs.first(),
                 &names,
                 ids::now(),
@@ -75,7 +76,7 @@ impl Core {
     ) -> Result<CertificateFiles, ServiceError> {
         let gateway = self.gateway(parent).await?;
         let destination = self.destination(&gateway, name).await?.value.destination;
-        Ok(files(&self.authority, &destination))
+        Ok(files(&self.authority.get(), &destination))
     }
 }
 
@@ -129,7 +130,7 @@ fn complete(
     let issued = wants_issued(destination);
     let user = &mut destination.user_end;
     if issued {
-        if !is_good(user.server_pairs.first(), names, now) {
+        if !is_good(authority, user.server_pairs.first(), names, now) {
             user.server_pairs = vec![pair(&authority.server(names)?, PairOrigin::Issued)];
         }
     } else {
@@ -166,7 +167,12 @@ fn pair(made: &Pair, origin: PairOrigin) -> KeyPair {
 }
 
 /// Whether a pair is the CA's for exactly these names, and lasts.
-fn is_good(pair: Option<&KeyPair>, names: &BTreeSet<String>, now: Timestamp) -> bool {
+fn is_good(
+    authority: &Authority,
+    pair: Option<&KeyPair>,
+    names: &BTreeSet<String>,
+    now: Timestamp,
+) -> bool {
     let leaf = pair
         .filter(|pair| pair.origin == PairOrigin::Issued)
         .and_then(|pair| pair.certificates.first());
@@ -179,7 +185,10 @@ fn is_good(pair: Option<&KeyPair>, names: &BTreeSet<String>, now: Timestamp) -> 
     let lasts = end > now.0 + u64::try_from(RENEW_BEFORE.as_millis()).unwrap_or(u64::MAX);
     let addresses = facts.addresses.iter().map(ToString::to_string);
     let present: BTreeSet<String> = facts.dns_names.iter().cloned().chain(addresses).collect();
-    lasts && present == *names
+    // One of the authority before is good as long as that is trusted.
+    let mut trusted = authority.trusted().into_iter();
+    let issued = trusted.any(|root| identity::names_issuer(&der, &root));
+    lasts && issued && present == *names
 }
 
 fn files(authority: &Authority, destination: &Destination) -> CertificateFiles {
@@ -197,7 +206,7 @@ fn files(authority: &Authority, destination: &Destination) -> CertificateFiles {
         add(
             "ca.pem",
             "users verify the destination's certificate with it",
-            authority.certificate_pem().into_bytes(),
+            authority.trusted_pem().into_bytes(),
             false,
         );
     }
@@ -303,6 +312,20 @@ mod tests {
         let before = d.clone();
         complete(&authority, &mut d, &names(&["cloud.example"]), late).unwrap();
         assert_ne!(d, before, "it is renewed in time");
+
+        // Another authority takes over: nothing changes until the one before is not trusted any more.
+        let before = d.clone();
+        let new = authority.successor().unwrap();
+        complete(&new, &mut d, &names(&["cloud.example"]), ids::now()).unwrap();
+        assert_eq!(d, before);
+        complete(
+            &new.after(None),
+            &mut d,
+            &names(&["cloud.example"]),
+            ids::now(),
+        )
+        .unwrap();
+        assert_ne!(d, before);
     }
 
     #[test]
