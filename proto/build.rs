@@ -1,5 +1,8 @@
 //! Compiles the .proto files with protox (pure Rust, no protoc), generates messages and services, the
 //! proto3 JSON mapping of the public API, and a descriptor set for reflection.
+#[path = "build/redacted.rs"]
+mod redacted;
+
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
@@ -22,6 +25,7 @@ const FILES: [&str; 13] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=securegateway");
+    println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
@@ -29,16 +33,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = compiler.encode_file_descriptor_set();
     fs::write(out.join("descriptors.bin"), &encoded)?;
     let descriptors = prost_types::FileDescriptorSet::decode(encoded.as_slice())?;
+    let redacted = redacted::of(&descriptors);
+    fs::write(out.join("redacted.rs"), redacted.code)?;
+    fs::write(out.join("debug_table.rs"), redacted.table)?;
 
     tonic_prost_build::configure()
         .compile_well_known_types(true)
-        // They hold secrets; see `src/convert/tunnel.rs` and `src/convert/ends.rs`.
-        .skip_debug([
-            "securegateway.tunnel.v1.Accepted",
-            "securegateway.v1.KeyPair",
-            "securegateway.v1.SocksProxy",
-            "securegateway.v1.CertificateFile",
-        ])
+        .skip_debug(&redacted.messages)
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use serde_json::{Value, json};
+use sg_runtime::http_listener::{self, HttpLimits};
 use sg_runtime::readiness::Readiness;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -21,9 +22,7 @@ pub(crate) async fn serve(
     end: CancellationToken,
 ) -> io::Result<()> {
     let app = Router::new().route("/", get(index)).with_state(readiness);
-    axum::serve(listener, app)
-        .with_graceful_shutdown(end.cancelled_owned())
-        .await
+    http_listener::serve(listener, app, HttpLimits::default(), end).await
 }
 
 async fn index(State(readiness): State<Readiness>) -> Json<Value> {

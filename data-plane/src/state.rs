@@ -184,6 +184,46 @@ mod tests {
         assert!(!files::readable_by_others(&file.path).unwrap());
     }
 
+    /// Row 30: whatever byte is changed, and wherever the file is cut, nothing of it is served, and it is kept for
+    /// whoever looks into it.
+    #[test]
+    fn threat_30_a_file_with_any_byte_changed_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::open(dir.path(), &node("n1")).unwrap();
+        let destinations = (0..10_u16).map(|n| destination(&format!("d{n}"), "g1", 15000 + n));
+        let all = [gateway("g1", true), acl("g1", 1, [])];
+        file.save(&config(7, all.into_iter().chain(destinations)))
+            .unwrap();
+        let good = std::fs::read(&file.path).unwrap();
+        assert!(file.load().is_some());
+        // Positions spread over the whole file, every one of a short one.
+        let step = (good.len() / 1000).max(1);
+        let mut tried = 0;
+        for at in (0..good.len()).step_by(step) {
+            for bit in [0x01, 0x80] {
+                let mut bad = good.clone();
+                bad[at] ^= bit;
+                std::fs::write(&file.path, &bad).unwrap();
+                assert_eq!(file.load(), None, "byte {at}");
+                assert!(!file.path.exists(), "it is set aside");
+                tried += 1;
+            }
+        }
+        assert!(tried >= 1000 || good.len() * 2 == tried, "{tried}");
+        for length in [0, 1, 12, 13, 29, good.len() / 2, good.len() - 1] {
+            std::fs::write(&file.path, &good[..length]).unwrap();
+            assert_eq!(file.load(), None, "cut at {length}");
+        }
+        // It is bound to its node and its key.
+        std::fs::write(&file.path, &good).unwrap();
+        let other = StateFile::open(dir.path(), &node("n2")).unwrap();
+        assert_eq!(other.load(), None);
+        std::fs::write(&file.path, &good).unwrap();
+        let key = sg_runtime::crypto::hex(&[9; 32]);
+        std::fs::write(dir.path().join("state.key"), key).unwrap();
+        assert_eq!(StateFile::open(dir.path(), &node("n1")).unwrap().load(), None);
+    }
+
     #[test]
     fn a_damaged_file_or_that_of_another_node_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();

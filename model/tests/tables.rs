@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use sg_model::{CanonicalPath, HostPattern};
+use sg_model::{Acl, AclFile, CanonicalPath, Host, HostPattern, HostPort, Scope};
 
 /// What is written, and what it becomes; `Err` has what stands behind the `!`.
 type Row<'a> = (&'a str, Result<&'a str, &'a str>);
@@ -47,8 +47,9 @@ fn every_spelling_of_a_path_becomes_what_the_table_says() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Row 9: what only looks different is the same, and what is written oddly is refused.
 #[test]
-fn every_spelling_of_a_host_becomes_what_the_table_says() {
+fn threat_09_every_spelling_of_a_host_becomes_what_the_table_says() {
     let rows = rows(include_str!("data/hosts.txt"));
     assert!(rows.len() >= 300, "{}", rows.len());
     let mut wrong = Vec::new();
@@ -83,4 +84,78 @@ fn an_entry_for_one_spelling_matches_all_of_the_same_host_and_no_other() {
             }
         }
     }
+}
+
+/// Row 9: an entry for one spelling decides over all others of the same host, and over no other host.
+#[test]
+fn threat_09_a_denied_host_is_denied_in_every_spelling() {
+    let rows = rows(include_str!("data/hosts.txt"));
+    let mut decided = 0;
+    for (written, becomes) in &rows {
+        let Ok(canonical) = becomes else { continue };
+        let Ok(HostPattern::Host(_)) = HostPattern::parse(written.trim_end()) else {
+            continue;
+        };
+        let bracketed = match canonical.contains(':') {
+            true => format!("[{canonical}]"),
+            false => (*canonical).to_owned(),
+        };
+        let list = format!("acl allow :\nacl deny {bracketed}:443");
+        let Ok(file) = AclFile::parse(&list) else {
+            panic!("{list}");
+        };
+        let written = match written.trim_end() {
+            v6 if v6.contains(':') && !v6.starts_with('[') => format!("[{v6}]"),
+            other => other.to_owned(),
+        };
+        let Ok(target) = format!("{written}:443").parse::<HostPort>() else {
+            // Refused where it is written: nobody reaches anything by it.
+            continue;
+        };
+        assert!(!file.acl.decide(&target).allowed, "{written} with {list}");
+        decided += 1;
+    }
+    assert!(decided > 100, "{decided}");
+}
+
+/// Row 11: an entry for everything does not cover what must be named, in whichever spelling, by address or by a name
+/// that leads there.
+#[test]
+fn threat_11_no_spelling_of_a_special_address_is_covered_by_everything() {
+    let everything = [
+        "acl allow :",
+        "acl allow :80",
+        "acl allow 0.0.0.0/0:\nacl allow ::/0:",
+        "no acl",
+    ];
+    let lists: Vec<Acl> = everything
+        .iter()
+        .filter_map(|text| AclFile::parse(text).ok())
+        .map(|file| file.acl)
+        .collect();
+    assert!(lists.len() >= 3);
+    let spellings: Vec<&str> = include_str!("data/special.txt")
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    assert!(spellings.len() > 70);
+    let mut addresses = 0;
+    for special in spellings {
+        let Ok(target) = format!("{special}:80").parse::<HostPort>() else {
+            continue;
+        };
+        let Host::Ip(address) = target.host() else {
+            panic!("{special} is taken for a name");
+        };
+        addresses += 1;
+        for list in &lists {
+            assert!(!list.decide(&target).allowed, "{special}");
+            let named: HostPort = "any.example:80".parse().unwrap();
+            assert!(
+                !list.allows_address(&named, *address, Scope::Stream),
+                "{special} by a name"
+            );
+        }
+    }
+    assert!(addresses > 30, "{addresses}");
 }

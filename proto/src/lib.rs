@@ -16,6 +16,7 @@
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub mod convert;
+mod debug;
 pub mod pieces;
 
 /// What the packages became, nested as they are named: messages of one refer to those of another so.

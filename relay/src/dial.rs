@@ -309,10 +309,11 @@ pub(crate) async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, Dial
         Host::Name(name) => name.as_str(),
     };
     let asked = name.to_owned();
-    let lookup = move || {
-        (asked.as_str(), port)
-            .to_socket_addrs()
-            .map(Iterator::collect)
+    let lookup = move || look_up(&asked, port);
+    #[cfg(test)]
+    let lookup = {
+        let double = tests::DOUBLE.try_with(Arc::clone).ok();
+        move || double.map_or_else(lookup, |double| double.answer(port))
     };
     let found: Vec<_> = in_place(&LOOKUPS, lookup).await.map_err(|error| {
         tracing::debug!(name, %error, "name not resolved");
@@ -322,6 +323,10 @@ pub(crate) async fn resolve(resource: &HostPort) -> Result<Vec<SocketAddr>, Dial
         return Err(DialError::NameUnknown);
     }
     Ok(found)
+}
+
+fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    (name, port).to_socket_addrs().map(Iterator::collect)
 }
 
 /// Runs a lookup, which cannot be interrupted, in one of these places; it keeps the place until it returns, whether
@@ -409,11 +414,87 @@ async fn connect(address: SocketAddr, keepalive: Option<Duration>) -> Result<Tcp
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use sg_model::{AclFile, Scope};
     use tokio::net::TcpListener;
 
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(5);
+
+    tokio::task_local! {
+        /// Answers instead of the system's resolver.
+        pub(super) static DOUBLE: Arc<Double>;
+    }
+
+    /// A resolver that gives one answer after the other, as with a time to live of 0.
+    pub(super) struct Double {
+        answers: Vec<Vec<IpAddr>>,
+        asked: AtomicUsize,
+    }
+
+    impl Double {
+        pub(super) fn answer(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
+            let number = self.asked.fetch_add(1, Ordering::Relaxed);
+            let answer = &self.answers[number % self.answers.len()];
+            Ok(answer.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+        }
+    }
+
+    /// Row 10: a name that is allowed leads nowhere that is not. It is asked for once for each dial, and what was
+    /// decided on is what is dialled.
+    #[tokio::test]
+    async fn threat_10_a_name_that_changes_its_address_leads_nowhere_else() {
+        let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = good.local_addr().unwrap().port();
+        let bad = TcpListener::bind(("127.0.0.66", port)).await.unwrap();
+        let bad_v6 = TcpListener::bind(("::1", port)).await.ok();
+        let (good_ip, bad_ip) = ("127.0.0.1".parse().unwrap(), "127.0.0.66".parse().unwrap());
+        let mapped: IpAddr = "::ffff:127.0.0.66".parse().unwrap();
+        let (bad_six, metadata): (IpAddr, IpAddr) =
+            ("::1".parse().unwrap(), "169.254.169.254".parse().unwrap());
+        let list = "acl allow db.example:\nacl deny 127.0.0.66:\nacl deny [::1]:";
+        let acl = AclFile::parse(list).unwrap().acl;
+        let answers = vec![
+            vec![good_ip],
+            vec![bad_ip],
+            vec![bad_ip, good_ip],
+            vec![mapped],
+            vec![bad_six, mapped, good_ip],
+            vec![metadata],
+            vec![bad_six],
+            vec![metadata, bad_six, bad_ip, mapped],
+        ];
+        let reachable: Vec<bool> = answers.iter().map(|all| all.contains(&good_ip)).collect();
+        let double = Arc::new(Double {
+            answers,
+            asked: AtomicUsize::new(0),
+        });
+        let resource: HostPort = format!("db.example:{port}").parse().unwrap();
+        let dials = async {
+            for round in 0..80 {
+                let permit = |ip: &IpAddr| acl.allows_address(&resource, *ip, Scope::Stream);
+                let dialled = dial(&resource, LIMIT, permit).await;
+                match (dialled, reachable[round % reachable.len()]) {
+                    (Ok(tcp), true) => assert_eq!(tcp.peer_addr().unwrap().ip(), good_ip),
+                    (Err(error), false) => assert_eq!(error.code(), code::ACL_DENIED),
+                    (other, expected) => panic!("round {round}: {other:?}, not {expected}"),
+                }
+            }
+        };
+        DOUBLE.scope(Arc::clone(&double), dials).await;
+        assert_eq!(double.asked.load(Ordering::Relaxed), 80, "once for each dial");
+        let nobody = async |listener: TcpListener| {
+            timeout(Duration::from_millis(20), listener.accept())
+                .await
+                .is_err()
+        };
+        assert!(nobody(bad).await);
+        if let Some(bad_v6) = bad_v6 {
+            assert!(nobody(bad_v6).await);
+        }
+    }
 
     async fn to(text: &str) -> Result<TcpStream, DialError> {
         dial(&text.parse().unwrap(), LIMIT, |_| true).await

@@ -12,6 +12,7 @@ pub use axum::{Json, Router, extract, http, response, routing};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::http_listener::{self, HttpLimits};
 use crate::metrics::{self, Metrics};
 use crate::readiness::Readiness;
 
@@ -85,9 +86,7 @@ pub async fn serve(
     end: CancellationToken,
 ) -> io::Result<()> {
     let app = routes(readiness, metrics, more);
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move { end.cancelled().await })
-        .await
+    http_listener::serve(listener, app, HttpLimits::default(), end).await
 }
 
 async fn readyz(State(served): State<Served>) -> impl IntoResponse {

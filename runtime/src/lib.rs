@@ -17,7 +17,7 @@
 //! | say what is still missing before the process is ready | [`readiness`] |
 //! | log | [`telemetry`] |
 //! | count | [`metrics`] |
-//! | serve `/livez`, `/readyz`, `/metrics` | [`admin_http`] |
+//! | serve `/livez`, `/readyz`, `/metrics`; serve plain HTTP within limits | [`admin_http`], [`http_listener`] |
 //! | read flags, `SG_*` variables and the TOML file | [`config`] |
 //! | tell whoever started the process that it is ready | [`ready_file`] |
 //! | read and print `500ms`, `30s`, `5m`, `24h` | [`duration`] |
@@ -55,6 +55,7 @@ pub mod crypto;
 pub mod duration;
 pub mod files;
 pub mod gate;
+pub mod http_listener;
 pub mod identity;
 pub mod memory;
 pub mod metrics;

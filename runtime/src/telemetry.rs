@@ -3,12 +3,20 @@
 //! Levels: ERROR somebody must act · WARN works, but not as wanted · INFO the life of the process
 //! and of its long-lived parts · DEBUG one line per connection, names and addresses · TRACE per
 //! frame or packet. The one line per relayed stream has the target [`ACCESS`] and level INFO.
+//! An event is one line without control characters, whatever is in its fields.
+
+mod one_line;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 
+use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::debug_fn;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Target of the access lines: `tracing::info!(target: sg_runtime::telemetry::ACCESS, …)`.
 pub const ACCESS: &str = "access";
@@ -67,20 +75,39 @@ pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str)
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse_lossy(&filter.0);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
+    let ansi = io::stderr().is_terminal();
     let started = match format.unwrap_or_else(LogFormat::detect) {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .try_init(),
+        LogFormat::Text => text(filter, io::stderr, ansi).try_init(),
+        LogFormat::Json => json(filter, io::stderr).try_init(),
     };
     if started.is_ok() {
         log_panics(binary);
     }
+}
+
+fn text<W>(filter: EnvFilter, writer: W, ansi: bool) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .fmt_fields(debug_fn(one_line::field).delimited(" "))
+        .with_writer(writer)
+        .with_ansi(ansi)
+        .finish()
+}
+
+fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(one_line::JsonLines(writer))
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .finish()
 }
 
 fn log_panics(binary: &'static str) {
@@ -112,11 +139,84 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
     #[error("outer")]
     struct Outer(#[source] io::Error);
+
+    #[derive(Debug, Clone, Default)]
+    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn events(evil: &str) {
+        tracing::info!(name = evil, display = %evil, debug = ?evil, bytes = ?evil.as_bytes(), "one {evil} two");
+        let error = io::Error::other(evil.to_owned());
+        tracing::warn!(%error, error_as_value = &error as &(dyn std::error::Error + 'static), "failed");
+        let span = tracing::info_span!("span", inside = %evil);
+        span.in_scope(|| tracing::info!("{evil}"));
+    }
+
+    #[test]
+    fn threat_46_one_event_is_one_line_without_control_characters() {
+        const EVENTS: usize = 3;
+        let all: String = (0..0xa0)
+            .chain(0x200e..0x2030)
+            .chain(0x2066..0x206a)
+            .chain([0x61c])
+            .filter_map(char::from_u32)
+            .collect();
+        let evil = [
+            "a\r\n2026-01-01T00:00:00Z  INFO forged: all is well",
+            "\u{1b}[2J\u{1b}[31mred\u{1b}[0m",
+            "\u{9b}31m \u{7f}\u{8}\u{0}",
+            "x\u{2028}y\u{2029}z\u{202e}gnp.exe",
+            "\",\"level\":\"ERROR\",\"forged\":\"",
+            &all,
+        ];
+        for evil in evil {
+            for as_json in [false, true] {
+                let lines = Lines::default();
+                let writer = lines.clone();
+                let filter = EnvFilter::new("trace");
+                let writer = move || writer.clone();
+                if as_json {
+                    tracing::subscriber::with_default(json(filter, writer), || events(evil));
+                } else {
+                    tracing::subscriber::with_default(text(filter, writer, false), || events(evil));
+                }
+                let out = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+                assert_eq!(out.lines().count(), EVENTS, "{out:?}");
+                let rest = out.replace('\n', "");
+                let raw = rest.chars().find(|c| {
+                    c.is_control() || ('\u{2028}'..='\u{202e}').contains(c)
+                });
+                assert_eq!(raw, None, "{out:?}");
+                if as_json {
+                    for line in out.lines() {
+                        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                        assert!(line["forged"].is_null() && line["level"] != "ERROR", "{line}");
+                    }
+                    let first: serde_json::Value =
+                        serde_json::from_str(out.lines().next().unwrap()).unwrap();
+                    // Nothing is lost by it.
+                    assert_eq!(first["name"], evil);
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_chain_names_every_cause_once() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use crate::canaries::{Evidence, Shown};
 use crate::{AccessLine, Launch, LogLine, Metrics, PATIENCE, Process, eventually, logs};
 
 /// One daemon, running or not. It keeps its ports and its data when it is started again.
@@ -18,10 +19,17 @@ pub struct Daemon {
     ready_file: PathBuf,
     admin: SocketAddr,
     process: Option<Process>,
+    ports: Vec<SocketAddr>,
+    evidence: Evidence,
 }
 
 impl Daemon {
-    pub(crate) fn new(launch: Launch, ready_file: PathBuf, admin: SocketAddr) -> Self {
+    pub(crate) fn new(
+        launch: Launch,
+        ready_file: PathBuf,
+        admin: SocketAddr,
+        evidence: &Evidence,
+    ) -> Self {
         let launch = launch
             .option("--ready-file", &ready_file)
             .option("--admin-listen", admin.to_string());
@@ -30,7 +38,15 @@ impl Daemon {
             ready_file,
             admin,
             process: None,
+            ports: vec![admin],
+            evidence: evidence.clone(),
         }
+    }
+
+    /// It has another HTTP port.
+    pub(crate) fn with_port(mut self, port: SocketAddr) -> Self {
+        self.ports.push(port);
+        self
     }
 
     /// How it is started; a changed copy makes a different start.
@@ -49,7 +65,14 @@ impl Daemon {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).context("ready file of the run before"),
         }
-        self.process = Some(self.launch.start()?);
+        let process = self.launch.start()?;
+        self.evidence.began(Shown {
+            name: self.launch.name().to_owned(),
+            pid: process.id(),
+            ports: self.ports.clone(),
+            given: self.launch.given(),
+        });
+        self.process = Some(process);
         Ok(())
     }
 
@@ -109,6 +132,8 @@ impl Daemon {
     /// # Errors
     /// It is gone already.
     pub fn kill(&mut self) -> Result<()> {
+        let pid = self.process()?.id();
+        self.evidence.ended(pid);
         self.process()?.kill()?;
         self.process = None;
         Ok(())
@@ -121,6 +146,8 @@ impl Daemon {
     pub async fn stop(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.process()?.terminate()?;
         let status = self.process()?.ended(limit).await?;
+        let pid = self.process()?.id();
+        self.evidence.ended(pid);
         self.process = None;
         Ok(status)
     }
@@ -161,5 +188,16 @@ impl Daemon {
     /// The log cannot be read.
     pub fn access(&self) -> Result<Vec<AccessLine>> {
         Ok(AccessLine::all(&self.log()?))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Before it goes.
+        if let Some(process) = &mut self.process
+            && process.check_running().is_ok()
+        {
+            self.evidence.last_look(process.id());
+        }
     }
 }

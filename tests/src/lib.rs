@@ -8,7 +8,7 @@
 
 pub mod backend;
 pub mod bytes;
-mod canaries;
+pub mod canaries;
 pub mod counterpart;
 mod daemon;
 pub mod datagrams;

@@ -87,6 +87,17 @@ impl Launch {
         self
     }
 
+    /// Which process it is.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All that it is given: arguments, and values of variables.
+    pub(crate) fn given(&self) -> Vec<OsString> {
+        let values = self.environment.iter().map(|(_, value)| value);
+        self.arguments.iter().chain(values).cloned().collect()
+    }
+
     /// Where stdout and stderr go.
     #[must_use]
     pub fn log(&self) -> &Path {

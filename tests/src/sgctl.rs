@@ -6,7 +6,13 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::canaries::Evidence;
 use crate::product;
+
+/// Words of commands whose answer is a secret by right.
+const TELLS_SECRETS: [&str; 4] = ["create", "rotate", "certs", "dev"];
+/// Time for a reading command at the end of a test, which may find nobody.
+const LAST_READ: &str = "3s";
 
 /// Where `sgctl` finds the control plane.
 #[derive(Debug, Clone)]
@@ -14,6 +20,7 @@ pub struct Sgctl {
     server: String,
     ca: PathBuf,
     token_file: PathBuf,
+    evidence: Option<Evidence>,
 }
 
 /// What one run of `sgctl` gave.
@@ -43,6 +50,46 @@ impl Sgctl {
             server: server.to_owned(),
             ca: ca.to_owned(),
             token_file: token_file.to_owned(),
+            evidence: None,
+        }
+    }
+
+    /// What it says is evidence.
+    #[must_use]
+    pub(crate) fn seen_by(mut self, evidence: &Evidence) -> Self {
+        self.evidence = Some(evidence.clone());
+        self
+    }
+
+    /// Calls what reads, so that the answers are seen. Whoever is away answers nothing.
+    pub(crate) fn read_everything(&self) {
+        let Ok(program) = product("sgctl") else {
+            return;
+        };
+        for command in [["gateway", "list"], ["audit", "list"]] {
+            let output = std::process::Command::new(&program)
+                .args(command)
+                .args(["-o", "json", "--timeout", LAST_READ])
+                .env("SG_SERVER", &self.server)
+                .env("SG_CA", &self.ca)
+                .env("SG_TOKEN_FILE", &self.token_file)
+                .stdin(Stdio::null())
+                .output();
+            let Ok(output) = output else { return };
+            self.note(&command, &output.stdout, &output.stderr);
+            if !output.status.success() {
+                return;
+            }
+        }
+    }
+
+    fn note(&self, arguments: &[&str], stdout: &[u8], stderr: &[u8]) {
+        let Some(evidence) = &self.evidence else {
+            return;
+        };
+        evidence.note("sgctl", stderr);
+        if !arguments.iter().any(|word| TELLS_SECRETS.contains(word)) {
+            evidence.note("sgctl", stdout);
         }
     }
 
@@ -61,6 +108,7 @@ impl Sgctl {
             .output()
             .await
             .context("running sgctl")?;
+        self.note(arguments, &output.stdout, &output.stderr);
         Ok(Answer {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 
 use crate::counterpart::etcd::Etcd;
 use crate::process::print_tails;
-use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, canaries, eventually, get, logs, product};
+use crate::canaries::{self, Evidence};
+use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, eventually, get, logs, product};
 
 /// What kind of installation a test wants.
 #[derive(Debug, Clone)]
@@ -101,6 +102,7 @@ pub struct Site {
     secrets: Vec<String>,
     clients: u32,
     finished: bool,
+    evidence: Evidence,
     folder: TempDir,
 }
 
@@ -131,11 +133,13 @@ impl Site {
         let control_addresses: Vec<String> = (0..setup.control_planes)
             .map(|_| format!("127.0.0.1:{}", ports.server()))
             .collect();
+        let evidence = Evidence::new(folder.path())?;
         let sgctl = Sgctl::new(
             &control_addresses.join(","),
             &first.join("ca.pem"),
             &first.join("admin.token"),
-        );
+        )
+        .seen_by(&evidence);
         let tunnel_port = ports.server();
         let mut site = Self {
             nodes: Vec::new(),
@@ -148,6 +152,7 @@ impl Site {
             secrets: Vec::new(),
             clients: 0,
             finished: false,
+            evidence,
             folder,
         };
         for index in 0..setup.control_planes {
@@ -174,14 +179,12 @@ impl Site {
             .control_addresses
             .get(usize::from(index))
             .context("address")?;
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.server()));
         let mut launch = Launch::new(&name, product("sg-control-plane")?, self.folder.path())
             .option("--store", store)
             .option("--data-dir", &data)
             .option("--listen", listen)
-            .option(
-                "--http-listen",
-                format!("127.0.0.1:{}", self.ports.server()),
-            );
+            .option("--http-listen", http.to_string());
         for option in options {
             launch = launch.arg(option);
         }
@@ -189,7 +192,7 @@ impl Site {
             let key = self.folder.path().join("control-plane-1").join("store.key");
             launch = launch.option("--store-key-file", key);
         }
-        let mut daemon = self.daemon(launch, &name);
+        let mut daemon = self.daemon(launch, &name).with_port(http);
         daemon
             .start()
             .await
@@ -232,7 +235,7 @@ impl Site {
     fn daemon(&mut self, launch: Launch, name: &str) -> Daemon {
         let ready = self.folder.path().join(format!("{name}.ready"));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.server()));
-        Daemon::new(launch, ready, admin)
+        Daemon::new(launch, ready, admin, &self.evidence)
     }
 
     fn data_folder(&self, name: &str) -> Result<PathBuf> {
@@ -347,7 +350,7 @@ impl Site {
     #[must_use]
     pub fn sgctl_with(&self, token_file: &Path) -> Sgctl {
         let servers = self.control_addresses.join(",");
-        Sgctl::new(&servers, &self.ca_file(), token_file)
+        Sgctl::new(&servers, &self.ca_file(), token_file).seen_by(&self.evidence)
     }
 
     /// Makes an on-premises TCP destination, allows its resource, and waits until both are in
@@ -479,30 +482,35 @@ impl Site {
         .await
     }
 
-    /// Ends the test: no process has panicked, and no secret is in any log.
+    /// What the installation has shown so far.
+    #[must_use]
+    pub const fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// Something that must not be seen anywhere, and stands in no file.
+    pub fn keep_secret(&mut self, secret: impl Into<String>) {
+        self.secrets.push(secret.into());
+    }
+
+    /// Ends the test: no process has panicked, and no secret is anywhere where it does not belong.
     ///
     /// # Errors
     /// One of both has happened, or a log cannot be read.
     pub fn finish(mut self) -> Result<()> {
-        canaries::of_key_files(self.folder.path(), &mut self.secrets)?;
+        self.sgctl.read_everything();
         for entry in std::fs::read_dir(self.folder.path()).context("folder")? {
             let path = entry.context("folder")?.path();
             if path.extension().is_none_or(|kind| kind != "log") {
                 continue;
             }
             let text = logs::read(&path)?;
-            let shown = path.display();
             if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
-                bail!("a panic in {shown}: {line}");
-            }
-            if self
-                .secrets
-                .iter()
-                .any(|secret| text.contains(secret.as_str()))
-            {
-                bail!("a secret in {shown}");
+                bail!("a panic in {}: {line}", path.display());
             }
         }
+        let secrets = self.canaries()?;
+        canaries::search(self.folder.path(), &secrets, &self.evidence)?;
         self.finished = true;
         Ok(())
     }

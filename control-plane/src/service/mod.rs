@@ -17,6 +17,8 @@ pub mod nodes;
 pub mod outcome;
 mod ports;
 mod scope;
+#[cfg(test)]
+mod crashes;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -85,7 +85,7 @@ pub(super) fn call(request_id: &str) -> Call {
     }
 }
 
-fn gateway(name: &str) -> sg_proto::convert::api::GatewayDraft {
+pub(super) fn gateway(name: &str) -> sg_proto::convert::api::GatewayDraft {
     gateway_draft(&wire::Gateway {
         name: name.to_owned(),
         ..wire::Gateway::default()
@@ -93,7 +93,7 @@ fn gateway(name: &str) -> sg_proto::convert::api::GatewayDraft {
     .unwrap()
 }
 
-fn destination(name: &str, cloud_port: u32) -> DestinationDraft {
+pub(super) fn destination(name: &str, cloud_port: u32) -> DestinationDraft {
     destination_draft(&wire::Destination {
         name: name.to_owned(),
         protocol: "tcp".to_owned(),

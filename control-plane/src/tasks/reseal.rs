@@ -85,15 +85,22 @@ async fn round(store: &dyn Store, ring: &KeyRing) -> Result<Round, ServiceError>
     }
     let vault = Vault::new(ring.clone());
     let (_, destinations) = store.list(keys::DESTINATIONS).await?;
+    let mut unreadable = None;
     for entry in destinations {
-        // What cannot be read shows as a problem of the world already.
-        if let Ok(Some(value)) = renewed_destination(&vault, &entry) {
-            let txn = Txn::new()
-                .when_revision(entry.key.as_str(), entry.mod_revision)
-                .put(entry.key.as_str(), value);
-            store.txn(txn).await?;
-            round.renewed += 1;
-        }
+        let value = match renewed_destination(&vault, &entry) {
+            Ok(Some(value)) => value,
+            Ok(None) => continue,
+            // The others go on; but nobody may be told that the old key can go.
+            Err(error) => {
+                unreadable = Some(error);
+                continue;
+            }
+        };
+        let txn = Txn::new()
+            .when_revision(entry.key.as_str(), entry.mod_revision)
+            .put(entry.key.as_str(), value);
+        store.txn(txn).await?;
+        round.renewed += 1;
     }
     let (_, answers) = store.list(keys::IDEMPOTENCY).await?;
     for entry in answers {
@@ -103,7 +110,10 @@ async fn round(store: &dyn Store, ring: &KeyRing) -> Result<Round, ServiceError>
             round.left += 1;
         }
     }
-    Ok(round)
+    match unreadable {
+        Some(error) => Err(error),
+        None => Ok(round),
+    }
 }
 
 /// The entry's value with its secret under the newest key; `None` if it is.
@@ -185,6 +195,91 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    /// Keys and passwords of destinations move to the new key like everything else, and open with it alone.
+    #[tokio::test]
+    async fn threat_29_secrets_of_destinations_move_to_the_new_key() {
+        use sg_model::{Destination, DestinationId, GatewayId, Listen};
+
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("store.key");
+        let made = bootstrap::establish(&store, dir.path(), &path)
+            .await
+            .unwrap();
+        let (gateway, id) = (GatewayId::new("G1").unwrap(), DestinationId::new("D1").unwrap());
+        let key = keys::destination(&gateway, &id);
+        let pair = |secret: &[u8]| sg_model::KeyPair {
+            certificates: vec![sg_model::Certificate::new([1, 2, 3])],
+            key: Some(SecretBytes::new(secret.to_vec())),
+            origin: sg_model::PairOrigin::Uploaded,
+        };
+        let mut destination = Destination {
+            id: id.clone(),
+            gateway: gateway.clone(),
+            name: sg_model::Name::new("d").unwrap(),
+            listen: Listen::CloudPort(15000),
+            protocol: sg_model::Protocol::Tls,
+            resource: "db.example:443".parse().unwrap(),
+            enabled: true,
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+            max_connections: None,
+            compression: sg_model::Compression::default(),
+            keepalive: None,
+            user_end: sg_model::UserEnd::default(),
+            resource_end: sg_model::ResourceEnd::default(),
+            generation: 1,
+        };
+        destination.user_end.server_pairs = vec![pair(b"canary-server-key")];
+        destination.resource_end.client_pair = Some(pair(b"canary-client-key"));
+        destination.resource_end.socks = Some(sg_model::Socks {
+            version: sg_model::SocksVersion::V5,
+            address: "proxy.example:1080".parse().unwrap(),
+            user: "u".to_owned(),
+            password: Some(SecretBytes::new(b"canary-password".to_vec())),
+        });
+        let record = DestinationRecord {
+            destination,
+            description: String::new(),
+            created: sg_model::Timestamp(1),
+            updated: sg_model::Timestamp(1),
+        };
+        let old_vault = Vault::new(made.key.clone());
+        let seal = |place: &str, secret: &SecretBytes| old_vault.seal(&key, place, secret);
+        let value = record.to_store(&seal).encode_to_vec();
+        assert!(memchr(&value, b"canary").is_none(), "sealed from the beginning");
+        store.txn(Txn::new().put(&key, value)).await.unwrap();
+
+        let old = std::fs::read_to_string(&path).unwrap();
+        let new = format!("{}\n", sg_runtime::crypto::hex(&[7; 32]));
+        write(&path, &format!("{new}{old}"));
+        let both = bootstrap::establish(&store, dir.path(), &path)
+            .await
+            .unwrap();
+        let done = round(&store, &both.key).await.unwrap();
+        assert_eq!((done.renewed, done.left), (3, 0));
+
+        write(&path, &new);
+        let after = bootstrap::establish(&store, dir.path(), &path)
+            .await
+            .unwrap();
+        let stored = store.get(&key).await.unwrap().1.unwrap();
+        assert!(memchr(&stored.value, b"canary").is_none());
+        let stored = wire::Destination::decode(stored.value.as_ref()).unwrap();
+        let vault = Vault::new(after.key);
+        let open = |place: &str, sealed: &[u8]| vault.open(&key, place, sealed);
+        assert_eq!(DestinationRecord::from_store(&stored, &open).unwrap(), record);
+        let old_open = |place: &str, sealed: &[u8]| old_vault.open(&key, place, sealed);
+        assert!(DestinationRecord::from_store(&stored, &old_open).is_err());
+        // Nor do they open under the key of another destination.
+        let other = keys::destination(&gateway, &DestinationId::new("D2").unwrap());
+        let moved = |place: &str, sealed: &[u8]| vault.open(&other, place, sealed);
+        assert!(DestinationRecord::from_store(&stored, &moved).is_err());
+    }
+
+    fn memchr(bytes: &[u8], part: &[u8]) -> Option<usize> {
+        bytes.windows(part.len()).position(|window| window == part)
     }
 
     #[tokio::test]

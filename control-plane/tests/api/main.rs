@@ -8,3 +8,4 @@ mod gateways;
 mod harness;
 mod roles;
 mod sync;
+mod threats;

@@ -19,7 +19,7 @@ use super::harness::{Admin, Authorized, Bearer, Plane, reason, within};
 
 /// Messages as their bytes.
 #[derive(Debug, Clone, Copy, Default)]
-struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -187,7 +187,7 @@ fn holds(bytes: &[u8], text: &str) -> bool {
 
 /// Row 36 of the threats: nothing of another tenant is seen or touched, whatever is called.
 #[tokio::test]
-async fn every_call_by_every_role_on_own_and_foreign_gateways() {
+async fn threat_36_every_call_by_every_role_on_own_and_foreign_gateways() {
     let plane = Plane::start().await;
     let mut admin = plane.admin().await;
     let own = admin.gateway("own-plant").await;

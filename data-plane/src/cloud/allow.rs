@@ -86,19 +86,28 @@ fn is_local_name(name: &str) -> bool {
 }
 
 /// This machine, the neighbourhood of a link, where machines of a cloud read their credentials, what is nobody's, and
-/// NAT64, which may lead to any of them.
-const SPECIAL: [&str; 11] = [
+/// IPv6 that carries IPv4 for somebody on the way, which may lead to any of them.
+const SPECIAL: [&str; 20] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
     "224.0.0.0/4",
     "255.255.255.255",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
     "::",
     "::1",
+    "::/96",
+    "::ffff:0:0:0/96",
     "fe80::/10",
     "ff00::/8",
     "fd00:ec2::254",
+    "fd20:ce::254",
     "64:ff9b::/96",
+    "64:ff9b:1::/48",
+    "2001::/32",
+    "2002::/16",
 ];
 
 static SPECIAL_RANGES: LazyLock<Vec<IpRange>> = LazyLock::new(|| {
@@ -223,6 +232,31 @@ mod tests {
             "[::ffff:127.0.0.1]:80",
             "::ffff:127.0.0.1"
         ));
+    }
+
+    /// Every spelling of what must be meant is no way around `--cloud-allow` for everything.
+    #[test]
+    fn threat_11_no_spelling_of_a_special_address_is_covered_by_everything() {
+        let all = allow(&["0.0.0.0/0", "::/0", "any.example"]);
+        let table = include_str!("../../../model/tests/data/special.txt").lines();
+        let loopback = [
+            "127.0.0.1", "127.1", "127.255.255.254", "0x7f.1", "2130706433", "017700000001",
+            "[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]",
+        ];
+        let spellings = table.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for special in spellings.chain(loopback) {
+            let Ok(resource) = format!("{special}:80").parse::<HostPort>() else {
+                // Refused where it is written.
+                continue;
+            };
+            let Host::Ip(address) = resource.host() else {
+                panic!("{special} is taken for a name");
+            };
+            assert!(!all.may_reach(&resource), "{special}");
+            // A name that leads there is no way around.
+            let named: HostPort = "any.example:80".parse().unwrap();
+            assert!(!all.permits(&named, *address), "{special} by a name");
+        }
     }
 
     #[test]

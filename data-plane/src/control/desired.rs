@@ -323,6 +323,19 @@ mod tests {
         assert_eq!(again, Outcome::Old { nonce: 3 });
     }
 
+    /// Row 30: who has seen something newer takes nothing older, whole or in part, from whichever control plane, also
+    /// when the newer state comes from its own disk.
+    #[test]
+    fn threat_30_an_older_state_is_refused_by_who_has_seen_a_newer_one() {
+        let old = |outcome| matches!(outcome, Outcome::Old { .. });
+        let newest = config(9, [gateway("g1", true), destination("d1", "g1", 15003)]);
+        let mut desired = Desired::new(Arc::new(newest.clone()));
+        let outcomes = parts(&one(), 1, 9).into_iter().map(|p| desired.snapshot(p));
+        assert!(old(follow(outcomes)));
+        assert!(old(desired.delta(delta(&one(), &two(), 2))));
+        assert_eq!(**desired.config(), newest);
+    }
+
     #[test]
     fn what_does_not_fit_asks_for_everything_and_changes_nothing() {
         let mut desired = Desired::default();

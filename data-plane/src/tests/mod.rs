@@ -9,3 +9,4 @@ mod refusals;
 mod resume;
 pub(crate) mod rig;
 mod streams;
+mod threats;

@@ -175,7 +175,7 @@ impl Rig {
         let (server, client_tls) = tls(&authority);
         let listener = TcpListener::bind((local, 0)).await.unwrap();
         let tunnel_address = listener.local_addr().unwrap();
-        let tunnels = TaskPool::new("tunnels", 100);
+        let tunnels = TaskPool::new("tunnels", 1000);
         let accept = acceptor::run(
             Arc::clone(&node),
             listener,

@@ -29,9 +29,26 @@ pub fn is_special(address: IpAddr) -> bool {
             ip.is_unicast_link_local()
                 || ip.is_unspecified()
                 || ip.is_multicast()
-                // A translator of the local network, with IPv4 inside at a place that only it knows.
-                || ip.segments()[..3] == [0x64, 0xff9b, 1]
+                || transition(ip).is_some()
         }
+    }
+}
+
+/// Addresses that carry IPv4 for somebody on the way: which of them, by a number. Who that is and where it leads, only
+/// the network knows.
+fn transition(ip: Ipv6Addr) -> Option<u8> {
+    match ip.segments() {
+        // A translator of the local network, with IPv4 inside at a place that only it knows.
+        [0x64, 0xff9b, 1, ..] => Some(1),
+        // 6to4, given up by its makers.
+        [0x2002, ..] => Some(2),
+        // Teredo.
+        [0x2001, 0, ..] => Some(3),
+        // IPv4 as it was written in IPv6 long ago; `::` and `::1` are something else.
+        [0, 0, 0, 0, 0, 0, high, low] if (high, low) > (0, 1) => Some(4),
+        // As a translator without a state writes it.
+        [0, 0, 0, 0, 0xffff, 0, ..] => Some(5),
+        _ => None,
     }
 }
 
@@ -72,8 +89,7 @@ fn same_block(first: IpAddr, last: IpAddr) -> bool {
         (IpAddr::V6(a), IpAddr::V6(b)) => {
             (a.is_unicast_link_local() && b.is_unicast_link_local())
                 || (a.is_multicast() && b.is_multicast())
-                || (a.segments()[..3] == [0x64, 0xff9b, 1]
-                    && b.segments()[..3] == a.segments()[..3])
+                || (transition(a).is_some() && transition(a) == transition(b))
         }
         _ => false,
     }
@@ -96,6 +112,10 @@ mod tests {
             ("168.63.129.16-169.254.0.1", false),
             ("::/0", false),
             ("fe00::/7", false),
+            ("2002::/16", true),
+            ("2001::/32", true),
+            ("2001::/23", false),
+            ("2001:ffff::-2002::1", false),
         ] {
             let pattern = HostPattern::parse(pattern).unwrap();
             assert_eq!(names_special(&pattern), names, "{pattern}");

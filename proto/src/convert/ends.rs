@@ -4,7 +4,6 @@
 //! clients get them as they are, the store gets them sealed, callers of the API get none. Every secret
 //! has a place, as `user_end.server_pairs.0`, which a sealed one is bound to.
 
-use std::fmt;
 
 use sg_model::{
     Certificate, Host, Invalid, KeyPair, PairOrigin, Protocol, ResourceEnd, SecretBytes, Socks,
@@ -276,37 +275,6 @@ fn word<T: std::str::FromStr<Err = Invalid> + Default>(text: &str) -> Result<T, 
     match text {
         "" => Ok(T::default()),
         text => text.parse(),
-    }
-}
-
-/// Everything but the key.
-impl fmt::Debug for wire::KeyPair {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyPair")
-            .field("certificates", &self.certificates.len())
-            .field("origin", &self.origin)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Everything but the password.
-impl fmt::Debug for wire::SocksProxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SocksProxy")
-            .field("version", &self.version)
-            .field("address", &self.address)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Everything but the content, which may be a key.
-impl fmt::Debug for wire::CertificateFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificateFile")
-            .field("name", &self.name)
-            .field("secret", &self.secret)
-            .finish_non_exhaustive()
     }
 }
 

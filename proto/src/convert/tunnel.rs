@@ -1,6 +1,5 @@
 //! Messages inside a tunnel (`securegateway.tunnel.v1`) and the domain.
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use sg_model::{Acl, AclVersion, HostPort, Invalid, UserFacts, UserTlsFacts};
@@ -114,22 +113,6 @@ fn cut(text: &str) -> String {
             (*length <= LONGEST_TEXT).then_some(c)
         })
         .collect()
-}
-
-/// Everything but the secret of the resumption.
-impl fmt::Debug for wire::Accepted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accepted")
-            .field("node_id", &self.node_id)
-            .field("node_name", &self.node_name)
-            .field("gateway_id", &self.gateway_id)
-            .field("gateway_name", &self.gateway_name)
-            .field("acl", &self.acl)
-            .field("endpoints", &self.endpoints)
-            .field("resume_ms", &self.resume_ms)
-            .field("resumed", &self.resumed)
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -17,5 +17,6 @@ mod http2;
 mod pipe;
 mod raw;
 mod rig;
+mod threats;
 mod tunnel;
 mod upgrades;

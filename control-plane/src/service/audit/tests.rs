@@ -70,7 +70,7 @@ async fn every_change_has_one_record_that_says_what_changed() {
     assert_eq!(record.previous_sha256, found[1].sha256);
 }
 
-/// Row 42: a change exists exactly if its record does, whatever the store answered.
+/// Row 42, too: a change exists exactly if its record does, whatever the store answered.
 #[tokio::test]
 async fn a_lost_answer_neither_loses_nor_doubles_a_record() {
     let store = MemoryStore::new();
