@@ -221,7 +221,10 @@ mod tests {
         std::fs::write(&file.path, &good).unwrap();
         let key = sg_runtime::crypto::hex(&[9; 32]);
         std::fs::write(dir.path().join("state.key"), key).unwrap();
-        assert_eq!(StateFile::open(dir.path(), &node("n1")).unwrap().load(), None);
+        assert_eq!(
+            StateFile::open(dir.path(), &node("n1")).unwrap().load(),
+            None
+        );
     }
 
     #[test]

@@ -49,9 +49,13 @@ pub(crate) fn of(files: &FileDescriptorSet) -> Redacted {
                 "messages inside of messages would be overlooked"
             );
             let full = format!("{package}.{}", message.name());
-            let module = package.trim_start_matches("securegateway.").replace('.', "::");
+            let module = package
+                .trim_start_matches("securegateway.")
+                .replace('.', "::");
             let path = format!("crate::generated::{module}::{}", message.name());
-            let row = format!("    ({full:?}, |bytes| Ok(format!(\"{{:?}}\", <{path} as prost::Message>::decode(bytes)?))),\n");
+            let row = format!(
+                "    ({full:?}, |bytes| Ok(format!(\"{{:?}}\", <{path} as prost::Message>::decode(bytes)?))),\n"
+            );
             redacted.table.push_str(&row);
             if message.field.iter().any(|field| is_secret(&full, field)) {
                 redacted.code.push_str(&debug(&full, &path, message));

@@ -56,8 +56,11 @@ mod tests {
         let said = ["token", "key", "secret", "password", "proof"];
         said.iter().any(|word| name.contains(word))
             && !["page_token", "next_page_token", "token_expiry"].contains(&name)
-            || ["securegateway.v1.CertificateFile.content", "securegateway.tunnel.v1.Piece.data"]
-                .contains(&field.full_name())
+            || [
+                "securegateway.v1.CertificateFile.content",
+                "securegateway.tunnel.v1.Piece.data",
+            ]
+            .contains(&field.full_name())
             || field.full_name() == "securegateway.node.v1.TokenHash.sha256"
     }
 

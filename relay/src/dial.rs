@@ -484,7 +484,11 @@ mod tests {
             }
         };
         DOUBLE.scope(Arc::clone(&double), dials).await;
-        assert_eq!(double.asked.load(Ordering::Relaxed), 80, "once for each dial");
+        assert_eq!(
+            double.asked.load(Ordering::Relaxed),
+            80,
+            "once for each dial"
+        );
         let nobody = async |listener: TcpListener| {
             timeout(Duration::from_millis(20), listener.accept())
                 .await

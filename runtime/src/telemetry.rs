@@ -200,14 +200,17 @@ mod tests {
                 let out = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
                 assert_eq!(out.lines().count(), EVENTS, "{out:?}");
                 let rest = out.replace('\n', "");
-                let raw = rest.chars().find(|c| {
-                    c.is_control() || ('\u{2028}'..='\u{202e}').contains(c)
-                });
+                let raw = rest
+                    .chars()
+                    .find(|c| c.is_control() || ('\u{2028}'..='\u{202e}').contains(c));
                 assert_eq!(raw, None, "{out:?}");
                 if as_json {
                     for line in out.lines() {
                         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-                        assert!(line["forged"].is_null() && line["level"] != "ERROR", "{line}");
+                        assert!(
+                            line["forged"].is_null() && line["level"] != "ERROR",
+                            "{line}"
+                        );
                     }
                     let first: serde_json::Value =
                         serde_json::from_str(out.lines().next().unwrap()).unwrap();

@@ -18,6 +18,8 @@ use memchr::memmem;
 const PAGE_LIMIT: Duration = Duration::from_millis(500);
 /// Pages of a process, at its admin port.
 const PAGES: [&str; 4] = ["/livez", "/readyz", "/metrics", "/debug/tunnels"];
+/// How much of what stands before a secret is shown, to find who has said it.
+const CONTEXT: usize = 80;
 /// Folder of what was collected.
 const FOLDER: &str = "evidence";
 
@@ -67,7 +69,11 @@ impl Evidence {
 
     /// Looks at a process that is about to go.
     pub fn last_look(&self, pid: u32) {
-        let found = self.running().iter().find(|shown| shown.pid == pid).cloned();
+        let found = self
+            .running()
+            .iter()
+            .find(|shown| shown.pid == pid)
+            .cloned();
         if let Some(shown) = found {
             self.look(&shown);
             self.ended(pid);
@@ -107,7 +113,10 @@ impl Evidence {
                     ("environ", Some(at)) => part.get(at + 1..).unwrap_or_default(),
                     _ => part,
                 };
-                !shown.given.iter().any(|given| given.as_encoded_bytes() == value)
+                !shown
+                    .given
+                    .iter()
+                    .any(|given| given.as_encoded_bytes() == value)
             });
             let text: Vec<u8> = own.flat_map(|part| [part, b"\n"].concat()).collect();
             self.note(&format!("{}.{kind}", shown.name), &text);
@@ -152,16 +161,22 @@ pub(crate) fn search(folder: &Path, secrets: &[String], evidence: &Evidence) -> 
         .collect();
     let mut files = Vec::new();
     collect(folder, &mut files)?;
+    let mut found = Vec::new();
     for path in files {
         let Ok(bytes) = std::fs::read(&path) else {
             // Gone since, as the file that another one replaces.
             continue;
         };
-        if finders.iter().any(|finder| finder.find(&bytes).is_some()) {
-            bail!("a secret in {}", path.display());
+        if let Some(at) = finders.iter().find_map(|finder| finder.find(&bytes)) {
+            let before = bytes.get(at.saturating_sub(CONTEXT)..at).unwrap_or_default();
+            let before = String::from_utf8_lossy(before);
+            found.push(format!("{}, behind {:?}", path.display(), before));
         }
     }
-    Ok(())
+    if found.is_empty() {
+        return Ok(());
+    }
+    bail!("a secret in {}", found.join("; "))
 }
 
 /// Logs, evidence, and what stores and nodes keep sealed. The files that exist to hold a secret are left out.
@@ -173,7 +188,8 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             continue;
         };
         let searched = path.extension().is_some_and(|kind| {
-            ["log", "seen", "redb", "sealed", "unusable", "ready"].contains(&&*kind.to_string_lossy())
+            ["log", "seen", "redb", "sealed", "unusable", "ready"]
+                .contains(&&*kind.to_string_lossy())
         });
         if kind.is_dir() {
             collect(&path, files)?;
@@ -210,13 +226,27 @@ pub(crate) fn of_key_files(folder: &Path, secrets: &mut Vec<String>) -> Result<(
         };
         let is_key = entry.path().extension().is_some_and(|kind| kind == "key");
         let mut inside = is_key;
-        for line in text.lines().map(str::trim) {
+        let mut lines = Vec::new();
+        for line in text.lines().map(str::trim).chain(["-----"]) {
             if line.starts_with("-----") {
+                secrets.extend(secret_lines(&lines).iter().map(|&line| line.to_owned()));
+                lines.clear();
                 inside = line.contains("BEGIN") && line.contains("PRIVATE KEY");
             } else if inside && line.len() >= 32 {
-                secrets.push(line.to_owned());
+                lines.push(line);
             }
         }
     }
     Ok(())
+}
+
+/// Those lines of a private key that hold something of the secret part. The file of a key holds the public part too, which
+/// everybody may see in its certificate: with curves at the end, with RSA at the beginning.
+#[must_use]
+pub fn secret_lines<'a, 'b>(lines: &'b [&'a str]) -> &'b [&'a str] {
+    match lines.len() {
+        0..=2 => lines,
+        3..=6 => lines.get(..2).unwrap_or_default(),
+        many => lines.get(many * 2 / 3..).unwrap_or_default(),
+    }
 }

@@ -10,9 +10,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::canaries::{self, Evidence};
 use crate::counterpart::etcd::Etcd;
 use crate::process::print_tails;
-use crate::canaries::{self, Evidence};
 use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, eventually, get, logs, product};
 
 /// What kind of installation a test wants.

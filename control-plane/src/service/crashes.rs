@@ -40,7 +40,9 @@ impl Dying {
     async fn step<T>(&self, work: impl Future<Output = T>) -> T {
         let before = self
             .left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         if before.is_ok() && !self.dead.is_cancelled() {
             return work.await;
         }
@@ -144,7 +146,10 @@ async fn ask(core: &Core, wish: Wish, call: &Call) -> Result<(), ServiceError> {
             .create_destination(call, "base", &destination("new", 0), true)
             .await
             .map(drop),
-        Wish::DeleteDestination => core.delete_destination(call, ("base", "old"), "", true).await,
+        Wish::DeleteDestination => {
+            core.delete_destination(call, ("base", "old"), "", true)
+                .await
+        }
         Wish::CreateAdminToken => {
             let draft = TokenDraft {
                 name: sg_model::Name::new("new").unwrap(),
@@ -164,7 +169,10 @@ async fn history(store: &MemoryStore) -> Vec<Batch> {
     let newest = store.revision().await.unwrap();
     let mut watch = store.watch("", Revision::FIRST).await.unwrap();
     let mut batches = Vec::new();
-    while batches.last().is_none_or(|batch: &Batch| batch.revision < newest) {
+    while batches
+        .last()
+        .is_none_or(|batch: &Batch| batch.revision < newest)
+    {
         batches.push(watch.next().await.unwrap());
     }
     batches
@@ -175,14 +183,19 @@ fn one_record_for_each_change(history: &[Batch], what: &str) -> usize {
     let mut records = 0;
     for batch in history {
         let of = |prefix: &str| {
-            let found = batch.events.iter().filter(|event| event.key().starts_with(prefix));
+            let found = batch
+                .events
+                .iter()
+                .filter(|event| event.key().starts_with(prefix));
             found.count()
         };
         let changes = of(keys::OBJECTS) + of("v1/token/") + of(keys::META_CA);
         let written = batch
             .events
             .iter()
-            .filter(|event| matches!(event, Event::Put(entry) if entry.key.starts_with(keys::AUDIT)))
+            .filter(
+                |event| matches!(event, Event::Put(entry) if entry.key.starts_with(keys::AUDIT)),
+            )
             .count();
         assert_eq!(written, usize::from(changes > 0), "{what}: {batch:?}");
         records += written;
@@ -229,8 +242,7 @@ async fn threat_42_a_crash_at_any_step_of_a_write_leaves_both_change_and_record_
                 let before = one_record_for_each_change(&history(&store).await, &what);
 
                 let request = call("the-request");
-                let (core, tasks, dead) =
-                    plane_that_dies(&store, dir.path(), (step, effect)).await;
+                let (core, tasks, dead) = plane_that_dies(&store, dir.path(), (step, effect)).await;
                 let died = tokio::select! {
                     biased;
                     () = dead.cancelled() => true,
@@ -262,11 +274,18 @@ async fn threat_42_a_crash_at_any_step_of_a_write_leaves_both_change_and_record_
                     assert_eq!(after, left, "{what}: it happens once");
                 }
                 let found = next.verify_audit().await.unwrap();
-                assert_eq!((found.broken, found.records), (None, after as u64), "{what}");
+                assert_eq!(
+                    (found.broken, found.records),
+                    (None, after as u64),
+                    "{what}"
+                );
                 next_tasks.abort().await;
             }
         }
-        assert!(died_after_the_write, "{wish:?}: no crash came after the write");
+        assert!(
+            died_after_the_write,
+            "{wish:?}: no crash came after the write"
+        );
     }
     assert!(deaths > 40, "only {deaths} crashes");
 }

@@ -9,6 +9,8 @@ pub mod authority;
 pub mod certificates;
 pub mod change;
 pub mod clients;
+#[cfg(test)]
+mod crashes;
 pub mod destinations;
 pub mod error;
 mod etag;
@@ -17,8 +19,6 @@ pub mod nodes;
 pub mod outcome;
 mod ports;
 mod scope;
-#[cfg(test)]
-mod crashes;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -207,7 +207,10 @@ mod tests {
         let made = bootstrap::establish(&store, dir.path(), &path)
             .await
             .unwrap();
-        let (gateway, id) = (GatewayId::new("G1").unwrap(), DestinationId::new("D1").unwrap());
+        let (gateway, id) = (
+            GatewayId::new("G1").unwrap(),
+            DestinationId::new("D1").unwrap(),
+        );
         let key = keys::destination(&gateway, &id);
         let pair = |secret: &[u8]| sg_model::KeyPair {
             certificates: vec![sg_model::Certificate::new([1, 2, 3])],
@@ -232,6 +235,7 @@ mod tests {
             generation: 1,
         };
         destination.user_end.server_pairs = vec![pair(b"canary-server-key")];
+        destination.resource_end.tls = sg_model::ResourceTls::Mutual;
         destination.resource_end.client_pair = Some(pair(b"canary-client-key"));
         destination.resource_end.socks = Some(sg_model::Socks {
             version: sg_model::SocksVersion::V5,
@@ -248,7 +252,10 @@ mod tests {
         let old_vault = Vault::new(made.key.clone());
         let seal = |place: &str, secret: &SecretBytes| old_vault.seal(&key, place, secret);
         let value = record.to_store(&seal).encode_to_vec();
-        assert!(memchr(&value, b"canary").is_none(), "sealed from the beginning");
+        assert!(
+            memchr(&value, b"canary").is_none(),
+            "sealed from the beginning"
+        );
         store.txn(Txn::new().put(&key, value)).await.unwrap();
 
         let old = std::fs::read_to_string(&path).unwrap();
@@ -269,7 +276,10 @@ mod tests {
         let stored = wire::Destination::decode(stored.value.as_ref()).unwrap();
         let vault = Vault::new(after.key);
         let open = |place: &str, sealed: &[u8]| vault.open(&key, place, sealed);
-        assert_eq!(DestinationRecord::from_store(&stored, &open).unwrap(), record);
+        assert_eq!(
+            DestinationRecord::from_store(&stored, &open).unwrap(),
+            record
+        );
         let old_open = |place: &str, sealed: &[u8]| old_vault.open(&key, place, sealed);
         assert!(DestinationRecord::from_store(&stored, &old_open).is_err());
         // Nor do they open under the key of another destination.

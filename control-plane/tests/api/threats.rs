@@ -59,8 +59,14 @@ async fn threat_02_no_header_takes_the_place_of_an_identity() {
     admin.gateway("dev").await;
     let (node_id, _) = plane.join(&mut admin, "n").await;
     let lures: Vec<(&str, String)> = vec![
-        ("x-forwarded-client-cert", format!("URI=spiffe://secure-gateway/node/{node_id}")),
-        ("x-ssl-client-cert", "-----BEGIN CERTIFICATE-----".to_owned()),
+        (
+            "x-forwarded-client-cert",
+            format!("URI=spiffe://secure-gateway/node/{node_id}"),
+        ),
+        (
+            "x-ssl-client-cert",
+            "-----BEGIN CERTIFICATE-----".to_owned(),
+        ),
         ("x-ssl-client-verify", "SUCCESS".to_owned()),
         ("x-client-id", node_id.clone()),
         ("x-node-id", node_id.clone()),
@@ -70,7 +76,10 @@ async fn threat_02_no_header_takes_the_place_of_an_identity() {
         ("x-forwarded-for", "127.0.0.1".to_owned()),
         ("x-real-ip", "127.0.0.1".to_owned()),
         ("x-forwarded-proto", "https".to_owned()),
-        ("x-original-url", "/securegateway.v1.System/GetStatus".to_owned()),
+        (
+            "x-original-url",
+            "/securegateway.v1.System/GetStatus".to_owned(),
+        ),
         ("x-http-method-override", "GET".to_owned()),
         ("grpc-internal", "1".to_owned()),
         ("cookie", format!("token={}", plane.token())),
@@ -111,10 +120,16 @@ async fn threat_02_no_header_takes_the_place_of_an_identity() {
         }),
         Up::Subscribe(node::Subscribe::default()),
     ] {
-        let message = node::NodeMessage { message: Some(message) };
+        let message = node::NodeMessage {
+            message: Some(message),
+        };
         up.send(message).await.unwrap();
     }
-    let status = client.sync(ReceiverStream::new(messages)).await.err().unwrap();
+    let status = client
+        .sync(ReceiverStream::new(messages))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(reason(&status), "NODE_CERTIFICATE_REQUIRED");
 }
 
@@ -122,7 +137,9 @@ async fn threat_02_no_header_takes_the_place_of_an_identity() {
 /// token is asked for.
 #[tokio::test]
 async fn threat_35_a_jwt_is_an_unknown_token_everywhere() {
-    let corpus: Vec<&str> = include_str!("../../../tests/data/jwts.txt").lines().collect();
+    let corpus: Vec<&str> = include_str!("../../../tests/data/jwts.txt")
+        .lines()
+        .collect();
     assert!(corpus.len() >= 60, "{}", corpus.len());
     for part in corpus.chunks(BEFORE_THE_LIMIT / 2) {
         let plane = Plane::start().await;
@@ -152,7 +169,10 @@ async fn threat_12_who_proves_nothing_is_told_the_same() {
     let plane = Plane::start().await;
     let right = plane.token();
     let mut wrong = right.clone();
-    wrong.replace_range(wrong.len() - 1.., if right.ends_with('0') { "1" } else { "0" });
+    wrong.replace_range(
+        wrong.len() - 1..,
+        if right.ends_with('0') { "1" } else { "0" },
+    );
     let (mut told, mut told_of_form) = (Vec::new(), Vec::new());
     for token in [
         format!("sga_{}", "0".repeat(64)),
@@ -179,8 +199,14 @@ async fn threat_12_who_proves_nothing_is_told_the_same() {
         ));
     }
     assert!(told.iter().all(|one| *one == told[0]), "{told:?}");
-    assert!(told_of_form.iter().all(|one| *one == told_of_form[0]), "{told_of_form:?}");
-    assert_eq!((told[0].1.as_str(), told_of_form[0].1.as_str()), ("TOKEN_UNKNOWN", "TOKEN_MALFORMED"));
+    assert!(
+        told_of_form.iter().all(|one| *one == told_of_form[0]),
+        "{told_of_form:?}"
+    );
+    assert_eq!(
+        (told[0].1.as_str(), told_of_form[0].1.as_str()),
+        ("TOKEN_UNKNOWN", "TOKEN_MALFORMED")
+    );
 }
 
 /// Row 12: a message of somebody who has proved nothing has 16 KiB.
@@ -206,7 +232,11 @@ async fn threat_12_a_first_message_has_sixteen_kibibytes() {
     let mut nobody = plane.admin_with("Bearer sga_00").await;
     let mut request = create_destination("dev", "d");
     request.destination.as_mut().unwrap().description = "x".repeat(3 * 1024 * 1024);
-    let status = nobody.destinations.create_destination(request).await.unwrap_err();
+    let status = nobody
+        .destinations
+        .create_destination(request)
+        .await
+        .unwrap_err();
     assert_eq!(reason(&status), "TOKEN_UNKNOWN");
 }
 
@@ -226,7 +256,10 @@ async fn threat_12_one_address_has_so_many_connections_without_a_proof() {
     assert!(rest.is_empty());
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut other = socket.connect(plane.address.parse().unwrap()).await.unwrap();
+    let mut other = socket
+        .connect(plane.address.parse().unwrap())
+        .await
+        .unwrap();
     other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     // An alert: TLS has looked at it.
     let answer = within("an answer", other.read_u8()).await;
@@ -265,11 +298,16 @@ async fn threat_11_an_odd_spelling_of_an_address_is_not_a_resource() {
             // An address as such: the lists decide, and none covers it by the way.
             Ok(made) => {
                 let host = made.into_inner().resource_host;
-                assert!(host.parse::<std::net::IpAddr>().is_ok(), "{written} became {host}");
+                assert!(
+                    host.parse::<std::net::IpAddr>().is_ok(),
+                    "{written} became {host}"
+                );
             }
             Err(status) => {
                 assert!(
-                    fields(&status).iter().any(|field| field.contains("resource")),
+                    fields(&status)
+                        .iter()
+                        .any(|field| field.contains("resource")),
                     "{written}: {status:?}"
                 );
                 refused += 1;
@@ -284,7 +322,9 @@ async fn told(plane: &Plane, credentials: &Credentials, group: &str, at_least: u
     let mut client = NodeSyncClient::new(plane.channel(Some(credentials)).await);
     let (up, messages) = mpsc::channel(16);
     let say = async |message: Up| {
-        let message = node::NodeMessage { message: Some(message) };
+        let message = node::NodeMessage {
+            message: Some(message),
+        };
         up.send(message).await.unwrap();
     };
     say(Up::Hello(node::Hello {
@@ -342,7 +382,12 @@ async fn tenant(admin: &mut Admin, group: &str) -> (String, String) {
         gateway: Some(gateway),
         ..api::CreateGatewayRequest::default()
     };
-    let made = admin.gateways.create_gateway(request).await.unwrap().into_inner();
+    let made = admin
+        .gateways
+        .create_gateway(request)
+        .await
+        .unwrap()
+        .into_inner();
     let key = KeyPair::generate();
     let certificate = sg_runtime::identity::self_signed(&key, &format!("{group}.example"));
     let mut request = create_destination(&made.name, &format!("destination-{group}"));
@@ -366,7 +411,11 @@ async fn tenant(admin: &mut Admin, group: &str) -> (String, String) {
         }),
         ..api::ResourceEnd::default()
     });
-    admin.destinations.create_destination(request).await.unwrap();
+    admin
+        .destinations
+        .create_destination(request)
+        .await
+        .unwrap();
     let allow = api::AddAclEntryRequest {
         name: made.name.clone(),
         entry: Some(api::AclEntry {
@@ -407,7 +456,11 @@ async fn threat_44_a_node_is_told_nothing_of_another_group() {
             version: "0.1.0".to_owned(),
         };
         let answer = enrollment.join(request).await.unwrap().into_inner();
-        let chain = answer.certificates_der.into_iter().map(Into::into).collect();
+        let chain = answer
+            .certificates_der
+            .into_iter()
+            .map(Into::into)
+            .collect();
         Credentials::new(chain, key)
     };
     let x = join(&mut admin, "group-x").await;
@@ -421,8 +474,18 @@ async fn threat_44_a_node_is_told_nothing_of_another_group() {
         (&of_x, &own_id, &own_token, "group-x", "group-y"),
         (&of_y, &foreign_id, &foreign_token, "group-y", "group-x"),
     ] {
-        for what in ["destination-", "resource-", "socks-", "user-", "password-", "gateway-"] {
-            assert!(holds(bytes, format!("{what}{group}").as_bytes()), "{what}{group}");
+        for what in [
+            "destination-",
+            "resource-",
+            "socks-",
+            "user-",
+            "password-",
+            "gateway-",
+        ] {
+            assert!(
+                holds(bytes, format!("{what}{group}").as_bytes()),
+                "{what}{group}"
+            );
         }
         assert!(holds(bytes, id.as_bytes()) && holds(bytes, &hash(token)));
         assert!(!holds(bytes, other.as_bytes()), "{group} hears of {other}");
@@ -434,6 +497,9 @@ async fn threat_44_a_node_is_told_nothing_of_another_group() {
     let lured = told(&plane, &x, "group-y", 1).await;
     let foreign_secrets = ["password-group-y", "gateway-group-y", "resource-group-y"];
     for secret in foreign_secrets {
-        assert!(!holds(&lured, secret.as_bytes()), "a node has moved itself: {secret}");
+        assert!(
+            !holds(&lured, secret.as_bytes()),
+            "a node has moved itself: {secret}"
+        );
     }
 }

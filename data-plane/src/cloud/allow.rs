@@ -240,8 +240,16 @@ mod tests {
         let all = allow(&["0.0.0.0/0", "::/0", "any.example"]);
         let table = include_str!("../../../model/tests/data/special.txt").lines();
         let loopback = [
-            "127.0.0.1", "127.1", "127.255.255.254", "0x7f.1", "2130706433", "017700000001",
-            "[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]",
+            "127.0.0.1",
+            "127.1",
+            "127.255.255.254",
+            "0x7f.1",
+            "2130706433",
+            "017700000001",
+            "[::1]",
+            "[0:0:0:0:0:0:0:1]",
+            "[::ffff:127.0.0.1]",
+            "[64:ff9b::7f00:1]",
         ];
         let spellings = table.filter(|line| !line.is_empty() && !line.starts_with('#'));
         for special in spellings.chain(loopback) {

@@ -149,7 +149,11 @@ async fn threat_04_no_field_of_a_client_makes_it_somebody_else() {
     assert_ne!(client.accepted.tunnel_id, victim_client.accepted.tunnel_id);
     let own_id = sg_runtime::tls::Credentials::key(&offer.credentials).client_id();
     rig.eventually(|rig| {
-        rig.node.registry.all().iter().any(|s| *s.client_id == *own_id)
+        rig.node
+            .registry
+            .all()
+            .iter()
+            .any(|s| *s.client_id == *own_id)
     })
     .await;
 
@@ -168,7 +172,16 @@ async fn threat_04_no_field_of_a_client_makes_it_somebody_else() {
         look_up: false,
         ..StreamOpen::default()
     };
-    for id in ["c2", "d1", "g2", "", "c1 ", "C1", "c1/../c2", "gateway-g2/c2"] {
+    for id in [
+        "c2",
+        "d1",
+        "g2",
+        "",
+        "c1 ",
+        "C1",
+        "c1/../c2",
+        "gateway-g2/c2",
+    ] {
         assert_eq!(open(&client, lure(id)).await, code::NO_DESTINATION, "{id}");
     }
     // With the id of its own destination it reaches that one's resource, whatever it names.
@@ -179,7 +192,10 @@ async fn threat_04_no_field_of_a_client_makes_it_somebody_else() {
     stream.write_all(b"hello").await.unwrap();
     stream.flush().await.unwrap();
     let mut back = [0; 5];
-    timeout(LIMIT, stream.read_exact(&mut back)).await.unwrap().unwrap();
+    timeout(LIMIT, stream.read_exact(&mut back))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(&back, b"hello", "the node's own resource answers");
 
     // Control messages: reports about the other gateway's destinations count for nobody but the one who makes them.
@@ -204,12 +220,18 @@ async fn threat_04_no_field_of_a_client_makes_it_somebody_else() {
         }),
     ];
     for message in messages {
-        let message = Control { message: Some(message) };
-        client.tunnel.send_control(message.encode_to_vec().into()).unwrap();
+        let message = Control {
+            message: Some(message),
+        };
+        client
+            .tunnel
+            .send_control(message.encode_to_vec().into())
+            .unwrap();
     }
     rig.eventually(|rig| {
         let all = rig.node.registry.all();
-        all.iter().any(|s| *s.client_id == *own_id && !s.listeners().is_empty())
+        all.iter()
+            .any(|s| *s.client_id == *own_id && !s.listeners().is_empty())
     })
     .await;
     let all = rig.node.registry.all();
@@ -228,14 +250,24 @@ async fn threat_04_no_field_of_a_client_makes_it_somebody_else() {
         }),
         control::Message::Endpoints(sg_proto::tunnel::Endpoints::default()),
     ] {
-        let message = Control { message: Some(message) };
+        let message = Control {
+            message: Some(message),
+        };
         drop(client.tunnel.send_control(message.encode_to_vec().into()));
     }
     exchange(&mut rig.user().await, b"still").await;
-    let allowed = rig.node.config().acl(&GatewayId::new("g1").unwrap()).unwrap().clone();
+    let allowed = rig
+        .node
+        .config()
+        .acl(&GatewayId::new("g1").unwrap())
+        .unwrap()
+        .clone();
     assert_eq!(allowed.unlisted, sg_model::Action::Deny);
     let none = timeout(Duration::from_millis(20), foreign_resource.accept()).await;
-    assert!(none.is_err(), "the other gateway's resource has seen nobody");
+    assert!(
+        none.is_err(),
+        "the other gateway's resource has seen nobody"
+    );
     while client.controls.try_recv().is_ok() {}
 }
 
@@ -282,16 +314,22 @@ async fn threat_12_one_address_has_so_many_connections_without_a_hello() {
     );
     assert!(rest.is_empty());
     let name = "sg_tunnels_refused_total{reason=\"half-open-limit\"}";
-    rig.eventually(|rig| rig.series(name).is_some_and(|n| n == "1")).await;
+    rig.eventually(|rig| rig.series(name).is_some_and(|n| n == "1"))
+        .await;
     // Another address comes in.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut other = socket.connect(rig.tunnel_address).await.unwrap();
     other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
-    drop(timeout(LIMIT, other.read_to_end(&mut answer)).await.unwrap());
+    drop(
+        timeout(LIMIT, other.read_to_end(&mut answer))
+            .await
+            .unwrap(),
+    );
     let name = "sg_tunnels_refused_total{reason=\"not-tls\"}";
-    rig.eventually(|rig| rig.series(name).is_some_and(|n| n == "1")).await;
+    rig.eventually(|rig| rig.series(name).is_some_and(|n| n == "1"))
+        .await;
     drop(silent);
     // And when they are gone, so does the first one.
     rig.eventually(|rig| refused(rig) >= 202).await;
@@ -309,7 +347,11 @@ async fn threat_35_a_jwt_is_an_unknown_token_to_a_node() {
     };
     let unknown = answer_to("sgt_0000").await;
     for token in include_str!("../../../tests/data/jwts.txt").lines() {
-        for token in [token.to_owned(), format!("Bearer {token}"), format!("sgt_{token}")] {
+        for token in [
+            token.to_owned(),
+            format!("Bearer {token}"),
+            format!("sgt_{token}"),
+        ] {
             assert_eq!(answer_to(&token).await, unknown, "{token}");
         }
     }

@@ -4,7 +4,6 @@
 //! clients get them as they are, the store gets them sealed, callers of the API get none. Every secret
 //! has a place, as `user_end.server_pairs.0`, which a sealed one is bound to.
 
-
 use sg_model::{
     Certificate, Host, Invalid, KeyPair, PairOrigin, Protocol, ResourceEnd, SecretBytes, Socks,
     SourceOwner, SourcePolicy, SourceRule, SourceSpec, UserEnd,

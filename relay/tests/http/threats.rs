@@ -43,7 +43,10 @@ fn check(what: &str, path: &str, answer: &str, passes: &mut usize) {
     let status = answer.get(9..12).unwrap_or_default();
     if path.starts_with("/secret") {
         assert!(["403", "400"].contains(&status), "{what}: {answer}");
-        assert!(!answer.contains("HTTP/1.1\r\n"), "{what}: it has arrived: {answer}");
+        assert!(
+            !answer.contains("HTTP/1.1\r\n"),
+            "{what}: it has arrived: {answer}"
+        );
         return;
     }
     if status != "200" {
@@ -52,11 +55,19 @@ fn check(what: &str, path: &str, answer: &str, passes: &mut usize) {
     }
     *passes += 1;
     let (target, fields) = arrived(answer).unwrap();
-    assert_eq!(target, path, "{what}: what was decided over is what is sent");
-    let hosts: Vec<_> = fields.iter().filter(|line| line.starts_with("host:")).collect();
+    assert_eq!(
+        target, path,
+        "{what}: what was decided over is what is sent"
+    );
+    let hosts: Vec<_> = fields
+        .iter()
+        .filter(|line| line.starts_with("host:"))
+        .collect();
     assert_eq!(hosts, [&format!("host: {RESOURCE}")], "{what}");
     assert!(
-        fields.iter().all(|line| !line.starts_with("proxy-authorization:")),
+        fields
+            .iter()
+            .all(|line| !line.starts_with("proxy-authorization:")),
         "{what}: {fields:?}"
     );
 }
@@ -126,7 +137,10 @@ async fn threat_06_what_is_decided_over_is_what_is_sent_by_http1() {
             }
         }
     }
-    assert!(tried > 900 && passes > 200, "{tried} tried, {passes} passed");
+    assert!(
+        tried > 900 && passes > 200,
+        "{tried} tried, {passes} passed"
+    );
 }
 
 #[tokio::test]
@@ -168,5 +182,8 @@ async fn threat_06_what_is_decided_over_is_what_is_sent_by_http2() {
             }
         }
     }
-    assert!(tried > 900 && passes > 100, "{tried} tried, {passes} passed");
+    assert!(
+        tried > 900 && passes > 100,
+        "{tried} tried, {passes} passed"
+    );
 }
