@@ -10,7 +10,12 @@ use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 const WORDS: [&str; 4] = ["token", "key", "secret", "password"];
 
 /// Texts that only look like secrets.
-const HARMLESS: [&str; 3] = ["page_token", "next_page_token", "token_expiry"];
+const HARMLESS: [&str; 4] = [
+    "page_token",
+    "next_page_token",
+    "token_expiry",
+    "public_key_der",
+];
 
 /// Secrets whose names do not say so: PEM of a key, parts of encoded destinations with their keys, a proof that opens a
 /// tunnel, the hash of a token.

@@ -55,7 +55,13 @@ mod tests {
         let name = field.name();
         let said = ["token", "key", "secret", "password", "proof"];
         said.iter().any(|word| name.contains(word))
-            && !["page_token", "next_page_token", "token_expiry"].contains(&name)
+            && ![
+                "page_token",
+                "next_page_token",
+                "token_expiry",
+                "public_key_der",
+            ]
+            .contains(&name)
             || [
                 "securegateway.v1.CertificateFile.content",
                 "securegateway.tunnel.v1.Piece.data",

@@ -46,7 +46,11 @@ const LIMITS: [Case; 15] = [
     ("limit-memory", "1GiB", &[]),
 ];
 
-const CONTROL_PLANE: [Case; 14] = [
+const CONTROL_PLANE: [Case; 18] = [
+    ("client-certificate-life", "700h", &[]),
+    ("node-certificate-life", "700h", &[]),
+    ("own-certificate-life", "700h", &[]),
+    ("recover-admin", "true", &[]),
     ("store", "embedded:/tmp/other", &[]),
     ("data-dir", "/tmp/other", &[]),
     ("listen", "127.0.0.1:7", &[]),

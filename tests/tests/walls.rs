@@ -74,6 +74,11 @@ const NEVER: [(&str, &[&str]); 7] = [
     ("sg-proto", &["tokio", "rustls"]),
 ];
 
+/// Rows of the threat model for which docs/threats.md names the tests.
+const THREATS: [u8; 24] = [
+    1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 42, 44, 45, 46,
+];
+
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 5] = ["common", "utils", "util", "shared", "helpers"];
 
@@ -277,5 +282,59 @@ fn no_folder_or_file_has_an_empty_name() {
         })
         .map(|path| format!("{}: name it after what it does", path.display()))
         .collect();
+    assert_none(&violations);
+}
+
+/// The tests of the threat table, by their rows.
+fn threat_tests() -> BTreeMap<u8, BTreeSet<String>> {
+    let mut tests: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
+    for path in files() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        // What stands in a text, as in this function, is no function of its own.
+        for line in text.lines().map(str::trim_start) {
+            let line = line.strip_prefix("async ").unwrap_or(line);
+            let Some(rest) = line.strip_prefix("fn threat_") else {
+                continue;
+            };
+            let name: String = rest
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .collect();
+            let row = name.get(..2).and_then(|row| row.parse().ok());
+            let row = row.unwrap_or_else(|| panic!("threat_{name} begins with its row"));
+            tests.entry(row).or_default().insert(format!("threat_{name}"));
+        }
+    }
+    tests
+}
+
+#[test]
+fn every_row_of_the_threats_has_its_tests_and_the_page_names_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("docs/threats.md")).unwrap();
+    let tests = threat_tests();
+    let mut violations = Vec::new();
+    for row in THREATS {
+        let line = page.lines().find(|line| line.starts_with(&format!("| {row} |")));
+        let named: BTreeSet<String> = line
+            .unwrap_or_default()
+            .split('`')
+            .filter(|part| part.starts_with("threat_"))
+            .map(str::to_owned)
+            .collect();
+        let written = tests.get(&row).cloned().unwrap_or_default();
+        if written.is_empty() {
+            violations.push(format!("row {row} has no test `fn threat_{row:02}_...`"));
+        }
+        for name in named.symmetric_difference(&written) {
+            violations.push(format!("row {row}: docs/threats.md and the tests differ in {name}"));
+        }
+        for path in line.unwrap_or_default().split('`').filter(|part| part.contains(".rs")) {
+            let folders = ["", "control-plane/src/", "relay/src/", "data-plane/src/"];
+            if !folders.iter().any(|folder| root.join(folder).join(path).is_file()) {
+                violations.push(format!("row {row}: {path} is no file"));
+            }
+        }
+    }
     assert_none(&violations);
 }
