@@ -168,7 +168,9 @@ pub(crate) fn search(folder: &Path, secrets: &[String], evidence: &Evidence) -> 
             continue;
         };
         if let Some(at) = finders.iter().find_map(|finder| finder.find(&bytes)) {
-            let before = bytes.get(at.saturating_sub(CONTEXT)..at).unwrap_or_default();
+            let before = bytes
+                .get(at.saturating_sub(CONTEXT)..at)
+                .unwrap_or_default();
             let before = String::from_utf8_lossy(before);
             found.push(format!("{}, behind {:?}", path.display(), before));
         }

@@ -286,7 +286,7 @@ fn no_folder_or_file_has_an_empty_name() {
 }
 
 /// The tests of the threat table, by their rows.
-fn threat_tests() -> BTreeMap<u8, BTreeSet<String>> {
+fn tests_of_threats() -> BTreeMap<u8, BTreeSet<String>> {
     let mut tests: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
     for path in files() {
         let text = std::fs::read_to_string(&path).unwrap();
@@ -302,7 +302,10 @@ fn threat_tests() -> BTreeMap<u8, BTreeSet<String>> {
                 .collect();
             let row = name.get(..2).and_then(|row| row.parse().ok());
             let row = row.unwrap_or_else(|| panic!("threat_{name} begins with its row"));
-            tests.entry(row).or_default().insert(format!("threat_{name}"));
+            tests
+                .entry(row)
+                .or_default()
+                .insert(format!("threat_{name}"));
         }
     }
     tests
@@ -312,10 +315,12 @@ fn threat_tests() -> BTreeMap<u8, BTreeSet<String>> {
 fn every_row_of_the_threats_has_its_tests_and_the_page_names_them() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let page = std::fs::read_to_string(root.join("docs/threats.md")).unwrap();
-    let tests = threat_tests();
+    let tests = tests_of_threats();
     let mut violations = Vec::new();
     for row in THREATS {
-        let line = page.lines().find(|line| line.starts_with(&format!("| {row} |")));
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| {row} |")));
         let named: BTreeSet<String> = line
             .unwrap_or_default()
             .split('`')
@@ -327,11 +332,20 @@ fn every_row_of_the_threats_has_its_tests_and_the_page_names_them() {
             violations.push(format!("row {row} has no test `fn threat_{row:02}_...`"));
         }
         for name in named.symmetric_difference(&written) {
-            violations.push(format!("row {row}: docs/threats.md and the tests differ in {name}"));
+            violations.push(format!(
+                "row {row}: docs/threats.md and the tests differ in {name}"
+            ));
         }
-        for path in line.unwrap_or_default().split('`').filter(|part| part.contains(".rs")) {
+        for path in line
+            .unwrap_or_default()
+            .split('`')
+            .filter(|part| part.contains(".rs"))
+        {
             let folders = ["", "control-plane/src/", "relay/src/", "data-plane/src/"];
-            if !folders.iter().any(|folder| root.join(folder).join(path).is_file()) {
+            if !folders
+                .iter()
+                .any(|folder| root.join(folder).join(path).is_file())
+            {
                 violations.push(format!("row {row}: {path} is no file"));
             }
         }

@@ -354,7 +354,7 @@ async fn told(plane: &Plane, credentials: &Credentials, group: &str, at_least: u
                 (part.nonce, part.revision, part.objects)
             }
             Down::Delta(delta) => (delta.nonce, delta.to_revision, delta.upserts),
-            Down::Snapshot(_) | Down::Welcome(_) | Down::Heartbeat(_) => continue,
+            _ => continue,
         };
         destinations += objects
             .iter()
