@@ -1,8 +1,6 @@
 //! Writes `Debug` for every message that carries a secret, so that no log and no error can show it. What a secret is,
 //! is told by the name of its field; a test in `src/debug.rs` goes over all messages with a list of its own.
 
-use std::fmt::Write as _;
-
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
@@ -95,8 +93,7 @@ fn debug(full: &str, path: &str, message: &DescriptorProto) -> String {
         } else {
             format!("&self.{name}")
         };
-        // Writing to text does not fail.
-        let _ = writeln!(fields, "            .field({name:?}, {shown})");
+        fields.push_str(&format!("            .field({name:?}, {shown})\n"));
     }
     format!(
         "impl std::fmt::Debug for {path} {{\n    \

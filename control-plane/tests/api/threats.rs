@@ -41,14 +41,13 @@ async fn ask(
         request.metadata_mut().insert(*name, value.parse().unwrap());
     }
     let stream = grpc.server_streaming(request, path, Raw).await;
-    let status = match stream {
+    match stream {
         Err(status) => status,
         Ok(stream) => match within("an end", stream.into_inner().message()).await {
             Err(status) => status,
             Ok(answer) => panic!("{} answers {answer:?}", method.full_name()),
         },
-    };
-    status
+    }
 }
 
 /// Row 2: no header and no first message takes the place of an identity, whichever call it is.

@@ -1,6 +1,6 @@
 //! A client and a node that tests play against the real program at the other end: they speak the tunnel's protocol by the
 //! product's own library, and say whatever the test wants.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::print_stdout)]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
