@@ -8,8 +8,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-use sg_runtime::identity::{certificates_from_pem, certificates_to_pem, spki_sha256};
+use sg_runtime::identity::{Life, certificates_from_pem, certificates_to_pem, spki_sha256};
 use sg_runtime::tls::{
     CertificateDer, ClientTls, Credentials, PeerKind, SetupError, Trust, client_config, issued_by,
     would_trust,
@@ -40,6 +41,8 @@ struct State {
     trust: Trust,
     /// Hashes of the trusted keys.
     keys: Vec<[u8; 32]>,
+    /// When the newest of the trusted authorities began, as far as their certificates are here.
+    newest: Option<SystemTime>,
     /// What a node told last, and what became of it: every tunnel is told the same.
     told: Vec<CertificateDer<'static>>,
 }
@@ -51,6 +54,8 @@ pub enum Told {
     Same,
     /// They are trusted from now on.
     Changed,
+    /// The node is behind: it names an authority that was replaced, or one that is not trusted any more beside the present one.
+    Older,
     /// None of them is trusted, or can be.
     Refused,
 }
@@ -92,6 +97,7 @@ impl NodeTrust {
                 tls,
                 trust,
                 keys,
+                newest: newest(roots.as_deref().unwrap_or_default()),
                 told: Vec::new(),
             }),
         })
@@ -126,9 +132,17 @@ impl NodeTrust {
             .filter(|root| known(root) || vouched(root))
             .cloned()
             .collect();
-        // A list with one that is not vouched for is no list of our control plane's.
+        let issuing = roots.first().filter(|root| known(root));
+        // A list with one that is not vouched for is no list of our control plane's, or one of yesterday.
         if accepted.len() != roots.len() {
-            return Told::Refused;
+            return match issuing {
+                Some(_) => Told::Older,
+                None => Told::Refused,
+            };
+        }
+        // An authority is never replaced by an older one.
+        if roots.first().map(begins) < state.newest {
+            return Told::Older;
         }
         let mut new = keys(&accepted);
         new.sort_unstable();
@@ -144,6 +158,7 @@ impl NodeTrust {
             return Told::Refused;
         };
         (state.tls, state.trust, state.keys) = (tls, trust, new);
+        state.newest = newest(&accepted);
         state.told.clone_from(&accepted);
         drop(state);
         self.keep(&accepted);
@@ -186,6 +201,14 @@ fn keys(roots: &[CertificateDer<'static>]) -> Vec<[u8; 32]> {
         .collect()
 }
 
+fn begins(root: &CertificateDer<'static>) -> SystemTime {
+    Life::of(root).map_or(SystemTime::UNIX_EPOCH, |life| life.issued)
+}
+
+fn newest(roots: &[CertificateDer<'static>]) -> Option<SystemTime> {
+    roots.iter().map(begins).max()
+}
+
 /// Names a set of certificates.
 fn fingerprint(roots: &[CertificateDer<'static>]) -> String {
     let pem = certificates_to_pem(roots);
@@ -195,6 +218,8 @@ fn fingerprint(roots: &[CertificateDer<'static>]) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
 
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, SanType};
     use sg_runtime::identity::{KeyPair, self_signed};
@@ -210,10 +235,15 @@ mod tests {
     impl Ca {
         fn new(name: &str) -> Self {
             crypto::install();
+            let age = match name {
+                "old" => 20_000,
+                _ => 10_000,
+            };
             let key = rcgen::KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.distinguished_name.push(DnType::CommonName, name);
+            params.not_before = (SystemTime::now() - Duration::from_secs(age)).into();
             let root = params.self_signed(&key).unwrap().der().clone();
             Self {
                 issuer: Issuer::new(params.clone(), key),
@@ -274,9 +304,11 @@ mod tests {
         assert_eq!(trust.told(&roots(&[&new, &old]), &both), Told::Changed);
         assert_eq!(trust.told(&roots(&[&new, &old]), &both), Told::Same);
         assert_eq!(open().state().keys.len(), 2, "it is kept");
+        assert_eq!(trust.told(&roots(&[&old]), &plain), Told::Older);
         let alone = [new.node(), new.root.clone()];
         assert_eq!(trust.told(&roots(&[&new]), &alone), Told::Changed);
-        // And there is no way back.
+        // And there is no way back, whatever a node says that has missed it.
+        assert_eq!(trust.told(&roots(&[&new, &old]), &both), Told::Older);
         assert_eq!(trust.told(&roots(&[&old]), &both), Told::Refused);
         assert_eq!(open().state().keys, keys(&roots(&[&new])));
         // Another --ca begins anew.

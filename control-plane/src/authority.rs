@@ -55,6 +55,7 @@ pub struct Authority {
     spki_sha256: [u8; 32],
     lives: Lives,
     previous: Option<Previous>,
+    revision: u64,
 }
 
 /// The authority before the present one.
@@ -115,6 +116,7 @@ impl Authority {
             key,
             lives: Lives::default(),
             previous: None,
+            revision: 0,
         })
     }
 
@@ -195,7 +197,20 @@ impl Authority {
             spki_sha256,
             lives: Lives::default(),
             previous: None,
+            revision: 0,
         })
+    }
+
+    /// The same, as the store has it at this revision.
+    #[must_use]
+    pub const fn at_revision(mut self, revision: u64) -> Self {
+        self.revision = revision;
+        self
+    }
+
+    /// The revision at which the store had it so.
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The same, with other lives of what it issues.

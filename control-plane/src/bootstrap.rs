@@ -221,6 +221,7 @@ async fn open(
         AuthorityFault::Sealed => BootstrapError::KeyWrong(key_file.to_owned()),
         AuthorityFault::Unusable(error) => error.into(),
     })?;
+    let authority = authority.at_revision(entry.mod_revision.get());
     Ok(Foundation {
         authority,
         key,

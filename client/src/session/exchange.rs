@@ -70,6 +70,10 @@ pub(super) fn trust(session: &Session, said: &Trust) {
             authorities = roots.len(),
             "the certificate authority is being replaced; nodes of these authorities are trusted"
         ),
+        Told::Older => {
+            return tracing::debug!(gateway = %gateway.gateway, address = %session.address,
+                "the node is behind with the certificate authorities");
+        }
         Told::Refused => {
             return tracing::error!(gateway = %gateway.gateway, address = %session.address,
                 "the node names certificate authorities that nothing vouches for; they are not trusted");

@@ -152,7 +152,7 @@ impl Session<'_> {
         }
         let mut authority = self.sessions.registry.authority();
         authority.mark_seen();
-        if let Err(end) = self.send(trust(&authority)).await {
+        if let Err(end) = self.send(trust(&authority, &self.views)).await {
             return end;
         }
         let mut heartbeat = interval(HEARTBEAT);
@@ -180,7 +180,7 @@ impl Session<'_> {
                     Some(Err(_)) | None => Err(End::Closed),
                 },
                 () = self.views.changed() => Ok(()),
-                () = authority.changed() => self.send(trust(&authority)).await,
+                () = authority.changed() => self.send(trust(&authority, &self.views)).await,
                 () = sleep_until(self.heard + SILENCE) => Err(End::Silent),
                 () = until(stalled) => Err(End::Stalled),
                 _ = heartbeat.tick() => self.beat().await,
@@ -362,10 +362,13 @@ impl Session<'_> {
 }
 
 /// Whose certificates the node is to accept.
-fn trust(authority: &Current) -> Message {
-    let roots = authority.get().trusted();
+fn trust(authority: &Current, views: &Views) -> Message {
+    let authority = authority.get();
+    let roots = authority.trusted();
     Message::Trust(wire::Trust {
         roots_der: roots.into_iter().map(|der| der.to_vec()).collect(),
+        epoch: views.now().world.epoch,
+        revision: authority.revision(),
     })
 }
 

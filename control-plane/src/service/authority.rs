@@ -69,7 +69,7 @@ pub async fn follow(
                 Ok(authority) => {
                     seen = entry.mod_revision;
                     let lives = current.borrow().lives();
-                    let authority = authority.with_lives(lives);
+                    let authority = authority.with_lives(lives).at_revision(seen.get());
                     let pem = authority.trusted_pem();
                     current.send_replace(Arc::new(authority));
                     tracing::warn!("the certificate authority was changed");

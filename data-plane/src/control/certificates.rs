@@ -137,7 +137,7 @@ impl Hub {
             .map(CertificateDer::from)
             .collect();
         let own = &mut self.control.own;
-        if own.trusted() == roots {
+        if !own.is_news((trust.epoch, trust.revision)) || own.trusted() == roots {
             return;
         }
         let issuers = &self.control.node.issuers;

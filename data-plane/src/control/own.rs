@@ -37,6 +37,8 @@ pub(crate) struct Own {
     chain: Vec<CertificateDer<'static>>,
     /// The authorities that are accepted, as told in this run.
     roots: Vec<CertificateDer<'static>>,
+    /// Epoch and revision of what was told last.
+    told: (u64, u64),
     shown: ServerCertificate,
     links: watch::Sender<ClientTls>,
 }
@@ -80,6 +82,7 @@ impl Own {
             next: Instant::now(),
             chain: credentials.chain().to_vec(),
             roots: Vec::new(),
+            told: (0, 0),
             shown: ServerCertificate::new(credentials)?,
             links: watch::Sender::new(tls),
         })
@@ -103,6 +106,13 @@ impl Own {
     /// The authorities that are accepted, as a control plane has told in this run.
     pub(super) fn trusted(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// Whether what is told of this epoch and revision is not older than what was told before, by any control plane.
+    pub(super) fn is_news(&mut self, version: (u64, u64)) -> bool {
+        let news = version >= self.told;
+        self.told = self.told.max(version);
+        news
     }
 
     /// The same with the own chain, once that begins with a certificate of the one that issues.
