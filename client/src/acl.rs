@@ -90,6 +90,18 @@ impl Policy {
         self.gateway.as_ref().map(|acl| acl.version)
     }
 
+    /// The gateway's list, if a node has told it.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Acl> {
+        self.gateway.as_ref()
+    }
+
+    /// The lists of files on this machine.
+    #[must_use]
+    pub fn local(&self) -> &[Acl] {
+        &self.local
+    }
+
     /// Whether a stream to a target may be dialled, as far as its name tells.
     #[must_use]
     pub fn allows(&self, target: &HostPort) -> bool {

@@ -3,6 +3,7 @@
 //! Exit codes: 0 after a drain, 1 when something failed at run time or every gateway was given up,
 //! 2 when what was asked for cannot be used.
 
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 use crate::acl::AclState;
 use crate::certificate::Certificate;
 use crate::cloud::ClientPorts;
+use crate::console;
 use crate::dial_gate::DialGate;
 use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
 use crate::identity::{Identity, IdentityError};
 use crate::metrics::ClientMetrics;
-use crate::options::{Reconnect, Settings};
+use crate::options::{ConsoleChoice, Reconnect, Settings};
 use crate::trust::NodeTrust;
 
 /// Streams of the whole process.
@@ -166,7 +168,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
             .collect(),
     };
     let ready_file = settings.ready_file.clone();
-    let mut gateways = start(settings, &identity, &shared, &readiness, &shutdown);
+    let console = settings.console;
+    let (mut gateways, contexts) = start(settings, &identity, &shared, &readiness, &shutdown);
+    start_console(console, contexts, &shutdown, &mut services);
     let result = tokio::select! {
         biased;
         result = supervise(&mut gateways, once, &shutdown) => result,
@@ -200,8 +204,8 @@ fn start(
     shared: &Arc<Shared>,
     readiness: &Readiness,
     shutdown: &Shutdown,
-) -> JoinSet<GatewayEnd> {
-    let mut gateways = JoinSet::new();
+) -> (JoinSet<GatewayEnd>, Vec<Arc<GatewayContext>>) {
+    let (mut gateways, mut contexts) = (JoinSet::new(), Vec::new());
     for gateway in settings.gateways {
         let local = gateway
             .acl
@@ -221,6 +225,7 @@ fn start(
             AclState::new(local),
             Arc::clone(shared),
         ));
+        contexts.push(Arc::clone(&context));
         let gateway = Gateway::new(
             context,
             &gateway.addresses,
@@ -230,7 +235,32 @@ fn start(
         );
         gateways.spawn(gateway.run(shutdown.clone()));
     }
-    gateways
+    (gateways, contexts)
+}
+
+/// Starts the console, if there is to be one. The client never waits for it.
+fn start_console(
+    choice: ConsoleChoice,
+    gateways: Vec<Arc<GatewayContext>>,
+    shutdown: &Shutdown,
+    services: &mut JoinSet<()>,
+) {
+    let terminal = std::io::stdin().is_terminal();
+    let wanted = match choice {
+        ConsoleChoice::Always => true,
+        ConsoleChoice::Never => false,
+        ConsoleChoice::Terminal => terminal,
+    };
+    if !wanted {
+        return;
+    }
+    let prompt = terminal && std::io::stdout().is_terminal();
+    match console::lines() {
+        Ok(lines) => {
+            services.spawn(console::run(gateways, lines, shutdown.clone(), prompt));
+        }
+        Err(error) => tracing::warn!(%error, "there is no console"),
+    }
 }
 
 /// Waits until all gateways have ended, or the first one has if each must hold.

@@ -18,5 +18,5 @@ mod users;
 
 pub use known::{Known, KnownDestination, Outcome, State};
 pub use ports::{ClientPorts, Ports, Report};
-pub use tunnels::{Entered, Tunnels};
+pub use tunnels::{Entered, Health, Tunnels, Way};
 pub use users::Users;

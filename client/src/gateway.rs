@@ -23,6 +23,7 @@ use crate::acl::AclState;
 use crate::certificate::Certificate;
 use crate::cloud::{self, ClientPorts, Ports, State, Tunnels, Users};
 use crate::dial_gate::DialGate;
+use crate::edits::Edits;
 use crate::metrics::ClientMetrics;
 use crate::options::Reconnect;
 use crate::proxy::Proxy;
@@ -79,6 +80,8 @@ pub struct GatewayContext {
     pub certificate: Certificate,
     /// What may be reached.
     pub acl: AclState,
+    /// Changes of the gateway's list that somebody here asks for.
+    pub edits: Edits,
     /// What the nodes told of its destinations.
     pub known: State,
     /// Its tunnels, for users at client ports.
@@ -108,6 +111,7 @@ impl GatewayContext {
             token,
             certificate,
             acl,
+            edits: Edits::default(),
             known: State::default(),
             tunnels: Tunnels::default(),
             listeners: watch::Sender::default(),

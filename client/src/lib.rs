@@ -15,13 +15,16 @@
 //! | [`acl`] | the decision |
 //! | [`trust`] | whose nodes are believed |
 //! | [`certificate`] | what is shown instead of the token |
+//! | [`console`], [`edits`] | what a person here sees and changes |
 //! | [`options`] | the command line |
 
 pub mod acl;
 pub mod app;
 pub mod certificate;
 pub mod cloud;
+pub mod console;
 pub mod dial_gate;
+pub mod edits;
 pub mod gateway;
 pub mod identity;
 pub mod metrics;

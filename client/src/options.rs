@@ -66,6 +66,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// How many threads do the work.
     pub threads: Threads,
+    /// Whether there is a console.
+    pub console: ConsoleChoice,
     /// Form of the log.
     pub log_format: Option<LogFormat>,
     /// What to log.
@@ -85,6 +87,17 @@ pub struct GatewaySettings {
     pub addresses: Vec<HostPort>,
     /// The list of `-F`, which narrows this gateway.
     pub acl: Option<Acl>,
+}
+
+/// When standard input is read for commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleChoice {
+    /// When it is a terminal.
+    Terminal,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
 }
 
 /// What happens after a failed attempt.
@@ -120,7 +133,7 @@ impl Args {
         let acl_files = self.acl_files(count, &mut notices)?;
         let proxy = self.read_proxy(&mut notices)?;
         let local_acl = match &self.local_acl {
-            Some(path) => Some(read_acl("--local-acl", path, &mut notices)?),
+            Some(path) => Some(self.read_acl("--local-acl", path, &mut notices)?),
             None => None,
         };
         let gateways = gateways
@@ -153,6 +166,11 @@ impl Args {
             drain_timeout: self.common.drain_timeout.get(),
             log_format: self.common.log_format,
             threads: self.threads,
+            console: match (self.console, self.no_console) {
+                (true, _) => ConsoleChoice::Always,
+                (_, true) => ConsoleChoice::Never,
+                _ => ConsoleChoice::Terminal,
+            },
             notices,
         })
     }
@@ -307,10 +325,29 @@ impl Args {
             .map_err(|given| too_many("--aclfile", given, count))?
             .into_iter()
             .map(|file| match file {
-                Some(path) => read_acl("--aclfile", Path::new(&path), notices).map(Some),
+                Some(path) => self
+                    .read_acl("--aclfile", Path::new(&path), notices)
+                    .map(Some),
                 None => Ok(None),
             })
             .collect()
+    }
+
+    fn read_acl(&self, key: &str, path: &Path, notices: &mut Vec<String>) -> Result<Acl, Invalid> {
+        let remedy = "write lines as `acl allow HOST:PORT[/PATH]` or `acl deny HOST:PORT`, and # before comments";
+        let invalid = |problem: String| Invalid::new(key, path.display(), problem, remedy);
+        let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+        let file = AclFile::parse(&text).map_err(|error| invalid(error.to_string()))?;
+        let place = path.display();
+        notices.extend(
+            file.notes
+                .into_iter()
+                .map(|(line, why)| format!("{place}, line {line}: {why}")),
+        );
+        Ok(Acl {
+            path_prefix: self.acl_path_prefix,
+            ..file.acl
+        })
     }
 
     fn reconnect(&self) -> Result<Reconnect, Invalid> {
@@ -413,20 +450,6 @@ fn too_many(key: &str, given: usize, count: usize) -> Invalid {
         problem,
         "give at most one value per gateway, joined by --, none for a hole",
     )
-}
-
-fn read_acl(key: &str, path: &Path, notices: &mut Vec<String>) -> Result<Acl, Invalid> {
-    let remedy = "write lines as `acl allow HOST:PORT[/PATH]` or `acl deny HOST:PORT`, and # before comments";
-    let invalid = |problem: String| Invalid::new(key, path.display(), problem, remedy);
-    let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
-    let file = AclFile::parse(&text).map_err(|error| invalid(error.to_string()))?;
-    let place = path.display();
-    notices.extend(
-        file.notes
-            .into_iter()
-            .map(|(line, why)| format!("{place}, line {line}: {why}")),
-    );
-    Ok(file.acl)
 }
 
 fn client_name(asked: Option<String>) -> Result<String, Invalid> {

@@ -25,6 +25,7 @@ use crate::certificates::Desk;
 use crate::cloud::Cloud;
 use crate::config::Settings;
 use crate::control::{self, Control, Own};
+use crate::edits::EditDesk;
 use crate::enroll::{self, EnrollError, Identity};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
@@ -221,7 +222,7 @@ impl Parts {
             server_config(&own.shown(), &ClientAuth::AnySelfSigned, &[acceptor::ALPN])?;
         let roots = read_certificates(&settings.data_dir.join("ca.pem"));
         let issuers = Issuers::new(&roots.map_err(SetupError::from)?)?;
-        let (desk, questions) = Desk::new();
+        let ((desk, questions), (edit_desk, edits)) = (Desk::new(), EditDesk::new());
         let node = node(
             settings,
             &identity,
@@ -229,7 +230,7 @@ impl Parts {
             tunnels,
             shutdown,
             descriptors,
-            (issuers, desk),
+            (issuers, desk, edit_desk),
         );
         node.registry
             .expect(stored.gateways().map(|g| g.id.clone()));
@@ -270,6 +271,7 @@ impl Parts {
             desired,
             applied: applied.clone(),
             questions,
+            edits,
         };
         tasks.spawn("control", control.run(end.clone()));
         Ok(Self {
@@ -374,7 +376,7 @@ fn node(
     (tunnel_config, board): (Config, TunnelBoard),
     shutdown: &Shutdown,
     descriptors: u64,
-    (issuers, desk): (Issuers, Desk),
+    (issuers, desk, edits): (Issuers, Desk, EditDesk),
 ) -> Arc<Node> {
     let (handshakes, per_source) = settings.handshakes;
     let node_metrics = NodeMetrics::register(metrics);
@@ -394,6 +396,7 @@ fn node(
         issuers,
         trust: watch::Sender::default(),
         desk,
+        edits,
         balancers: Balancers::new(settings.trusted_proxies.clone()),
         sources: Places::new(0, settings.streams_per_source),
         tunnel_config,

@@ -27,6 +27,7 @@ mod cloud;
 pub mod config;
 mod connection;
 mod control;
+mod edits;
 mod enroll;
 mod for_clients;
 mod listener;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::balancers::Balancers;
 use crate::certificates::{Desk, Vouched};
 use crate::cloud::{Cloud, CloudAllow};
+use crate::edits::EditDesk;
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
@@ -50,6 +51,8 @@ pub(crate) struct Node {
     pub(crate) trust: watch::Sender<Arc<Vouched>>,
     /// Where tunnels ask for certificates of their clients.
     pub(crate) desk: Desk,
+    /// Where tunnels hand in changes of lists that their clients want.
+    pub(crate) edits: EditDesk,
     /// Who says by the PROXY protocol who connects.
     pub(crate) balancers: Balancers,
     /// Users' streams by source address.

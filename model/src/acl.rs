@@ -13,6 +13,7 @@
 
 mod address;
 mod console;
+mod edit;
 mod entry;
 mod file;
 mod lint;
@@ -22,6 +23,7 @@ use std::net::IpAddr;
 
 pub use address::{canonical_address, is_special};
 pub use console::ConsoleCommand;
+pub use edit::AclEdit;
 pub use entry::{AclEntry, HostPattern};
 pub use file::{AclCommand, AclFile, AclFileError};
 pub use lint::{Finding, FindingKind, Reached, lint};

@@ -33,8 +33,9 @@ mod user;
 mod words;
 
 pub use acl::{
-    Acl, AclCommand, AclEntry, AclFile, AclFileError, AclVersion, Action, ConsoleCommand, Decision,
-    Finding, FindingKind, HostPattern, Reached, Scope, Why, canonical_address, is_special, lint,
+    Acl, AclCommand, AclEdit, AclEntry, AclFile, AclFileError, AclVersion, Action, ConsoleCommand,
+    Decision, Finding, FindingKind, HostPattern, Reached, Scope, Why, canonical_address,
+    is_special, lint,
 };
 pub use credential::{CertificateRefusal, ClientCertificate};
 pub use destination::{
@@ -60,4 +61,4 @@ pub use role::{Role, TokenScope};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};
-pub use words::{ClientCertificates, Compression, Policy, Protocol, TokenExpiry};
+pub use words::{AclEdits, ClientCertificates, Compression, Policy, Protocol, TokenExpiry};

@@ -81,6 +81,18 @@ words!(
     }
 );
 
+words!(
+    /// Who may change a gateway's access control list, beside what operators may.
+    #[derive(Default)]
+    AclEdits, "acl_edits" {
+        /// Whoever sits at one of its clients, too.
+        #[default]
+        Clients = "clients",
+        /// Operators alone.
+        Operators = "operators",
+    }
+);
+
 impl Protocol {
     /// Whether users encrypt what they send, and the node decrypts it.
     #[must_use]

@@ -31,36 +31,53 @@ pub enum PieceError {
     /// A piece is missing, or there is one too many.
     #[error("the pieces of a message do not follow each other")]
     Order,
-    /// It is longer than [`LONGEST`].
-    #[error("a message in pieces is longer than {LONGEST} bytes")]
+    /// It is longer than it may be.
+    #[error("a message in pieces is too long")]
     TooLong,
 }
 
 /// Puts a message together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Assembly {
     next: u32,
     data: Vec<u8>,
+    longest: usize,
+}
+
+impl Default for Assembly {
+    fn default() -> Self {
+        Self::limited(LONGEST)
+    }
 }
 
 impl Assembly {
+    /// For messages of at most `longest` bytes.
+    #[must_use]
+    pub const fn limited(longest: usize) -> Self {
+        Self {
+            next: 0,
+            data: Vec::new(),
+            longest,
+        }
+    }
+
     /// Takes the next piece; answers the message when it is complete.
     ///
     /// # Errors
     /// [`PieceError`]: what was there is given up.
     pub fn take(&mut self, piece: &Piece) -> Result<Option<Vec<u8>>, PieceError> {
         if piece.piece == 0 {
-            *self = Self::default();
+            *self = Self::limited(self.longest);
         }
         let problem = if piece.piece != self.next || piece.piece >= piece.pieces {
             Some(PieceError::Order)
-        } else if self.data.len() + piece.data.len() > LONGEST {
+        } else if self.data.len() + piece.data.len() > self.longest {
             Some(PieceError::TooLong)
         } else {
             None
         };
         if let Some(problem) = problem {
-            *self = Self::default();
+            *self = Self::limited(self.longest);
             return Err(problem);
         }
         self.data.extend_from_slice(&piece.data);
@@ -68,7 +85,8 @@ impl Assembly {
         if self.next < piece.pieces {
             return Ok(None);
         }
-        Ok(Some(std::mem::take(self).data))
+        self.next = 0;
+        Ok(Some(std::mem::take(&mut self.data)))
     }
 }
 

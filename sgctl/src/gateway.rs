@@ -1,5 +1,7 @@
 //! `sgctl gateway`: one gateway for each on-premises network.
 
+mod row;
+
 use clap::Subcommand;
 use pbjson_types::FieldMask;
 use sg_proto::api;
@@ -10,10 +12,9 @@ use sg_runtime::duration::HumanDuration;
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{GatewayRef, request_id};
-use crate::output::{self, Resource};
+use crate::output;
 use crate::secret_file::TokenOut;
 use crate::session::Session;
-use crate::show;
 
 /// Largest page the server gives.
 const PAGE: i32 = 1000;
@@ -74,6 +75,10 @@ pub(crate) struct Create {
     /// Whether clients may exchange the token for a certificate and come back with that: on or off [default: on]
     #[arg(long, value_name = "on|off")]
     client_certificates: Option<String>,
+    /// Who may change the access control list beside operators: clients (whoever sits at one) or operators (nobody
+    /// else) [default: clients]
+    #[arg(long, value_name = "clients|operators")]
+    acl_edits: Option<String>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -134,6 +139,9 @@ pub(crate) struct Update {
     /// Whether clients may exchange the token for a certificate and come back with that: on or off
     #[arg(long, value_name = "on|off")]
     client_certificates: Option<String>,
+    /// Who may change the access control list beside operators: clients (whoever sits at one) or operators (nobody else)
+    #[arg(long, value_name = "clients|operators")]
+    acl_edits: Option<String>,
     /// Whether clients need the security token
     #[arg(long, value_name = "true|false")]
     token_required: Option<bool>,
@@ -151,41 +159,6 @@ pub(crate) struct Rotate {
     no_expiry: bool,
     #[command(flatten)]
     out: TokenOut,
-}
-
-impl Resource for api::Gateway {
-    const PLURAL: &'static str = "gateways";
-    const COLUMNS: &'static [&'static str] = &["NAME", "ID", "ENABLED", "TOKEN EXPIRES"];
-    const WIDE: &'static [&'static str] =
-        &["GROUP", "POLICY", "RESUME TIME", "CREATED", "DESCRIPTION"];
-
-    fn reference(&self) -> String {
-        self.name.clone()
-    }
-
-    fn cells(&self) -> Vec<String> {
-        let expires = if self.token_required {
-            "never"
-        } else {
-            "no token"
-        };
-        vec![
-            self.name.clone(),
-            self.id.clone(),
-            show::yes_no(self.enabled),
-            show::date(self.token_expire_time.as_ref(), expires),
-            self.group.clone(),
-            self.policy.clone(),
-            show::duration(self.resume_time.as_ref(), "off"),
-            show::date(self.create_time.as_ref(), ""),
-            self.description.clone(),
-        ]
-    }
-
-    fn details(&self) -> Option<String> {
-        let shown = !self.security_token.is_empty();
-        shown.then(|| format!("security token: {}\n", self.security_token))
-    }
 }
 
 pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failure> {
@@ -314,6 +287,7 @@ async fn update(api: &Api, args: &Update) -> Result<api::Gateway, Failure> {
         &mut gateway.client_certificates,
         &args.client_certificates,
     );
+    text("acl_edits", &mut gateway.acl_edits, &args.acl_edits);
     if let Some(time) = args.resume_time {
         gateway.resume_time = Some(duration_to_wire(time.get()));
         paths.push("resume_time".to_owned());
@@ -479,6 +453,7 @@ impl From<Create> for api::CreateGatewayRequest {
                 resume_time: args.resume_time.map(|time| duration_to_wire(time.get())),
                 token_expiry: args.token_expiry.unwrap_or_default(),
                 client_certificates: args.client_certificates.unwrap_or_default(),
+                acl_edits: args.acl_edits.unwrap_or_default(),
                 ..api::Gateway::default()
             }),
             token_days: args.token_days.unwrap_or_default(),

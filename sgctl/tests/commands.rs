@@ -26,8 +26,9 @@ async fn gateways_in_every_form() {
     assert_eq!(mock.run("gateway list -o name").await.out, "dev\nsecond\n");
     let wide = mock.run("-o wide gw list").await.out;
     assert!(
-        lines(&wide)[0]
-            .ends_with("GROUP    POLICY       RESUME TIME  CREATED               DESCRIPTION"),
+        lines(&wide)[0].ends_with(
+            "GROUP    POLICY       RESUME TIME  ACL EDITS  CREATED               DESCRIPTION"
+        ),
         "{wide}"
     );
 
@@ -242,10 +243,30 @@ async fn access_control_and_its_wait() {
         generation: 7,
         ..Default::default()
     };
+    let enforces = |kind: &str, id: &str, generation| api::AclEnforcement {
+        kind: kind.to_owned(),
+        id: id.to_owned(),
+        generation,
+    };
+    enforced.status = Some(api::AclStatus {
+        enforced: false,
+        enforcements: vec![
+            enforces("node", "n1", 7),
+            enforces("client", "c1", 6),
+            enforces("client", "c2", 7),
+        ],
+    });
     mock.script.lock().unwrap().acl_states = vec![enforced.clone()];
     let late = mock.run("acl deny dev :22 --wait 300ms").await;
     assert_eq!(late.code, 6, "{late:?}");
     assert!(late.err.contains("(NOT_ENFORCED)"), "{}", late.err);
+    let straggler = "client c1 enforces generation 6, not 7";
+    assert!(late.err.contains(straggler), "{}", late.err);
+    assert!(
+        !late.err.contains("n1") && !late.err.contains("c2"),
+        "{}",
+        late.err
+    );
     enforced.status = Some(api::AclStatus {
         enforced: true,
         ..Default::default()

@@ -54,6 +54,12 @@ impl Daemon {
         &mut self.launch
     }
 
+    /// How it is started.
+    #[must_use]
+    pub fn how(&self) -> &Launch {
+        &self.launch
+    }
+
     /// Starts it and does not wait.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod bytes;
 pub mod canaries;
+mod console;
 pub mod counterpart;
 mod daemon;
 pub mod datagrams;

@@ -2,7 +2,7 @@
 //! when dropped. When a test fails, the end of its log is printed.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ pub struct Launch {
     environment: Vec<(OsString, OsString)>,
     user: Option<&'static str>,
     directory: Option<PathBuf>,
+    console: bool,
     log: PathBuf,
 }
 
@@ -40,6 +41,7 @@ impl Launch {
             environment: Vec::new(),
             user: None,
             directory: None,
+            console: false,
             log: folder.join(format!("{name}.log")),
         }
     }
@@ -98,6 +100,19 @@ impl Launch {
         self.arguments.iter().chain(values).cloned().collect()
     }
 
+    /// Lets a test type on its standard input; what it prints there goes to a file of its own.
+    #[must_use]
+    pub fn console(mut self) -> Self {
+        self.console = true;
+        self
+    }
+
+    /// Where stdout of a program with a console goes.
+    #[must_use]
+    pub fn printed(&self) -> PathBuf {
+        self.log.with_extension("console.log")
+    }
+
     /// Where stdout and stderr go.
     #[must_use]
     pub fn log(&self) -> &Path {
@@ -109,15 +124,15 @@ impl Launch {
     /// # Errors
     /// The program or its log cannot be opened.
     pub fn start(&self) -> Result<Process> {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .with_context(|| format!("log {}", self.log.display()))?;
+        let log = append(&self.log)?;
+        let (input, printed) = match self.console {
+            false => (Stdio::null(), log.try_clone().context("log")?),
+            true => (Stdio::piped(), append(&self.printed())?),
+        };
         let child = self
             .command()?
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().context("log")?)
+            .stdin(input)
+            .stdout(printed)
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", self.program.display()))?;
@@ -198,6 +213,12 @@ impl Launch {
     }
 }
 
+fn append(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).open(path);
+    file.with_context(|| format!("log {}", path.display()))
+}
+
 /// Whether this test runs as root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -216,6 +237,20 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Types a line at its console.
+    ///
+    /// # Errors
+    /// It has no console, or is gone.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("it has no console")?;
+        writeln!(input, "{line}").context("typing")
+    }
+
+    /// Ends its standard input, as Ctrl-D does.
+    pub fn end_input(&mut self) {
+        self.child.stdin = None;
     }
 
     /// What it has printed, this run and those before.

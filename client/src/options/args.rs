@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use sg_model::PrefixMode;
 use sg_relay::TunnelLimits;
 use sg_runtime::config::CommonArgs;
 use sg_runtime::secret::Secret;
@@ -54,6 +55,10 @@ pub struct Args {
     /// As -F, for all gateways
     #[arg(long, value_name = "FILE")]
     pub local_acl: Option<PathBuf>,
+
+    /// How paths of -F and --local-acl are compared: segment, or text as Secure Gateway did it (/my/api lets /my/apix through)
+    #[arg(long, value_name = "segment|text", default_value_t = PrefixMode::Segment)]
+    pub acl_path_prefix: PrefixMode,
 
     /// Directory for the key that identifies this client [default: the user's state directory]
     #[arg(long, value_name = "DIR")]
@@ -122,6 +127,14 @@ pub struct Args {
     /// Accepted: there is no licence prompt
     #[arg(long, alias = "no_license")]
     pub no_license: bool,
+
+    /// Read commands from standard input, also when it is no terminal: A, D, N, S, F change and show the access control list
+    #[arg(long)]
+    pub console: bool,
+
+    /// Do not read commands from a terminal
+    #[arg(long, conflicts_with = "console")]
+    pub no_console: bool,
 
     /// How many threads do the work.
     #[command(flatten)]

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 
-use sg_model::Action;
+use sg_model::{Action, PrefixMode};
 
 use super::*;
 
@@ -301,10 +301,40 @@ fn acl_files_belong_to_gateways_and_the_local_one_to_all() {
     assert_eq!(acl.unlisted, Action::Deny);
     assert!(settings.local_acl.is_some());
     assert_eq!(settings.notices.len(), 1);
+    // The narrower comparison unless another is asked for.
+    for (option, mode) in [
+        ("", PrefixMode::Segment),
+        ("--acl-path-prefix segment", PrefixMode::Segment),
+        ("--acl-path-prefix text", PrefixMode::Text),
+    ] {
+        let line = format!("g1 -g n:1 -F {path} --local-acl {path} {option}");
+        let settings = self::settings(&line);
+        let lists = [&settings.gateways[0].acl, &settings.local_acl];
+        assert!(
+            lists
+                .iter()
+                .all(|acl| acl.as_ref().unwrap().path_prefix == mode),
+            "{option}"
+        );
+    }
+    assert!(check("g1 -g n:1 --acl-path-prefix ibm").is_err());
     std::fs::write(file.path(), "acl allow db:5432\nacl permit x\n").unwrap();
     let error = check(&format!("g1 -g n:1 -F {path}")).unwrap_err();
     assert!(error.contains("line 2"), "{error}");
     assert!(check("g1 -g n:1 -F /does/not/exist").is_err());
+}
+
+#[test]
+fn the_console_is_for_terminals_unless_something_else_is_said() {
+    for (option, choice) in [
+        ("", ConsoleChoice::Terminal),
+        ("--console", ConsoleChoice::Always),
+        ("--no-console", ConsoleChoice::Never),
+    ] {
+        let settings = settings(&format!("g1 -g n:1 {option}"));
+        assert_eq!(settings.console, choice, "{option}");
+    }
+    assert!(check("g1 -g n:1 --console --no-console").is_err());
 }
 
 #[test]

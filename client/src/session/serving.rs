@@ -1,6 +1,8 @@
 //! A tunnel that is up, from the node's answer to its end: takes streams and messages, obeys orders, and brings the tunnel a
 //! new connection when it loses its own.
 
+mod destinations;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -323,41 +325,13 @@ impl<'a> Serving<'a> {
             Ok(Some(control::Message::Destinations(piece))) => self.destinations(&piece),
             Ok(Some(control::Message::Certificate(said))) => exchange::take(self.session, &said),
             Ok(Some(control::Message::Trust(said))) => exchange::trust(self.session, &said),
+            Ok(Some(control::Message::AclEditAnswer(said))) => {
+                self.session.gateway.edits.answered(said)
+            }
             // Nothing that a node sends, or something newer than this client.
             Ok(_) => {}
             Err(error) => tracing::warn!(node = &*self.streams.node, %error,
                 "the node sent a message that cannot be understood"),
-        }
-    }
-
-    /// Takes over destinations that the node told, once all pieces are there.
-    fn destinations(&mut self, piece: &Piece) {
-        let gateway = &self.session.gateway;
-        let whole = match self.destinations.take(piece) {
-            Ok(None) => return,
-            Ok(Some(whole)) => whole,
-            Err(error) => {
-                return tracing::warn!(node = &*self.streams.node, %error,
-                    "the node sent destinations that cannot be put together");
-            }
-        };
-        // Never logged: there are keys in it.
-        let Ok(set) = wire::Destinations::decode(whole.as_slice()) else {
-            return tracing::warn!(
-                node = &*self.streams.node,
-                "the node sent destinations that cannot be understood"
-            );
-        };
-        match gateway.known.offer(&set) {
-            cloud::Outcome::Older => {}
-            cloud::Outcome::Applied(faults) => {
-                for (destination, fault) in faults {
-                    tracing::error!(gateway = %gateway.gateway, destination, %fault,
-                        "the node sent a destination that this client cannot use; it is left out");
-                }
-                tracing::debug!(gateway = %gateway.gateway, revision = set.revision,
-                    destinations = set.destinations.len(), "destinations known");
-            }
         }
     }
 

@@ -364,7 +364,7 @@ impl Client {
 
     pub(crate) fn start_in(directory: PathBuf, line: &str) -> Self {
         let line = format!(
-            "sg-client {line} --data-dir {0}/data --ready-file {0}/ready.json --admin-listen 127.0.0.1:0",
+            "sg-client {line} --data-dir {0}/data --ready-file {0}/ready.json --admin-listen 127.0.0.1:0 --no-console",
             directory.display()
         );
         let none = |_: &str| -> Option<OsString> { None };

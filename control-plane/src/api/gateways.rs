@@ -5,7 +5,8 @@ use sg_proto::api as wire;
 use sg_proto::api::gateways_server::Gateways;
 use sg_proto::convert::api::{MAX_DESCRIPTION, gateway_draft, gateway_to_api, group_from_api};
 use sg_proto::convert::node::{
-    client_certificates_from_wire, resume_time_from_wire, token_expiry_from_wire,
+    acl_edits_from_wire, client_certificates_from_wire, resume_time_from_wire,
+    token_expiry_from_wire,
 };
 use sg_proto::convert::store::GatewayRecord;
 use tonic::{Request, Response, Status};
@@ -16,7 +17,7 @@ use crate::service::ServiceError;
 use crate::service::change::Call;
 use crate::service::gateways::{GatewayAnswer, TokenChoice};
 
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 10] = [
     "name",
     "policy",
     "description",
@@ -26,6 +27,7 @@ const FIELDS: [&str; 9] = [
     "resume_time",
     "token_expiry",
     "client_certificates",
+    "acl_edits",
 ];
 
 fn encode(answer: GatewayAnswer) -> wire::Gateway {
@@ -144,6 +146,7 @@ impl Gateways for Api {
                     "client_certificates",
                     !gateway.client_certificates.is_empty(),
                 ),
+                ("acl_edits", !gateway.acl_edits.is_empty()),
             ];
             let fields = fields(asked.update_mask.as_ref(), &FIELDS, &set)?;
             // The group says which nodes get the gateway's secrets.
@@ -238,6 +241,9 @@ fn edit(
                 .map(|expiry| record.gateway.token_expiry = expiry),
             "client_certificates" => client_certificates_from_wire(&new.client_certificates)
                 .map(|wanted| record.gateway.client_certificates = wanted),
+            "acl_edits" => {
+                acl_edits_from_wire(&new.acl_edits).map(|edits| record.acl_edits = edits)
+            }
             "enabled" => {
                 record.gateway.enabled = new.enabled;
                 Ok(())

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::push::session::Sessions;
 use crate::service::Core;
+use crate::service::acl_edits::ClientEdits;
 use crate::service::nodes::NodeRegistry;
 
 /// Node streams at a time; a node needs one, and another while it replaces it.
@@ -60,6 +61,7 @@ impl Api {
             views: core.views.clone(),
             observed: core.observed.clone(),
             registry: NodeRegistry::new(Arc::clone(&core)),
+            edits: ClientEdits::new(Arc::clone(&core)),
             control_plane: core.control_plane.clone(),
             draining: draining.clone(),
         };

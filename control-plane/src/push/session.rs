@@ -14,6 +14,7 @@ use sg_proto::node as wire;
 use sg_proto::node::control_message::Message;
 use sg_proto::node::node_message::Message as Up;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ use super::cursor::{Cursor, Next, Unacknowledged, snapshot_parts};
 use super::observed::{Connection, Observed};
 use crate::ids;
 use crate::plan::{self, GroupPlan};
+use crate::service::acl_edits::ClientEdits;
 use crate::service::authority::Current;
 use crate::service::nodes::NodeRegistry;
 use crate::world::keeper::{View, Views};
@@ -34,6 +36,8 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const AHEAD: Duration = Duration::from_secs(3);
 /// A message that the transport does not take for so long ends the stream.
 const SEND_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clients' changes of one node under way at a time.
+const MOST_EDITS: usize = 8;
 
 /// Why a session ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +74,8 @@ pub struct Sessions {
     pub observed: Observed,
     /// Records what nodes say of themselves.
     pub registry: NodeRegistry,
+    /// Makes the changes that nodes' clients ask for.
+    pub edits: ClientEdits,
     /// Id of this control plane.
     pub control_plane: String,
     /// Cancelled when this process drains.
@@ -114,6 +120,7 @@ impl Sessions {
             heard: Instant::now(),
             sent: Instant::now(),
             ahead_since: None,
+            edits: JoinSet::new(),
         };
         // What the node says of itself is recorded beside the session, which must not wait for it.
         tokio::select! {
@@ -135,6 +142,8 @@ struct Session<'a> {
     heard: Instant,
     sent: Instant,
     ahead_since: Option<Instant>,
+    /// Clients' changes under way; what is not done ends with the stream, and the node asks again.
+    edits: JoinSet<wire::AclEditAnswer>,
 }
 
 impl Session<'_> {
@@ -179,6 +188,7 @@ impl Session<'_> {
                     },
                     Some(Err(_)) | None => Err(End::Closed),
                 },
+                Some(Ok(answer)) = self.edits.join_next() => self.send(Message::AclEditAnswer(answer)).await,
                 () = self.views.changed() => Ok(()),
                 () = authority.changed() => self.send(trust(&authority, &self.views)).await,
                 () = sleep_until(self.heard + SILENCE) => Err(End::Silent),
@@ -207,10 +217,26 @@ impl Session<'_> {
                 let answer = self.sessions.registry.certify(self.node, asked);
                 return Ok(Some(Message::Certificate(answer)));
             }
+            Some(Up::AclEdit(asked)) => return Ok(self.edit(asked)),
             // A newer node may say more than we know.
             None => {}
         }
         Ok(None)
+    }
+
+    /// Begins a client's change; answers at once if too many are under way.
+    fn edit(&mut self, asked: wire::AclEdit) -> Option<Message> {
+        if self.edits.len() < MOST_EDITS {
+            let (edits, node) = (self.sessions.edits.clone(), self.node.clone());
+            self.edits
+                .spawn(async move { edits.answer(node, asked).await });
+            return None;
+        }
+        let text = "too many clients of this node change lists just now; try again soon";
+        Some(Message::AclEditAnswer(wire::AclEditAnswer {
+            number: asked.number,
+            result: Some(wire::AclEditResult::refused("too-many-edits", text, true)),
+        }))
     }
 
     fn acknowledged(&mut self, ack: wire::Ack) {

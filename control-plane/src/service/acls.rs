@@ -108,7 +108,7 @@ impl Core {
         Err(ServiceError::contended())
     }
 
-    async fn read_acl(&self, gateway: &GatewayId) -> Result<Stored<Acl>, ServiceError> {
+    pub(super) async fn read_acl(&self, gateway: &GatewayId) -> Result<Stored<Acl>, ServiceError> {
         let missing = || ServiceError::not_found("gateway", gateway.as_str());
         let entry: KeyValue = self.read(&keys::acl(gateway)).await?.ok_or_else(missing)?;
         let wire = wire::Acl::decode(entry.value.as_ref())?;

@@ -115,6 +115,7 @@ impl Core {
                 generation: 1,
             },
             group: draft.group,
+            acl_edits: draft.acl_edits,
             description: draft.description,
             created: now,
             updated: now,

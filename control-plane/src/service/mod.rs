@@ -3,6 +3,7 @@
 //! [`Core`] is what all of them share; each file adds one noun. Domain words in, domain words out:
 //! gRPC begins in [`crate::api`]. Start with [`change`], through which every write goes.
 
+pub mod acl_edits;
 pub mod acls;
 pub mod audit;
 pub mod authority;
@@ -18,6 +19,7 @@ pub mod gateways;
 pub mod nodes;
 pub mod outcome;
 mod ports;
+pub mod refusals;
 mod scope;
 pub mod status;
 #[cfg(test)]

@@ -175,7 +175,10 @@ impl Core {
         Ok(self.authority.get().node(&identity, csr)?)
     }
 
-    async fn read_node(&self, id: &NodeId) -> Result<Option<Stored<NodeRecord>>, ServiceError> {
+    pub(super) async fn read_node(
+        &self,
+        id: &NodeId,
+    ) -> Result<Option<Stored<NodeRecord>>, ServiceError> {
         let Some(entry) = self.read(&keys::node(id)).await? else {
             return Ok(None);
         };

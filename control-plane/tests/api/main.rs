@@ -4,6 +4,7 @@
 mod audit;
 mod certificates;
 mod destinations;
+mod edits;
 mod gateways;
 mod harness;
 mod roles;

@@ -74,7 +74,7 @@ impl Node {
             .unwrap();
     }
 
-    async fn subscribe(&self) {
+    pub(super) async fn subscribe(&self) {
         self.say(Up::Subscribe(node::Subscribe {
             epoch: self.config.epoch(),
             revision: self.config.revision(),
@@ -133,7 +133,11 @@ impl Node {
                     assert_eq!(self.config.digest(), delta.digest);
                     return (delta.nonce, false);
                 }
-                Down::Welcome(_) | Down::Heartbeat(_) | Down::Certificate(_) | Down::Trust(_) => {}
+                Down::Welcome(_)
+                | Down::Heartbeat(_)
+                | Down::Certificate(_)
+                | Down::Trust(_)
+                | Down::AclEditAnswer(_) => {}
             }
         }
     }
@@ -149,7 +153,11 @@ impl Node {
         .await;
     }
 
-    async fn take_and_ack(&mut self) -> bool {
+    pub(super) fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    pub(super) async fn take_and_ack(&mut self) -> bool {
         let (nonce, complete) = self.take().await;
         self.ack(nonce, vec![]).await;
         complete

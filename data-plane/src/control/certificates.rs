@@ -186,7 +186,7 @@ impl Hub {
     }
 
     /// The source of configuration if there is one, or else any control plane that is connected.
-    fn any_link(&self) -> Option<LinkId> {
+    pub(super) fn any_link(&self) -> Option<LinkId> {
         let up = |id: &LinkId| self.links.get(id).is_some_and(|link| link.up.is_some());
         self.source
             .filter(up)

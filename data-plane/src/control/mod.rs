@@ -8,6 +8,7 @@
 mod certificates;
 pub(crate) mod channel;
 mod desired;
+mod edits;
 mod link;
 mod own;
 mod status;
@@ -28,10 +29,12 @@ use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::Question;
+use crate::edits::Edit;
 use crate::node::Node;
 use crate::reconcile::Applied;
 use certificates::Asked;
 use desired::{Desired, Outcome};
+use edits::Edits;
 use link::{Dialer, LinkEvent, LinkId};
 pub(crate) use own::Own;
 
@@ -65,6 +68,8 @@ pub(crate) struct Control {
     pub(crate) applied: watch::Receiver<Arc<Applied>>,
     /// Clients that want certificates.
     pub(crate) questions: mpsc::Receiver<Question>,
+    /// Clients that want to change their lists.
+    pub(crate) edits: mpsc::Receiver<Edit>,
 }
 
 /// Control planes remembered from an earlier run.
@@ -85,6 +90,8 @@ impl Control {
         let desired = Desired::new(Arc::clone(&self.desired.borrow()));
         let (_, none) = mpsc::channel(1);
         let mut questions = std::mem::replace(&mut self.questions, none);
+        let (_, none) = mpsc::channel(1);
+        let mut edits = std::mem::replace(&mut self.edits, none);
         let mut hub = Hub {
             desired,
             control: self,
@@ -100,6 +107,7 @@ impl Control {
             last_status: Instant::now(),
             activity: (0, 0),
             asked: Asked::default(),
+            edits: Edits::default(),
         };
         hub.refresh_links();
         let mut look = interval(LOOK);
@@ -117,6 +125,7 @@ impl Control {
                 }
                 Ok(()) = tunnels.changed() => hub.note(News::Some),
                 Some(question) = questions.recv() => hub.ask(question),
+                Some(edit) = edits.recv() => hub.edit(edit),
                 Some(ended) = hub.tasks.join_next_with_id() => hub.link_ended(ended),
                 () = draining.cancelled(), if !drain_told => {
                     drain_told = true;
@@ -124,6 +133,7 @@ impl Control {
                 }
                 _ = look.tick() => {
                     hub.asked.sweep();
+                    hub.edits.sweep();
                     hub.renew();
                     let activity = status::activity(&hub.control.node);
                     if std::mem::replace(&mut hub.activity, activity) != activity {
@@ -153,6 +163,7 @@ struct Hub {
     last_status: Instant,
     activity: (usize, u64),
     asked: Asked,
+    edits: Edits,
 }
 
 /// What there is to report since the last status.
@@ -196,6 +207,7 @@ impl Hub {
                 control_message::Message::Delta(delta) => self.delta(id, delta),
                 control_message::Message::Certificate(said) => self.certificate(id, said),
                 control_message::Message::Trust(trust) => self.trust(trust),
+                control_message::Message::AclEditAnswer(said) => self.edit_answered(id, said),
                 control_message::Message::Heartbeat(beat) => self.learn(beat.control_planes).await,
                 control_message::Message::Welcome(welcome) => {
                     self.learn(welcome.control_planes).await;
@@ -229,10 +241,12 @@ impl Hub {
             self.subscribe(id);
         }
         self.status_to(&[id]);
+        self.send_edits();
     }
 
     fn down(&mut self, id: LinkId) {
         self.asked.forget(id);
+        self.edits.lost(id);
         if let Some(link) = self.links.get_mut(&id) {
             link.up = None;
         }
@@ -249,6 +263,7 @@ impl Hub {
             }
         }
         self.refresh_links();
+        self.send_edits();
     }
 
     /// Makes a link the source of configuration.

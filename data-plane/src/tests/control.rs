@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use sg_model::{HostPort, NodeConfig, NodeId};
+use sg_model::{GatewayId, HostPort, NodeConfig, NodeId};
 use sg_proto::convert::node::object_to_wire;
 use sg_proto::node::node_sync_server::{NodeSync, NodeSyncServer};
 use sg_proto::node::{
-    Ack, ControlMessage, Delta, Hello, NodeMessage, Snapshot, Welcome, control_message,
-    node_message,
+    Ack, AclChange, AclEdit, AclEditAnswer, AclEditResult, ControlMessage, Delta, Hello,
+    NodeMessage, Snapshot, Welcome, control_message, node_message,
 };
 use sg_runtime::identity::certificates_to_pem;
 use sg_runtime::tls::{
@@ -21,7 +21,7 @@ use sg_runtime::tls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::rig::{Authority, LIMIT, node};
 use crate::control::{Control, Own, channel};
+use crate::edits::{Edit, EditDesk};
 use crate::reconcile::testing::{config, gateway};
 use crate::reconcile::{Applied, Reconciler};
 
@@ -113,6 +114,8 @@ struct World {
     desired: watch::Receiver<Arc<NodeConfig>>,
     /// Subscriptions, acknowledgements and counts that went past while waiting for something else.
     statuses: HashMap<usize, usize>,
+    /// Where clients' changes are handed in.
+    edits: EditDesk,
     _data: tempfile::TempDir,
     _tasks: JoinSet<()>,
 }
@@ -129,6 +132,7 @@ impl World {
             planes.push(start(number, id, &authority, seen_by.clone(), &mut tasks).await);
         }
         let (node, _) = node();
+        let (desk, edits) = EditDesk::new();
         let data = tempfile::tempdir().unwrap();
         let (desired_tx, desired) = watch::channel(Arc::default());
         let (applied_tx, applied) = watch::channel(Arc::<Applied>::default());
@@ -145,6 +149,7 @@ impl World {
             desired: desired_tx,
             applied,
             questions: mpsc::channel(1).1,
+            edits,
         };
         tasks.spawn(control.run(never));
         Self {
@@ -152,6 +157,7 @@ impl World {
             seen,
             desired,
             statuses: HashMap::new(),
+            edits: desk,
             _data: data,
             _tasks: tasks,
         }
@@ -366,4 +372,104 @@ async fn a_second_address_of_the_same_control_plane_is_not_a_second_one() {
     let (plane, message) = world.next().await;
     assert_eq!(plane, other);
     assert!(matches!(message, node_message::Message::Subscribe(_)));
+}
+
+/// Hands in a change, as a tunnel does.
+fn wish(world: &World) -> oneshot::Receiver<AclEditResult> {
+    let (answer, answered) = oneshot::channel();
+    world
+        .edits
+        .hand_in(Edit {
+            gateway: GatewayId::new("g1").unwrap(),
+            client: "c1".into(),
+            address: "192.0.2.1".parse().unwrap(),
+            request_id: vec![1; 16],
+            change: AclChange::default(),
+            answer,
+        })
+        .unwrap();
+    answered
+}
+
+impl World {
+    /// The next change that a control plane is asked for.
+    async fn asked(&mut self) -> (usize, AclEdit) {
+        loop {
+            match self.next().await {
+                (plane, node_message::Message::AclEdit(asked)) => return (plane, asked),
+                (_, node_message::Message::Subscribe(_)) => {}
+                other => panic!("no change but {other:?}"),
+            }
+        }
+    }
+
+    async fn answer_edit(&self, plane: usize, number: u64, generation: u64) {
+        let answer = AclEditAnswer {
+            number,
+            result: Some(AclEditResult {
+                generation,
+                ..AclEditResult::default()
+            }),
+        };
+        self.planes[plane]
+            .say(control_message::Message::AclEditAnswer(answer))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_goes_up_and_to_another_control_plane_when_the_first_is_lost() {
+    let mut world = World::new(&["one", "two"]).await;
+    let (source, message) = world.next().await;
+    assert!(matches!(message, node_message::Message::Subscribe(_)));
+    let other = 1 - source;
+    let answered = wish(&world);
+    let (plane, asked) = world.asked().await;
+    assert_eq!(plane, source);
+    assert_eq!(
+        (asked.gateway_id.as_str(), asked.client_id.as_str()),
+        ("g1", "c1")
+    );
+    // An answer to what was not asked is for nobody.
+    world.answer_edit(plane, asked.number + 1, 7).await;
+    world.planes[source].die();
+    let (plane, again) = world.asked().await;
+    assert_eq!(
+        (plane, &again),
+        (other, &asked),
+        "the same, so that it is made once"
+    );
+    world.answer_edit(plane, asked.number, 9).await;
+    let answer = timeout(LIMIT, answered).await.unwrap().unwrap();
+    assert_eq!((answer.reason.as_str(), answer.generation), ("", 9));
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_says_so_and_one_without_answer_in_time() {
+    let mut world = World::new(&["one"]).await;
+    let (_, message) = world.next().await;
+    assert!(matches!(message, node_message::Message::Subscribe(_)));
+    let unanswered = wish(&world);
+    world.asked().await;
+    world.planes[0].die();
+    let cut_off = async {
+        loop {
+            let answer = wish(&world).await.unwrap();
+            if answer.reason == "cut-off" {
+                return answer;
+            }
+        }
+    };
+    // What is handed in before the loss is noticed waits as the first one does.
+    let answer = tokio::select! {
+        answer = timeout(LIMIT, cut_off) => answer.unwrap(),
+        first = unanswered => {
+            let first = first.unwrap();
+            assert_eq!((first.reason.as_str(), first.retry), ("outcome-unknown", true));
+            let answer = wish(&world).await.unwrap();
+            assert_eq!(answer.reason, "cut-off");
+            answer
+        }
+    };
+    assert!(answer.retry && answer.message.contains("nothing was changed"));
 }

@@ -4,6 +4,7 @@
 mod balancers;
 mod control;
 mod credentials;
+mod edits;
 mod policy;
 mod refusals;
 mod resume;

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::balancers::Balancers;
 use crate::certificates::Desk;
 use crate::cloud::{Cloud, CloudAllow};
+use crate::edits::{Edit, EditDesk};
 use crate::for_clients::ForClients;
 use crate::log_limit::LogLimit;
 use crate::metrics::NodeMetrics;
@@ -51,10 +52,15 @@ pub(crate) const TOKEN: &str = "sgt_0123";
 /// A node without its surroundings.
 pub(crate) fn node() -> (Arc<Node>, Metrics) {
     crypto::install();
-    node_behind(Balancers::default(), &Authority::new())
+    let (node, metrics, _) = node_behind(Balancers::default(), &Authority::new());
+    (node, metrics)
 }
 
-fn node_behind(balancers: Balancers, authority: &Authority) -> (Arc<Node>, Metrics) {
+fn node_behind(
+    balancers: Balancers,
+    authority: &Authority,
+) -> (Arc<Node>, Metrics, mpsc::Receiver<Edit>) {
+    let (desk, edits) = EditDesk::new();
     let metrics = Metrics::new("test", "0");
     let node_metrics = NodeMetrics::register(&metrics);
     let tunnel_config = Config::default();
@@ -75,6 +81,7 @@ fn node_behind(balancers: Balancers, authority: &Authority) -> (Arc<Node>, Metri
         trust: watch::Sender::default(),
         // Whoever asks finds nobody there.
         desk: Desk::new().0,
+        edits: desk,
         balancers,
         sources: Places::new(0, 0),
         board: TunnelBoard::new(Arc::clone(&tunnel_config.budget)),
@@ -86,7 +93,7 @@ fn node_behind(balancers: Balancers, authority: &Authority) -> (Arc<Node>, Metri
         full_lines: LogLimit::default(),
         shutdown: Shutdown::manual(Duration::from_secs(1)),
     });
-    (node, metrics)
+    (node, metrics, edits)
 }
 
 pub(crate) struct Rig {
@@ -103,6 +110,8 @@ pub(crate) struct Rig {
     pub(crate) header: &'static [u8],
     /// Issued the node's certificate, and vouches for those of clients.
     pub(crate) authority: Arc<Authority>,
+    /// What clients want changed.
+    pub(crate) edits: mpsc::Receiver<Edit>,
     desired: watch::Sender<Arc<NodeConfig>>,
     applied: watch::Receiver<Arc<Applied>>,
     client_tls: Box<dyn Fn(&Credentials) -> ClientTls>,
@@ -163,7 +172,7 @@ impl Rig {
     pub(crate) async fn behind(balancers: Balancers) -> Self {
         crypto::install();
         let authority = Arc::new(Authority::new());
-        let (node, metrics) = node_behind(balancers, &authority);
+        let (node, metrics, edits) = node_behind(balancers, &authority);
         let mut tasks = JoinSet::new();
         let (desired, desired_rx) = watch::channel(Arc::default());
         let (applied_tx, applied) = watch::channel(Arc::default());
@@ -196,6 +205,7 @@ impl Rig {
             port,
             resource,
             stop,
+            edits,
             header: b"",
             authority,
             desired,

@@ -7,6 +7,7 @@
 pub(crate) mod acceptor;
 mod admit;
 mod credential;
+mod edits;
 mod exchange;
 mod hello;
 mod hold;

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use sg_model::{Acl, AclVersion, GatewayId, Name, NodeConfig, Timestamp};
+use sg_model::{AclVersion, GatewayId, Name, NodeConfig, Timestamp};
 use sg_proto::node::DestinationState;
 use sg_proto::pieces::{self, Assembly};
-use sg_proto::tunnel::{Control, Endpoint, Endpoints, Piece, control};
+use sg_proto::tunnel::{Control, Endpoints, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
 use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::close;
@@ -24,9 +24,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admit;
 use super::credential::{Credential, ProvedKey};
+use super::edits::Edits;
 use super::exchange::Exchange;
 use super::registry::Health;
 use super::resume::{HandOverError, Resumption, Ticket};
+use super::updates::{acl_of, endpoints_of};
 use crate::certificates::Vouched;
 use crate::cloud;
 use crate::for_clients;
@@ -208,23 +210,6 @@ pub(super) struct Told {
     pub(super) endpoints: Endpoints,
 }
 
-/// The access control list that the clients of a gateway enforce; without one, everything is denied.
-pub(super) fn acl_of(config: &NodeConfig, gateway: &GatewayId) -> Acl {
-    config.acl(gateway).cloned().unwrap_or_default()
-}
-
-/// The nodes that clients may connect to.
-pub(super) fn endpoints_of(config: &NodeConfig) -> Endpoints {
-    let endpoints = config.peers().map(|peer| Endpoint {
-        node_id: peer.id.to_string(),
-        node_name: peer.name.to_string(),
-        address: peer.tunnel_address.clone(),
-    });
-    Endpoints {
-        endpoints: endpoints.collect(),
-    }
-}
-
 /// What a tunnel consists of while it lives.
 pub(super) struct Live {
     pub(super) session: Arc<Session>,
@@ -269,6 +254,7 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
         listeners: Assembly::default(),
         detached: None,
         exchange: Exchange::default(),
+        edits: Edits::default(),
         label: session.gateway_name.clone(),
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
@@ -304,6 +290,8 @@ pub(super) struct Keeper<'a> {
     pub(super) detached: Option<Instant>,
     /// The client's wish for a certificate.
     pub(super) exchange: Exchange,
+    /// Its wishes to change the list.
+    pub(super) edits: Edits,
     /// Name of the gateway in the series, which may change.
     label: Name,
 }
@@ -337,7 +325,8 @@ impl Keeper<'_> {
                 }
                 Ok(()) = trust.changed() => self.tell_trust(),
                 answer = self.exchange.answer() => self.certificate_answered(answer),
-                _ = again.tick(), if !self.outbox.is_empty() => self.send_outbox(),
+                answer = self.edits.answered() => self.edit_answered(answer),
+                _ = again.tick(), if self.has_unsent() => self.send_outbox(),
                 _ = tick.tick() => {
                     let config = Arc::clone(&served.borrow());
                     self.note_rtt(&config);
@@ -429,6 +418,7 @@ impl Keeper<'_> {
                 self.node.registry.changed();
             }
             Ok(Some(control::Message::Listeners(piece))) => self.take_listeners(&piece),
+            Ok(Some(control::Message::AclEdit(piece))) => self.take_edit(&piece),
             Ok(Some(control::Message::CertificateRequest(_))) => {
                 let config = Arc::clone(&served.borrow());
                 self.certificate_asked(&config);

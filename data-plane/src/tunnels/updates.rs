@@ -1,8 +1,9 @@
-//! What a tunnel's keeper and its client tell each other in pieces: the destinations that the client must know, and how
-//! its ports fare.
+//! What a tunnel's keeper and its client tell each other: the list, the nodes, and in pieces the destinations that the client
+//! must know, and how its ports fare.
 
 use prost::Message as _;
-use sg_proto::tunnel::{Control, Listeners, Piece, control};
+use sg_model::{Acl, GatewayId, NodeConfig};
+use sg_proto::tunnel::{Control, Endpoint, Endpoints, Listeners, Piece, control};
 use sg_tunnel_io::ControlError;
 use sg_tunnel_io::code::close;
 
@@ -11,9 +12,32 @@ use super::session::Keeper;
 /// Ports that one client may report: as many as a gateway has destinations.
 const MOST_LISTENERS: usize = 2_000;
 
+/// The access control list that the clients of a gateway enforce; without one, everything is denied.
+pub(super) fn acl_of(config: &NodeConfig, gateway: &GatewayId) -> Acl {
+    config.acl(gateway).cloned().unwrap_or_default()
+}
+
+/// The nodes that clients may connect to.
+pub(super) fn endpoints_of(config: &NodeConfig) -> Endpoints {
+    let endpoints = config.peers().map(|peer| Endpoint {
+        node_id: peer.id.to_string(),
+        node_name: peer.name.to_string(),
+        address: peer.tunnel_address.clone(),
+    });
+    Endpoints {
+        endpoints: endpoints.collect(),
+    }
+}
+
 impl Keeper<'_> {
+    /// Whether something waits for room.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty() || self.edits.has_unsent()
+    }
+
     /// Sends what there is room for; the rest is tried again soon.
     pub(super) fn send_outbox(&mut self) {
+        self.send_edit_answers();
         if self.detached.is_some() {
             return;
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 pub use acl::{acl_entry, acl_from_api, acl_replacement, acl_target, acl_to_api};
 
 use sg_model::{
-    ClientCertificates, Compression, Destination, DestinationKind, Host, HostPort, Invalid, Name,
-    Policy, Protocol, ResourceEnd, TokenExpiry, UserEnd,
+    AclEdits, ClientCertificates, Compression, Destination, DestinationKind, Host, HostPort,
+    Invalid, Name, Policy, Protocol, ResourceEnd, TokenExpiry, UserEnd,
 };
 
 use super::ends::{
@@ -19,7 +19,7 @@ use super::ends::{
     user_end_from_wire, user_end_to_wire,
 };
 use super::node::{
-    client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
+    acl_edits_from_wire, client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
     optional_port_from_wire, port_from_wire, resume_time_from_wire, token_expiry_from_wire,
 };
 use super::store::{DestinationRecord, GatewayRecord};
@@ -44,6 +44,8 @@ pub struct GatewayDraft {
     pub token_expiry: TokenExpiry,
     /// Whether clients get certificates.
     pub client_certificates: ClientCertificates,
+    /// Who may change its list.
+    pub acl_edits: AclEdits,
     /// Free text.
     pub description: String,
 }
@@ -122,13 +124,14 @@ pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
     let resume_time = faults.take(resume_time_from_wire(g.resume_time.as_ref()));
     let token_expiry = faults.take(token_expiry_from_wire(&g.token_expiry));
     let client_certificates = faults.take(client_certificates_from_wire(&g.client_certificates));
+    let acl_edits = faults.take(acl_edits_from_wire(&g.acl_edits));
     faults.description(&g.description);
     let draft = (
         name,
         group,
         policy,
         resume_time,
-        token_expiry.zip(client_certificates),
+        token_expiry.zip(client_certificates).zip(acl_edits),
         faults.0.is_empty(),
     );
     match draft {
@@ -138,8 +141,9 @@ pub fn gateway_draft(g: &wire::Gateway) -> Result<GatewayDraft, Vec<Invalid>> {
                 group,
                 policy,
                 resume_time,
-                token_expiry: words.0,
-                client_certificates: words.1,
+                token_expiry: words.0.0,
+                client_certificates: words.0.1,
+                acl_edits: words.1,
                 description: g.description.clone(),
             })
         }
@@ -286,6 +290,7 @@ pub fn gateway_to_api(record: &GatewayRecord, etag: String) -> wire::Gateway {
                 revoke_time: Some(timestamp_to_wire(*since)),
             })
             .collect(),
+        acl_edits: record.acl_edits.to_string(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! field); to the wire it is only written down (`From`).
 
 mod acl;
+pub mod acl_edit;
 pub mod api;
 pub mod ends;
 pub mod node;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sg_model::{
-    Acl, AclVersion, Change, ClientCertificates, ClientId, Compression, Destination, DestinationId,
-    Gateway, GatewayId, Host, HostPort, Invalid, Listen, MAX_REVOKED, Name, NodeId, NodeObject,
-    NodePeer, ObjectKey, Protocol, Timestamp, TokenExpiry, TokenHash,
+    Acl, AclEdits, AclVersion, Change, ClientCertificates, ClientId, Compression, Destination,
+    DestinationId, Gateway, GatewayId, Host, HostPort, Invalid, Listen, MAX_REVOKED, Name, NodeId,
+    NodeObject, NodePeer, ObjectKey, Protocol, Timestamp, TokenExpiry, TokenHash,
 };
 
 use super::acl::Fields;
@@ -82,6 +82,17 @@ pub(super) fn revoked_from_wire(
         return Err(Invalid::new("revoked_clients", text));
     }
     clients.collect()
+}
+
+/// Who may change a gateway's list, where empty means its clients, too.
+///
+/// # Errors
+/// When it is no such word.
+pub fn acl_edits_from_wire(word: &str) -> Result<AclEdits, Invalid> {
+    match word {
+        "" => Ok(AclEdits::default()),
+        word => word.parse(),
+    }
 }
 
 /// A destination's compression, where empty means none.

@@ -4,8 +4,8 @@
 //! Secrets and keys are not here: they are stored sealed, as bytes.
 
 use sg_model::{
-    Acl, AclVersion, ClientId, Destination, DestinationId, Gateway, GatewayId, Host, HostPort,
-    Invalid, Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
+    Acl, AclEdits, AclVersion, ClientId, Destination, DestinationId, Gateway, GatewayId, Host,
+    HostPort, Invalid, Listen, Name, NodeId, PortRange, Timestamp, TokenHash,
 };
 
 use super::acl::Fields;
@@ -14,7 +14,7 @@ use super::ends::{
     user_end_to_wire,
 };
 use super::node::{
-    client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
+    acl_edits_from_wire, client_certificates_from_wire, compression_from_wire, keepalive_from_wire,
     optional_port_from_wire, port_from_wire, resume_time_from_wire, revoked_from_wire,
     token_expiry_from_wire,
 };
@@ -28,6 +28,8 @@ pub struct GatewayRecord {
     pub gateway: Gateway,
     /// Node group that serves it.
     pub group: Name,
+    /// Who may change its access control list.
+    pub acl_edits: AclEdits,
     /// Free text.
     pub description: String,
     /// When it was made.
@@ -106,6 +108,7 @@ impl From<&GatewayRecord> for wire::Gateway {
                     revoke_time: Some(timestamp_to_wire(*since)),
                 })
                 .collect(),
+            acl_edits: record.acl_edits.to_string(),
         }
     }
 }
@@ -145,6 +148,7 @@ impl TryFrom<&wire::Gateway> for GatewayRecord {
                 generation: g.generation,
             },
             group: Name::new(&g.group).map_err(|e| e.in_field("group"))?,
+            acl_edits: acl_edits_from_wire(&g.acl_edits)?,
             description: g.description.clone(),
             created: date("create_time", g.create_time.as_ref())?,
             updated: date("update_time", g.update_time.as_ref())?,

@@ -97,6 +97,7 @@ pub fn gateway() -> Gateway {
         enabled: true,
         group: "default".into(),
         policy: "round-robin".into(),
+        acl_edits: "clients".into(),
         token_required: true,
         token_expire_time: at(1_900_000_000),
         create_time: at(1_764_000_000),
