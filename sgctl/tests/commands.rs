@@ -257,7 +257,7 @@ async fn access_control_and_its_wait() {
         ],
     });
     mock.script.lock().unwrap().acl_states = vec![enforced.clone()];
-    let late = mock.run("acl deny dev :22 --wait 300ms").await;
+    let late = mock.run("acl deny dev :22 --wait 3s").await;
     assert_eq!(late.code, 6, "{late:?}");
     assert!(late.err.contains("(NOT_ENFORCED)"), "{}", late.err);
     let straggler = "client c1 enforces generation 6, not 7";
