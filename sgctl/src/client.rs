@@ -68,6 +68,7 @@ impl Resource for api::Client {
         "STREAMS",
         "RTT MS",
         "STATE",
+        "PORTS",
     ];
     const WIDE: &'static [&'static str] = &[
         "CREDENTIAL",
@@ -96,6 +97,7 @@ impl Resource for api::Client {
                 (false, true) => "disconnected".to_owned(),
                 (false, false) => "connected".to_owned(),
             },
+            ports(&self.ports),
             self.credential.clone(),
             show::date(self.certificate_expire_time.as_ref(), ""),
             self.version.clone(),
@@ -126,8 +128,38 @@ impl Resource for api::Client {
                 t.bytes_to_user.to_string(),
             ]
         });
-        Some(output::table(&columns, rows))
+        let tunnels = output::table(&columns, rows);
+        if self.ports.is_empty() {
+            return Some(tunnels);
+        }
+        let columns = ["DESTINATION", "PORT", "STATE", "REASON", "MESSAGE"];
+        let rows = self.ports.iter().map(|p| {
+            vec![
+                p.destination.clone(),
+                p.client_port.to_string(),
+                p.state.clone(),
+                p.reason.clone(),
+                p.message.clone(),
+            ]
+        });
+        Some(format!("{tunnels}\n{}", output::table(&columns, rows)))
     }
+}
+
+/// How many of a client's ports for cloud destinations are open, and each that is not with its reason.
+fn ports(ports: &[api::ClientPort]) -> String {
+    let open = ports.iter().filter(|p| p.state == "listening").count();
+    if ports.is_empty() {
+        return "-".to_owned();
+    }
+    let mut shown = format!("{open}/{}", ports.len());
+    for port in ports.iter().filter(|p| p.state == "failed") {
+        shown.push_str(&format!(
+            " {} ({}) {}",
+            port.destination, port.client_port, port.reason
+        ));
+    }
+    shown
 }
 
 pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failure> {

@@ -353,6 +353,9 @@ async fn clients_nodes_tokens_and_status() {
         .await
         .out;
     assert!(lines(&get)[3].starts_with("NODE    ADDRESS"), "{get}");
+    assert!(get.contains("db           15432  failed"), "{get}");
+    let list = mock.run("client list dev").await.out;
+    assert!(list.contains("0/1 db (15432) client-port-clash"), "{list}");
 
     let nodes = mock.run("node list").await.out;
     assert_eq!(

@@ -399,6 +399,17 @@ async fn one_port_of_a_client_is_of_one_gateway_at_a_time() -> Result<()> {
     let mut user = works(at).await?;
     create_clashing(&site, "two/b", port, &second.address()).await?;
     shows(&site, "two/b", "client-port-clash").await?;
+    let list = site.sgctl.run(&["client", "list", "two"]).await?.stdout;
+    let told = format!("0/1 b ({port}) client-port-clash");
+    ensure!(list.contains(&told), "{list}");
+    let json = ["client", "list", "one", "-o", "json"];
+    let list = site.sgctl.run(&json).await?.stdout;
+    let list: serde_json::Value = serde_json::from_str(&list)?;
+    let state = list.pointer("/clients/0/ports/0/state");
+    ensure!(
+        state.and_then(|s| s.as_str()) == Some("listening"),
+        "{list}"
+    );
     bytes::echo(&mut user, 4, 1000).await?;
     // Who has it lets go: the other one takes it over, and what was open ends.
     site.sgctl.run(&["destination", "delete", "one/a"]).await?;

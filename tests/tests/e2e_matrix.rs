@@ -380,6 +380,8 @@ async fn users_without_the_right_certificate_are_refused() -> Result<()> {
     let second = Authority::new(&rig.folder, "second")?;
     let alice = rig.authority.issue("alice", &[])?;
     let bob = second.issue("bob", &[])?;
+    let expired = rig.authority.issue_for("expired", &[], (-9, -2))?;
+    let early = rig.authority.issue_for("early", &[], (2, 9))?;
     let ca = text(&rig.authority.file)?.to_owned();
     let other = text(&second.file)?.to_owned();
     for kind in ["on-premises", "cloud"] {
@@ -408,7 +410,15 @@ async fn users_without_the_right_certificate_are_refused() -> Result<()> {
                 stranger.is_err(),
                 "{name}: another authority's user is let in"
             );
-            for word in ["no-certificate", "tls-unknown-issuer"] {
+            for own in [&expired, &early] {
+                let attempt = attempt(Some(own)).await;
+                ensure!(attempt.is_err(), "{name}: {own:?} is let in");
+            }
+            let words = ["no-certificate", "tls-unknown-issuer"];
+            for word in words
+                .into_iter()
+                .chain(["tls-expired", "tls-not-yet-valid"])
+            {
                 rig.says(kind, &name, word).await?;
             }
             rig.update(&name, &["--user-ca", &other]).await?;
@@ -462,6 +472,52 @@ async fn a_changed_certificate_holds_for_new_connections() -> Result<()> {
         })
         .await?;
         bytes::echo(&mut open, 3, 100_000).await?;
+        // And back to the one of the internal CA.
+        rig.update(&name, &["--server-cert", "none"]).await?;
+        let ca = rig.certs(&name).await?.join("ca.pem");
+        let host = if kind == "cloud" {
+            "localhost"
+        } else {
+            "127.0.0.1"
+        };
+        let mut user = eventually(PATIENCE, "the issued one is shown", async || {
+            let config = secure::user(&ca, None)?;
+            secure::connect(at, Some((config, host))).await
+        })
+        .await?;
+        secure::carries(&mut *user, "tls", &resource.address()).await?;
+    }
+    rig.finish()
+}
+
+#[tokio::test]
+async fn a_resource_whose_authority_was_removed_is_refused() -> Result<()> {
+    let mut rig = Rig::start().await?;
+    let second = Authority::new(&rig.folder, "second")?;
+    let own = rig.authority.issue("resource", &RESOURCE_NAMES)?;
+    let resource = Resource::start(Some(secure::server(&own, None)?)).await?;
+    let known = text(&rig.authority.file)?.to_owned();
+    let both = [&known, text(&second.file)?];
+    let first: Vec<&str> = both.iter().flat_map(|one| ["--resource-ca", one]).collect();
+    for kind in ["on-premises", "cloud"] {
+        let options = [&["--resource-tls", "tls"], &first[..]].concat();
+        let at = rig
+            .create(kind, kind, &resource.address(), &options)
+            .await?;
+        let mut open = secure::connect(at, None).await?;
+        secure::carries(&mut *open, "tcp", &resource.address()).await?;
+        rig.update(kind, &["--resource-ca", text(&second.file)?])
+            .await?;
+        eventually(PATIENCE, "new connections are refused", async || {
+            let mut user = secure::connect(at, None).await?;
+            let carried = secure::carries(&mut *user, "tcp", &resource.address()).await;
+            ensure!(carried.is_err(), "it is still believed");
+            Ok(())
+        })
+        .await?;
+        rig.says(kind, kind, "tls-unknown-issuer").await?;
+        // What is open does not notice.
+        secure::carries(&mut *open, "tcp", &resource.address()).await?;
     }
     rig.finish()
 }

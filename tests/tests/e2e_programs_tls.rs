@@ -113,6 +113,14 @@ impl Rig {
     }
 }
 
+/// The name of the host that users connect to, in a certificate of the internal CA.
+fn issued_for(kind: &str) -> &'static str {
+    match kind {
+        "cloud" => "localhost",
+        _ => "127.0.0.1",
+    }
+}
+
 async fn listening(port: u16) -> Result<()> {
     secure::listens(([127, 0, 0, 1], port).into()).await
 }
@@ -129,26 +137,30 @@ async fn checksum(file: &Path) -> Result<String> {
 async fn psql_verifies_the_destination_in_full() -> Result<()> {
     let mut rig = Rig::start().await?;
     let postgres = Postgres::start(rig.site.ports().server()).await?;
-    let options = ["--protocol", "tls", "--preface", "postgres"];
-    let port = rig.create("db", &postgres.address(), &options).await?;
-    let ca = rig.ca("db").await?;
-    let psql = |host: &str, root: &Path| -> Result<Launch> {
-        let root = root.display();
-        let target = format!(
-            "host={host} hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres \
-             sslmode=verify-full sslrootcert={root} gssencmode=disable connect_timeout=10"
-        );
-        Ok(Launch::new("psql", debian("psql")?, &rig.folder)
-            .arg("--no-psqlrc")
-            .arg("--tuples-only")
-            .arg("--no-align")
-            .option("-c", "select 6 * 7")
-            .arg(target))
-    };
-    ensure!(psql("127.0.0.1", &ca)?.run().await?.trim() == "42");
-    let wrong = psql("db.example", &ca)?.run().await;
-    let wrong = format!("{:#}", wrong.err().context("a wrong name is accepted")?);
-    ensure!(wrong.contains("does not match host name"), "{wrong}");
+    let resource = postgres.address();
+    for kind in KINDS {
+        let options = ["--protocol", "tls", "--preface", "postgres"];
+        let at = rig.create_of(kind, kind, &resource, &options).await?;
+        let port = at.rsplit(':').next().context("port")?;
+        let ca = rig.ca(kind).await?;
+        let psql = |host: &str| -> Result<Launch> {
+            let root = ca.display();
+            let target = format!(
+                "host={host} hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres \
+                 sslmode=verify-full sslrootcert={root} gssencmode=disable connect_timeout=10"
+            );
+            Ok(Launch::new("psql", debian("psql")?, &rig.folder)
+                .arg("--no-psqlrc")
+                .arg("--tuples-only")
+                .arg("--no-align")
+                .option("-c", "select 6 * 7")
+                .arg(target))
+        };
+        ensure!(psql(issued_for(kind))?.run().await?.trim() == "42");
+        let wrong = psql("db.example")?.run().await;
+        let wrong = format!("{:#}", wrong.err().context("a wrong name is accepted")?);
+        ensure!(wrong.contains("does not match host name"), "{wrong}");
+    }
     drop(postgres);
     rig.finish()
 }
@@ -185,22 +197,27 @@ async fn openssl_is_served_at_both_ends() -> Result<()> {
         ["--sni", HOST],
     ]
     .concat();
-    let at = rig
-        .create("openssl", &format!("127.0.0.1:{port}"), &ours)
-        .await?;
-    let trusted = rig.ca("openssl").await?;
-    for version in ["-tls1_2", "-tls1_3"] {
-        // The server closes at the second line.
-        let script = format!(
-            "printf 'one way\\nCLOSE\\n' | openssl s_client -quiet {version} -connect 127.0.0.1:{at} \
-             -CAfile '{}' -verify_return_error -verify_ip 127.0.0.1 -cert '{chain}' -key '{key}'",
-            trusted.display()
-        );
-        let user = Launch::new("s_client", debian("sh")?, &rig.folder)
-            .arg("-c")
-            .arg(script);
-        let output = within(PATIENCE, "s_client", user.run()).await??;
-        ensure!(output.contains("yaw eno"), "{version}: {output}");
+    let resource = format!("127.0.0.1:{port}");
+    for kind in KINDS {
+        let at = rig.create_of(kind, kind, &resource, &ours).await?;
+        let trusted = rig.ca(kind).await?;
+        let name = match kind {
+            "cloud" => "-verify_hostname localhost",
+            _ => "-verify_ip 127.0.0.1",
+        };
+        for version in ["-tls1_2", "-tls1_3"] {
+            // The server closes at the second line.
+            let script = format!(
+                "printf 'one way\\nCLOSE\\n' | openssl s_client -quiet {version} -connect {at} \
+                 -CAfile '{}' -verify_return_error {name} -cert '{chain}' -key '{key}'",
+                trusted.display()
+            );
+            let user = Launch::new("s_client", debian("sh")?, &rig.folder)
+                .arg("-c")
+                .arg(script);
+            let output = within(PATIENCE, "s_client", user.run()).await??;
+            ensure!(output.contains("yaw eno"), "{kind} {version}: {output}");
+        }
     }
     drop(server);
     rig.finish()
@@ -225,13 +242,18 @@ async fn virtual_hosts_of_nginx_are_told_apart() -> Result<()> {
     let nginx = Nginx::with(&rig.folder, &servers, port).await?;
     let ca = text(&authority.file)?;
     let resource = format!("localhost:{port}");
-    for (version, of_resource) in [("1", "HTTP/1.1"), ("2", "HTTP/2.0")] {
-        let name = format!("web-{version}");
+    let versions = [("1", "HTTP/1.1"), ("2", "HTTP/2.0")];
+    let cells = KINDS.iter().flat_map(|kind| versions.map(|v| (kind, v)));
+    for (kind, (version, of_resource)) in cells {
+        let name = format!("{kind}-{version}");
         let ends = ["--protocol", "https", "--resource-tls", "tls"];
         let more = ["--resource-ca", ca, "--resource-http", version];
-        let at = rig.create(&name, &resource, &[ends, more].concat()).await?;
+        let at = rig
+            .create_of(kind, &name, &resource, &[ends, more].concat())
+            .await?;
         let trusted = rig.ca(&name).await?;
-        let url = format!("https://127.0.0.1:{at}/x");
+        let url = at.replace("127.0.0.1", issued_for(kind));
+        let url = format!("https://{url}/x");
         for (option, of_user) in [("--http1.1", "1.1"), ("--http2", "2")] {
             let curl = rig.curl(&trusted)?.arg(option);
             let curl = curl.option("--write-out", "\n%{http_version}").arg(&url);
@@ -267,33 +289,43 @@ async fn large_bodies_arrive_unchanged_both_ways() -> Result<()> {
     let sum = checksum(&large).await?;
     let nginx = Nginx::start(&rig.folder, &root, rig.site.ports().server()).await?;
     let (server, address) = rig.server("checksum-server").await?;
-    let options = ["--protocol", "https"];
-    let down = rig.create("down", &nginx.address(), &options).await?;
-    let up = rig.create("up", &address, &options).await?;
-    let trusted = rig.ca("down").await?;
-    for version in ["--http1.1", "--http2"] {
-        let got = rig.folder.join("got");
-        rig.curl(&trusted)?
-            .arg(version)
-            .option("--output", &got)
-            .arg(format!("https://127.0.0.1:{down}/large"))
-            .run()
+    for kind in KINDS {
+        let options = ["--protocol", "https"];
+        let (down, up) = (format!("{kind}-down"), format!("{kind}-up"));
+        let from = rig
+            .create_of(kind, &down, &nginx.address(), &options)
             .await?;
-        ensure!(checksum(&got).await? == sum, "{version}: the file differs");
-        let curl = rig.curl(&trusted)?.arg(version);
-        // The answer of the resource to the expectation is waited for.
-        let curl = match version {
-            "--http1.1" => curl
-                .option("--header", "Expect: 100-continue")
-                .option("--expect100-timeout", "20"),
-            _ => curl,
+        let to = rig.create_of(kind, &up, &address, &options).await?;
+        let trusted = rig.ca(&down).await?;
+        let host = issued_for(kind);
+        let url = |at: &str, path: &str| {
+            let at = at.replace("127.0.0.1", host);
+            format!("https://{at}/{path}")
         };
-        let seen = curl
-            .option("--upload-file", &large)
-            .arg(format!("https://127.0.0.1:{up}/up"))
-            .run()
-            .await?;
-        ensure!(seen == sum, "{version}: the resource got {seen}");
+        for version in ["--http1.1", "--http2"] {
+            let got = rig.folder.join("got");
+            rig.curl(&trusted)?
+                .arg(version)
+                .option("--output", &got)
+                .arg(url(&from, "large"))
+                .run()
+                .await?;
+            ensure!(checksum(&got).await? == sum, "{version}: the file differs");
+            let curl = rig.curl(&trusted)?.arg(version);
+            // The answer of the resource to the expectation is waited for.
+            let curl = match version {
+                "--http1.1" => curl
+                    .option("--header", "Expect: 100-continue")
+                    .option("--expect100-timeout", "20"),
+                _ => curl,
+            };
+            let seen = curl
+                .option("--upload-file", &large)
+                .arg(url(&to, "up"))
+                .run()
+                .await?;
+            ensure!(seen == sum, "{version}: the resource got {seen}");
+        }
     }
     drop(server);
     rig.finish()

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use sg_tests::backend::Echo;
 use sg_tests::counterpart::proxies::{PASSWORD, ProxyServer, USER};
+use sg_tests::secure::{self, text};
 use sg_tests::{
     Client, ClientSetup, Destination, Gateway, Launch, PATIENCE, Site, SiteSetup, bytes, debian,
-    eventually, prepare,
+    eventually, prepare, within,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// A site with a destination, and no client yet.
@@ -281,4 +282,69 @@ fn site_access(site: &Site) -> Result<Vec<(String, String)>> {
         .iter()
         .map(|line| (line.field("user"), line.field("reason")))
         .collect())
+}
+
+#[tokio::test]
+async fn haproxy_reads_who_the_user_is() -> Result<()> {
+    prepare();
+    let setup = SiteSetup {
+        node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
+        ..SiteSetup::default()
+    };
+    let mut site = Site::with(setup).await?;
+    let gateway = site.gateway("dev").await?;
+    let client = site.client(&gateway).await?;
+    site.sgctl
+        .run(&["acl", "allow", "dev", ":", "--wait", "10s"])
+        .await?;
+    let folder = site.folder().to_owned();
+    let port = site.ports().server();
+    // It takes nothing without a header of the PROXY protocol, and answers what it reads there.
+    let section = format!(
+        "frontend reads\n mode http\n bind 127.0.0.1:{port} accept-proxy\n http-request return status 200 \
+         content-type text/plain lf-string \"%[src]:%[src_port] %[dst_port] %[fc_pp_authority]\""
+    );
+    let haproxy = ProxyServer::haproxy(&folder, port, &section).await?;
+    for kind in ["on-premises", "cloud"] {
+        for (version, protocol) in [("v1", "tcp"), ("v2", "tcp"), ("v2", "tls")] {
+            let name = format!("{kind}-{version}-{protocol}");
+            let client_port = site.ports().server().to_string();
+            let mut options = vec!["--kind", kind, "--protocol", protocol];
+            options.extend(["--proxy-protocol", version]);
+            if kind == "cloud" {
+                options.extend(["--client-port", &client_port]);
+            }
+            if protocol == "tls" {
+                options.extend(["--server-name", "web.example"]);
+            }
+            let path = format!("dev/{name}");
+            let at = secure::create(&site, &path, &haproxy.address(), &options).await?;
+            secure::listens(([127, 0, 0, 1], at).into()).await?;
+            let user = TcpStream::connect(("127.0.0.1", at)).await?;
+            let from = user.local_addr()?;
+            let mut user: Box<dyn secure::Io> = match protocol {
+                "tls" => {
+                    let out = folder.join(&name);
+                    let arguments = ["destination", "certs", &path, "--out", text(&out)?];
+                    site.sgctl.run(&arguments).await?;
+                    let config = secure::user(&out.join("ca.pem"), None)?;
+                    Box::new(secure::handshake(user, config, "web.example").await?)
+                }
+                _ => Box::new(user),
+            };
+            user.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                .await?;
+            let mut answer = String::new();
+            within(PATIENCE, &name, user.read_to_string(&mut answer)).await??;
+            let sni = if protocol == "tls" {
+                "web.example"
+            } else {
+                "-"
+            };
+            let expected = format!("\r\n\r\n{from} {at} {sni}");
+            ensure!(answer.ends_with(&expected), "{name}: {answer:?}");
+        }
+    }
+    drop(client);
+    site.finish()
 }

@@ -10,7 +10,7 @@ use sg_proto::convert::timestamp_to_wire;
 use sg_proto::node as node_wire;
 
 use crate::push::observed::{NodeReport, Reports};
-use crate::world::{Stored, World};
+use crate::world::{GatewayEntry, Stored, World};
 
 /// How far the nodes of the group are with a destination.
 pub fn destination(
@@ -36,7 +36,9 @@ pub fn destination(
     let unknown = world
         .nodes_of(&gateway.group)
         .any(|node| reports.may_be_serving(&node.value.id));
-    let clients = clients_of(world, reports, gateway, record);
+    let clients: Vec<_> = clients_of(world, reports, gateway, record)
+        .into_values()
+        .collect();
     let listens = |row: &wire::DestinationClientStatus| {
         row.state == "listening" && row.generation_applied == d.generation
     };
@@ -51,18 +53,21 @@ pub fn destination(
     }
 }
 
+/// One run of a client: its id, and the id of the run.
+type Run<'a> = (&'a str, &'a str);
+
 /// How the connected clients are with a cloud destination: one row each, from whichever node has the newest word.
-fn clients_of(
-    world: &World,
-    reports: &Reports,
+fn clients_of<'a>(
+    world: &'a World,
+    reports: &'a Reports,
     gateway: &GatewayRecord,
     record: &DestinationRecord,
-) -> Vec<wire::DestinationClientStatus> {
+) -> BTreeMap<Run<'a>, wire::DestinationClientStatus> {
     let d = &record.destination;
+    let mut rows = BTreeMap::new();
     if d.kind() != DestinationKind::Cloud {
-        return Vec::new();
+        return rows;
     }
-    let mut rows: BTreeMap<(&str, &str), wire::DestinationClientStatus> = BTreeMap::new();
     let live = world
         .nodes_of(&gateway.group)
         .filter_map(|node| reports.get(&node.value.id))
@@ -92,14 +97,14 @@ fn clients_of(
                 ..wire::DestinationClientStatus::default()
             },
         };
-        let process = (tunnel.client_id.as_str(), tunnel.boot_id.as_str());
+        let run = (tunnel.client_id.as_str(), tunnel.boot_id.as_str());
         let newer =
             |old: &wire::DestinationClientStatus| old.generation_applied < row.generation_applied;
-        if rows.get(&process).is_none_or(newer) {
-            rows.insert(process, row);
+        if rows.get(&run).is_none_or(newer) {
+            rows.insert(run, row);
         }
     }
-    rows.into_values().collect()
+    rows
 }
 
 fn node_status(
@@ -200,7 +205,7 @@ pub fn acl(
 
 /// The client processes connected to a gateway now, by client id, then by run.
 pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wire::Client> {
-    let mut found: BTreeMap<(&str, &str), wire::Client> = BTreeMap::new();
+    let mut found: BTreeMap<Run<'_>, wire::Client> = BTreeMap::new();
     for (node, report) in reports.connected() {
         let name = world
             .node(node)
@@ -223,7 +228,41 @@ pub fn clients(world: &World, reports: &Reports, gateway: &GatewayId) -> Vec<wir
             add_tunnel(client, node.as_str(), &name, tunnel);
         }
     }
+    if let Some((record, entry)) = world.gateway(gateway) {
+        add_ports(&mut found, world, reports, &record.value, entry);
+    }
     found.into_values().collect()
+}
+
+/// What the clients say of the ports that they are to listen on.
+fn add_ports<'a>(
+    found: &mut BTreeMap<Run<'a>, wire::Client>,
+    world: &'a World,
+    reports: &'a Reports,
+    gateway: &GatewayRecord,
+    entry: &GatewayEntry,
+) {
+    let enabled = entry
+        .destinations()
+        .map(|stored| &stored.value)
+        .filter(|record| gateway.gateway.enabled && record.destination.enabled);
+    for record in enabled {
+        let d = &record.destination;
+        for (run, row) in clients_of(world, reports, gateway, record) {
+            let Some(client) = found.get_mut(&run) else {
+                continue;
+            };
+            client.ports.push(wire::ClientPort {
+                destination_id: d.id.to_string(),
+                destination: d.name.to_string(),
+                client_port: d.listen.client_port().unwrap_or_default().into(),
+                state: row.state,
+                reason: row.reason,
+                message: row.message,
+                address: row.address,
+            });
+        }
+    }
 }
 
 /// The same, with those that are let in no more: which of them are, and behind them those that are not connected.

@@ -10,23 +10,21 @@ use crate::failure::Failure;
 /// Longest file that is sent, in bytes.
 const LONGEST_FILE: u64 = 128 * 1024;
 
+/// Given instead of a value: takes out what is there. A file of this name is given as `./none`.
+const NONE: &str = "none";
+
 /// How users are received, and how the resource is connected to.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EndFields {
     /// Speak TLS to the resource: none, tls or mutual [default: none]
     #[arg(long, value_name = "MODE", help_heading = "Resource side")]
     resource_tls: Option<String>,
-    /// Certificates to believe the resource by: of authorities, or its own; PEM or DER, repeatable [default: the
-    /// authorities that the dialling machine trusts]
+    /// Certificates to believe the resource by: of authorities, or its own; PEM or DER, repeatable; none takes them out
+    /// [default: the authorities that the dialling machine trusts]
     #[arg(long, value_name = "FILE", help_heading = "Resource side")]
     resource_ca: Vec<PathBuf>,
-    /// Certificate to show to the resource [default with mutual: a generated one]
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "resource_key",
-        help_heading = "Resource side"
-    )]
+    /// Certificate to show to the resource; none goes back to the default [default with mutual: a generated one]
+    #[arg(long, value_name = "FILE", help_heading = "Resource side")]
     resource_cert: Option<PathBuf>,
     /// Key of --resource-cert
     #[arg(
@@ -68,17 +66,13 @@ pub(crate) struct EndFields {
     /// Tell the resource who its user is by the PROXY protocol: none, v1 or v2 [default: none]
     #[arg(long, value_name = "VERSION", help_heading = "Resource side")]
     proxy_protocol: Option<String>,
-    /// Whom mutual TLS accepts: certificates of authorities, or of users; PEM or DER, repeatable [default: a
-    /// generated one, see `sgctl destination certs`]
+    /// Whom mutual TLS accepts: certificates of authorities, or of users; PEM or DER, repeatable; none goes back to the
+    /// default [default: a generated one, see `sgctl destination certs`]
     #[arg(long, value_name = "FILE", help_heading = "User side")]
     user_ca: Vec<PathBuf>,
-    /// Certificate chain to show to users, repeatable; chosen by the name they ask for [default: one of the internal CA]
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "server_key",
-        help_heading = "User side"
-    )]
+    /// Certificate chain to show to users, repeatable; chosen by the name they ask for; none goes back to the default
+    /// [default: one of the internal CA]
+    #[arg(long, value_name = "FILE", help_heading = "User side")]
     server_cert: Vec<PathBuf>,
     /// Key of --server-cert, in the same order
     #[arg(
@@ -88,7 +82,7 @@ pub(crate) struct EndFields {
         help_heading = "User side"
     )]
     server_key: Vec<PathBuf>,
-    /// Further name in the certificate of the internal CA, repeatable
+    /// Further name in the certificate of the internal CA, repeatable; none takes them out
     #[arg(long, value_name = "NAME", help_heading = "User side")]
     server_name: Vec<String>,
     /// Application protocols (ALPN) to accept, with commas; mirror for what user and resource agree on [default: mirror]
@@ -102,7 +96,7 @@ pub(crate) struct EndFields {
         help_heading = "User side")]
     restrict: Option<bool>,
     /// Address that may connect, repeatable: IP, IP-IP or CIDR, each with an optional source PORT or PORT:PORT, or
-    /// :PORT alone; replaces all rules that are there
+    /// :PORT alone; replaces all rules that are there; none takes them out
     #[arg(long, value_name = "SPEC", help_heading = "User side")]
     allow_source: Vec<String>,
     /// X-Forwarded-* and Forwarded headers: set, append (trust what users send) or off [default: set]
@@ -123,7 +117,7 @@ impl EndFields {
     }
 
     /// What means nothing any more with this new protocol, or with this way to speak to the resource, beside what is
-    /// given as well: it goes with the update, since there is no other way to take certificates out.
+    /// given as well: it goes with the update.
     pub(super) fn taken_out(
         &self,
         protocol: Option<&str>,
@@ -163,12 +157,14 @@ impl EndFields {
         end: &mut api::UserEnd,
         paths: &mut Vec<&'static str>,
     ) -> Result<(), Failure> {
-        if self.server_cert.len() != self.server_key.len() {
+        if is_none(&self.server_cert) && self.server_key.is_empty() {
+            end.server_pairs = Vec::new();
+            paths.push("user_end.server_pairs");
+        } else if self.server_cert.len() != self.server_key.len() {
             return Err(Failure::usage(
                 "every --server-cert needs its --server-key, in the same order",
             ));
-        }
-        if !self.server_cert.is_empty() {
+        } else if !self.server_cert.is_empty() {
             let pairs = self.server_cert.iter().zip(&self.server_key);
             end.server_pairs = pairs
                 .map(|(chain, key)| pair(chain, key))
@@ -176,7 +172,7 @@ impl EndFields {
             paths.push("user_end.server_pairs");
         }
         if !self.server_name.is_empty() {
-            end.server_names.clone_from(&self.server_name);
+            end.server_names = given(&self.server_name);
             paths.push("user_end.server_names");
         }
         if !self.user_ca.is_empty() {
@@ -203,7 +199,7 @@ impl EndFields {
                 spec: spec.clone(),
                 ..api::SourceRule::default()
             };
-            end.sources = self.allow_source.iter().map(rule).collect();
+            end.sources = given(&self.allow_source).iter().map(rule).collect();
             paths.push("user_end.sources");
         }
         if let Some(mode) = &self.forwarded {
@@ -226,8 +222,12 @@ impl EndFields {
             end.certificates = read_all(&self.resource_ca)?;
             paths.push("resource_end.certificates");
         }
-        if let (Some(chain), Some(key)) = (&self.resource_cert, &self.resource_key) {
-            end.client_pair = Some(pair(chain, key)?);
+        if let Some(chain) = &self.resource_cert {
+            end.client_pair = match &self.resource_key {
+                Some(key) => Some(pair(chain, key)?),
+                None if chain.as_os_str() == NONE => None,
+                None => return Err(Failure::usage("--resource-cert needs its --resource-key")),
+            };
             paths.push("resource_end.client_pair");
         }
         if let Some(name) = &self.sni {
@@ -254,7 +254,7 @@ impl EndFields {
     }
 
     fn proxy(&self, text: &str) -> Result<Option<api::SocksProxy>, Failure> {
-        if text == "none" {
+        if text == NONE {
             return Ok(None);
         }
         let socks =
@@ -280,7 +280,23 @@ fn pair(chain: &Path, key: &Path) -> Result<api::KeyPair, Failure> {
     })
 }
 
+/// What was given, or nothing where that is the word for it.
+fn given(values: &[String]) -> Vec<String> {
+    match values {
+        [only] if only == NONE => Vec::new(),
+        values => values.to_vec(),
+    }
+}
+
+fn is_none(paths: &[PathBuf]) -> bool {
+    matches!(paths, [only] if only.as_os_str() == NONE)
+}
+
+/// The files' contents; none, where that is the word for it.
 fn read_all(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, Failure> {
+    if is_none(paths) {
+        return Ok(Vec::new());
+    }
     paths.iter().map(|path| read(path)).collect()
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use pbjson_types::{Empty, Timestamp};
 use sg_proto::api::{
     Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AddSourceRequest, AdminToken,
-    Client, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
+    Client, ClientPort, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
     CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest,
     DeleteGatewayRequest, Destination, DestinationCertificates, DestinationNodeStatus,
     DestinationStatus, DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest,
@@ -420,6 +420,13 @@ fn client() -> Client {
             ..Tunnel::default()
         }],
         gateway_id: "g0123".into(),
+        ports: vec![ClientPort {
+            destination: "db".into(),
+            client_port: 15_432,
+            state: "failed".into(),
+            reason: "client-port-clash".into(),
+            ..ClientPort::default()
+        }],
         ..Client::default()
     }
 }

@@ -1,4 +1,4 @@
-//! A DNS server that knows one name, and the program that asks it.
+//! DNS servers that know a few names, and the program that asks them.
 
 use std::path::Path;
 
@@ -54,6 +54,68 @@ impl Dns {
     #[must_use]
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+}
+
+/// How many names [`Unbound`] knows.
+const NAMES: u8 = 50;
+
+/// unbound, answering on a loopback port.
+#[derive(Debug)]
+pub struct Unbound {
+    _server: Process,
+    port: u16,
+}
+
+impl Unbound {
+    /// Answers on this port, by UDP and by TCP.
+    ///
+    /// # Errors
+    /// unbound is not installed or does not start.
+    pub async fn start(folder: &Path, port: u16) -> Result<Self> {
+        let own = folder.display();
+        let mut configuration = format!(
+            "server:\n interface: 127.0.0.1@{port}\n port: {port}\n access-control: 127.0.0.0/8 allow\n \
+             chroot: \"\"\n username: \"\"\n directory: \"{own}\"\n pidfile: \"\"\n use-syslog: no\n \
+             do-daemonize: no\n num-threads: 1\n incoming-num-tcp: 50\n module-config: \"iterator\"\n \
+             local-zone: \"plant.test.\" static\n"
+        );
+        for number in 0..NAMES {
+            configuration +=
+                &format!(" local-data: \"machine{number}.plant.test. A 192.0.2.{number}\"\n");
+        }
+        configuration += "remote-control:\n control-enable: no\n";
+        let file = folder.join("unbound.conf");
+        std::fs::write(&file, configuration).context("configuration of unbound")?;
+        let server = Launch::new("unbound", debian("unbound")?, folder)
+            .arg("-d")
+            .arg("-p")
+            .option("-c", &file)
+            .start()?;
+        eventually(PATIENCE, "unbound answers", async || {
+            let answer = dig(port, "machine7.plant.test").await?;
+            ensure!(answer == "192.0.2.7", "it answers {answer:?}");
+            Ok(())
+        })
+        .await?;
+        Ok(Self {
+            _server: server,
+            port,
+        })
+    }
+
+    /// HOST:PORT.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A question for each of its names, as dnsperf reads them.
+    #[must_use]
+    pub fn questions(&self) -> String {
+        (0..NAMES)
+            .map(|number| format!("machine{number}.plant.test A\n"))
+            .collect()
     }
 }
 
