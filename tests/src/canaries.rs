@@ -204,7 +204,10 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Adds what must be kept secret of every key file under a folder: keys in hexadecimal, and the lines
 /// of private keys.
-pub(crate) fn of_key_files(folder: &Path, secrets: &mut Vec<String>) -> Result<()> {
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn of_key_files(folder: &Path, secrets: &mut Vec<String>) -> Result<()> {
     /// Longest key file.
     const LONGEST: u64 = 16 * 1024;
     for entry in std::fs::read_dir(folder).context("folder")? {

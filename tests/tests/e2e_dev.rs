@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, test_kill_process};
 use serde_json::Value;
 use sg_tests::backend::Echo;
+use sg_tests::canaries;
 use sg_tests::counterpart::postgres::Postgres;
 use sg_tests::{Launch, Ports, Process, Sgctl, bytes, eventually, get, prepare, product};
 use tempfile::TempDir;
@@ -98,9 +99,34 @@ impl Dev {
         ))
     }
 
-    /// Ends it with this signal; then nothing is left.
+    /// What must be seen neither in its output nor in a command line: tokens, and the keys in files.
+    fn secrets(&self) -> Result<Vec<String>> {
+        let mut secrets = Vec::new();
+        let control_plane = self.path("ca_file")?;
+        let control_plane = control_plane.parent().context("folder")?;
+        canaries::of_key_files(control_plane, &mut secrets)?;
+        ensure!(!secrets.is_empty(), "no key file is found");
+        for field in ["token_file", "security_token_file"] {
+            let token = std::fs::read_to_string(self.path(field)?)?;
+            secrets.push(token.trim().to_owned());
+        }
+        Ok(secrets)
+    }
+
+    /// Ends it with this signal; then nothing is left. It has not shown a secret.
     async fn end(mut self, signal: Signal) -> Result<()> {
         let pids = self.pids()?;
+        let secrets = self.secrets()?;
+        for pid in &pids {
+            let line = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+            // One that was killed has none any more.
+            let Ok(line) = std::fs::read(line) else {
+                continue;
+            };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let shown = secrets.iter().any(|secret| line.contains(secret));
+            ensure!(!shown, "a secret in the command line of {pid:?}");
+        }
         let temporary = self.folder.path().join("tmp");
         self.process.signal(signal)?;
         let status = self
@@ -108,7 +134,10 @@ impl Dev {
             .ended(END)
             .await
             .with_context(|| "after the signal".to_owned())?;
-        ensure!(status.success(), "{status}: {}", self.process.output()?);
+        let output = self.process.output()?;
+        ensure!(status.success(), "{status}: {output}");
+        let shown = secrets.iter().any(|secret| output.contains(secret));
+        ensure!(!shown, "a secret in the output of sgctl dev");
         for pid in pids {
             ensure!(test_kill_process(pid).is_err(), "process {pid:?} is left");
         }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use sg_tests::counterpart::dns::Unbound;
+use sg_tests::counterpart::dns::{self, Unbound};
 use sg_tests::counterpart::nginx::Nginx;
 use sg_tests::{Client, Launch, PATIENCE, Site, SiteSetup, debian, prepare, secure, within};
 
@@ -123,6 +123,11 @@ async fn dnsperf_loses_no_question_to_unbound() -> Result<()> {
     for kind in KINDS {
         for (mode, protocol) in [("udp", "udp"), ("tcp", "tcp")] {
             let port = rig.create(kind, protocol, &unbound.address()).await?;
+            let answer = match mode {
+                "udp" => dns::dig(port, "machine7.plant.test").await?,
+                _ => dns::dig_by_tcp(port, "machine7.plant.test").await?,
+            };
+            ensure!(answer == "192.0.2.7", "{kind} {mode}: dig gets {answer:?}");
             let port = port.to_string();
             let server = ["-s", "127.0.0.1", "-p", &port, "-m", mode];
             let load = ["-d", &questions, "-c", "5", "-l", "2", "-Q", "2000"];

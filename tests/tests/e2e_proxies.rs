@@ -336,11 +336,7 @@ async fn haproxy_reads_who_the_user_is() -> Result<()> {
                 .await?;
             let mut answer = String::new();
             within(PATIENCE, &name, user.read_to_string(&mut answer)).await??;
-            let sni = if protocol == "tls" {
-                "web.example"
-            } else {
-                "-"
-            };
+            let sni = if protocol == "tls" { "web.example" } else { "" };
             let expected = format!("\r\n\r\n{from} {at} {sni}");
             ensure!(answer.ends_with(&expected), "{name}: {answer:?}");
         }

@@ -84,7 +84,7 @@ const NODE: [Case; 14] = [
     ("limit-streams-per-source", "7", &[]),
 ];
 
-const CLIENT: [Case; 19] = [
+const CLIENT: [Case; 22] = [
     ("gateway_id", "other", &[]),
     ("sectoken", "sgt_1", &[]),
     ("token-file", "TOKENS", &[]),
@@ -96,6 +96,9 @@ const CLIENT: [Case; 19] = [
     ),
     ("aclfile", "ACL", &[]),
     ("local-acl", "ACL", &[]),
+    ("acl-path-prefix", "text", &["local-acl"]),
+    ("console", "true", &[]),
+    ("no-console", "true", &[]),
     ("data-dir", "/tmp/other", &[]),
     ("name", "other", &[]),
     ("connections", "7", &[]),
