@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::{PATIENCE, Site, bytes, eventually, within};
+use crate::{Client, PATIENCE, Site, SiteSetup, bytes, eventually, within};
 
 /// What certificates of resources are for, beside 127.0.0.1.
 pub const HOST: &str = "db.example";
@@ -369,6 +369,26 @@ pub async fn carries(
         );
     }
     Ok(())
+}
+
+/// An installation with a client of the gateway `dev`, whose list allows everything, and a node that may connect to
+/// this machine.
+///
+/// # Errors
+/// Something does not start.
+pub async fn open_site() -> Result<(Site, Client)> {
+    crate::prepare();
+    let mut site = Site::with(SiteSetup {
+        node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
+        ..SiteSetup::default()
+    })
+    .await?;
+    let gateway = site.gateway("dev").await?;
+    let client = site.client(&gateway).await?;
+    site.sgctl
+        .run(&["acl", "allow", "dev", ":", "--wait", "10s"])
+        .await?;
+    Ok((site, client))
 }
 
 /// `sgctl destination create` with these options; answers the port on the nodes, or the one on the client.

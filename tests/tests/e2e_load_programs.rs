@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use sg_tests::counterpart::dns::{self, Unbound};
 use sg_tests::counterpart::nginx::Nginx;
-use sg_tests::{Client, Launch, PATIENCE, Site, SiteSetup, debian, prepare, secure, within};
+use sg_tests::{Client, Launch, PATIENCE, Site, debian, secure, within};
 
 const KINDS: [&str; 2] = ["on-premises", "cloud"];
 
@@ -18,17 +18,7 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Result<Self> {
-        prepare();
-        let mut site = Site::with(SiteSetup {
-            node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
-            ..SiteSetup::default()
-        })
-        .await?;
-        let gateway = site.gateway("dev").await?;
-        let client = site.client(&gateway).await?;
-        site.sgctl
-            .run(&["acl", "allow", "dev", ":", "--wait", "10s"])
-            .await?;
+        let (site, client) = secure::open_site().await?;
         let folder = site.folder().to_owned();
         Ok(Self {
             site,

@@ -7,9 +7,7 @@ use sg_tests::bytes::Sequence;
 use sg_tests::counterpart::nginx::Nginx;
 use sg_tests::counterpart::postgres::Postgres;
 use sg_tests::secure::{self, Authority, HOST, text};
-use sg_tests::{
-    Client, Launch, PATIENCE, Process, Site, SiteSetup, debian, eventually, prepare, within,
-};
+use sg_tests::{Client, Launch, PATIENCE, Process, Site, debian, eventually, within};
 use tokio::net::TcpStream;
 
 const KINDS: [&str; 2] = ["on-premises", "cloud"];
@@ -24,17 +22,7 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Result<Self> {
-        prepare();
-        let mut site = Site::with(SiteSetup {
-            node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
-            ..SiteSetup::default()
-        })
-        .await?;
-        let gateway = site.gateway("dev").await?;
-        let client = site.client(&gateway).await?;
-        site.sgctl
-            .run(&["acl", "allow", "dev", ":", "--wait", "10s"])
-            .await?;
+        let (site, client) = secure::open_site().await?;
         let folder = site.folder().to_owned();
         Ok(Self {
             site,

@@ -286,17 +286,7 @@ fn site_access(site: &Site) -> Result<Vec<(String, String)>> {
 
 #[tokio::test]
 async fn haproxy_reads_who_the_user_is() -> Result<()> {
-    prepare();
-    let setup = SiteSetup {
-        node_environment: vec![("SG_CLOUD_ALLOW", "127.0.0.0/8".to_owned())],
-        ..SiteSetup::default()
-    };
-    let mut site = Site::with(setup).await?;
-    let gateway = site.gateway("dev").await?;
-    let client = site.client(&gateway).await?;
-    site.sgctl
-        .run(&["acl", "allow", "dev", ":", "--wait", "10s"])
-        .await?;
+    let (mut site, client) = secure::open_site().await?;
     let folder = site.folder().to_owned();
     let port = site.ports().server();
     // It takes nothing without a header of the PROXY protocol, and answers what it reads there.
