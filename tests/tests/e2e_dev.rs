@@ -99,7 +99,7 @@ impl Dev {
         ))
     }
 
-    /// What must be seen neither in its output nor in a command line: tokens, and the keys in files.
+    /// What must be seen neither in its output, nor in a log, nor in a command line: tokens, and the keys in files.
     fn secrets(&self) -> Result<Vec<String>> {
         let mut secrets = Vec::new();
         let control_plane = self.path("ca_file")?;
@@ -126,6 +126,17 @@ impl Dev {
             let line = String::from_utf8_lossy(&line).into_owned();
             let shown = secrets.iter().any(|secret| line.contains(secret));
             ensure!(!shown, "a secret in the command line of {pid:?}");
+        }
+        // They go with it, unless it was told where to work.
+        let logs = self.path("ca_file")?;
+        let logs = logs.ancestors().nth(2).context("folder")?.join("logs");
+        let logs = entries(&logs)?;
+        ensure!(logs.len() >= pids.len(), "its processes log: {logs:?}");
+        for log in logs {
+            let text = std::fs::read_to_string(&log)?;
+            ensure!(!text.is_empty(), "{} is empty", log.display());
+            let shown = secrets.iter().any(|secret| text.contains(secret));
+            ensure!(!shown, "a secret in {}", log.display());
         }
         let temporary = self.folder.path().join("tmp");
         self.process.signal(signal)?;
