@@ -2,6 +2,7 @@
 //! programs of their own, and a destination in front of the resource of this process.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -27,27 +28,41 @@ pub(crate) struct Installation {
 
 impl Installation {
     pub(crate) async fn start(plan: &Plan) -> Result<Self> {
-        Self::with(plan, None).await
+        Self::with(plan, None, None).await
+    }
+
+    /// With node and client of another build.
+    pub(crate) async fn start_of(plan: &Plan, programs: &Path) -> Result<Self> {
+        Self::with(plan, None, Some(programs)).await
     }
 
     /// With a destination for datagrams too.
     pub(crate) async fn start_udp(plan: &Plan) -> Result<Self> {
-        let mut installation = Self::with(plan, None).await?;
-        let made = installation.make_udp().await;
-        installation.udp_destination = Some(made.context("a destination for datagrams")?);
-        Ok(installation)
+        Self::with(plan, None, None).await?.with_udp().await
+    }
+
+    /// Adds a destination for datagrams.
+    pub(crate) async fn with_udp(mut self) -> Result<Self> {
+        let made = self.make_udp().await;
+        self.udp_destination = Some(made.context("a destination for datagrams")?);
+        Ok(self)
     }
 
     /// With an emulated link between client and node.
     pub(crate) async fn start_linked(plan: &Plan, shape: Shape) -> Result<Self> {
-        Self::with(plan, Some(shape)).await
+        Self::with(plan, Some(shape), None).await
     }
 
-    async fn with(plan: &Plan, shape: Option<Shape>) -> Result<Self> {
+    async fn with(
+        plan: &Plan,
+        shape: Option<Shape>,
+        programs: Option<&Path>,
+    ) -> Result<Self> {
         let resource = Resource::start()?;
         let udp_resource = UdpResource::start().await?;
         let mut site = Site::with(SiteSetup {
             etcd: plan.etcd,
+            programs: programs.map(Path::to_owned),
             ..SiteSetup::default()
         })
         .await?;

@@ -1,5 +1,5 @@
-//! Who is measured in one run: the direct connection, the product, and the peers asked for, all in
-//! front of the same resource.
+//! Who is measured in one run: the direct connection, the product, another build of it and the peers asked
+//! for. Each build stands before a resource of its own in this process, everything else before the product's.
 
 use std::net::SocketAddr;
 
@@ -17,6 +17,8 @@ pub(crate) enum Kind {
     Direct,
     /// To the destination port, through node and client.
     Product,
+    /// The same with node and client of another build.
+    Baseline,
     /// Through another program that encrypts.
     Encrypted,
     /// Through another program that does not encrypt.
@@ -42,9 +44,22 @@ pub(crate) struct Contender {
     pub(crate) processes: Vec<Process>,
 }
 
+impl Contender {
+    fn through(name: &'static str, kind: Kind, installation: &mut Installation) -> Self {
+        Self {
+            name,
+            kind,
+            address: installation.destination(),
+            udp: installation.udp_destination(),
+            processes: installation.processes().to_vec(),
+        }
+    }
+}
+
 /// All of them, running.
 pub(crate) struct Lineup {
     pub(crate) installation: Installation,
+    baseline: Option<Installation>,
     /// Held until the end.
     _peers: Option<Peers>,
     pub(crate) contenders: Vec<Contender>,
@@ -52,15 +67,30 @@ pub(crate) struct Lineup {
 
 impl Lineup {
     pub(crate) async fn start(plan: &Plan) -> Result<Self> {
-        Self::around(Installation::start(plan).await?, plan).await
+        let baseline = match &plan.baseline {
+            Some(programs) => Some(Installation::start_of(plan, programs).await?),
+            None => None,
+        };
+        Self::around(Installation::start(plan).await?, baseline, plan).await
     }
 
     /// With datagrams too.
     pub(crate) async fn start_udp(plan: &Plan) -> Result<Self> {
-        Self::around(Installation::start_udp(plan).await?, plan).await
+        let baseline = match &plan.baseline {
+            Some(programs) => {
+                let installation = Installation::start_of(plan, programs).await?;
+                Some(installation.with_udp().await?)
+            }
+            None => None,
+        };
+        Self::around(Installation::start_udp(plan).await?, baseline, plan).await
     }
 
-    async fn around(mut installation: Installation, plan: &Plan) -> Result<Self> {
+    async fn around(
+        mut installation: Installation,
+        mut baseline: Option<Installation>,
+        plan: &Plan,
+    ) -> Result<Self> {
         let direct = Contender {
             name: "direct",
             kind: Kind::Direct,
@@ -68,14 +98,15 @@ impl Lineup {
             udp: Some(installation.udp_resource()),
             processes: Vec::new(),
         };
-        let product = Contender {
-            name: "product",
-            kind: Kind::Product,
-            address: installation.destination(),
-            udp: installation.udp_destination(),
-            processes: installation.processes().to_vec(),
-        };
-        let mut contenders = vec![direct, product];
+        let mut contenders = vec![
+            direct,
+            Contender::through("product", Kind::Product, &mut installation),
+        ];
+        contenders.extend(
+            baseline
+                .as_mut()
+                .map(|other| Contender::through("baseline", Kind::Baseline, other)),
+        );
         let peers = match plan.peers.is_empty() {
             true => None,
             false => Some(
@@ -91,6 +122,7 @@ impl Lineup {
         contenders.extend(peers.iter().flat_map(Peers::contenders));
         Ok(Self {
             installation,
+            baseline,
             _peers: peers,
             contenders,
         })
@@ -98,6 +130,9 @@ impl Lineup {
 
     /// Ends all of it, and fails if anything went wrong with the product meanwhile.
     pub(crate) fn finish(self) -> Result<()> {
+        if let Some(baseline) = self.baseline {
+            baseline.finish().context("the baseline")?;
+        }
         self.installation.finish()
     }
 }

@@ -30,6 +30,7 @@ mod trace;
 mod tunnel_core;
 mod udp;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -70,6 +71,11 @@ struct Arguments {
     /// are installed (throughput, latency, open-rate, idle, udp)
     #[arg(long, global = true, value_delimiter = ',', value_name = "NAMES")]
     peers: Vec<String>,
+
+    /// Folder with sg-data-plane and sg-client of another build, to measure beside this one (throughput,
+    /// latency, open-rate, idle, udp)
+    #[arg(long, global = true, value_name = "FOLDER")]
+    baseline: Option<PathBuf>,
 
     /// Count system calls with strace, in one more run of each kind
     #[arg(long, global = true)]
@@ -119,6 +125,7 @@ struct Plan {
     streams: Option<usize>,
     repeat: usize,
     peers: Vec<Peer>,
+    baseline: Option<PathBuf>,
     syscalls: bool,
     etcd: bool,
 }
@@ -131,6 +138,7 @@ impl Plan {
             streams: arguments.streams.map(number),
             repeat: number(arguments.repeat),
             peers: Peer::parse(&arguments.peers)?,
+            baseline: arguments.baseline.clone(),
             syscalls: arguments.syscalls,
             etcd: arguments.etcd,
         })

@@ -30,6 +30,7 @@ mod socket;
 mod socks;
 pub mod tls;
 mod tunnel_board;
+mod tunnel_transport;
 pub mod udp;
 
 pub use account::{Parties, StreamAccount, TcpEnd};
@@ -48,3 +49,4 @@ pub use receive::{Opened, Opener, ReceiveOptions, Reception, Wish};
 pub use socket::{ResetOnDrop, socket_error, tune};
 pub use socks::{Socks, SocksError, SocksVersion};
 pub use tunnel_board::{Posted, TunnelBoard, TunnelInfo};
+pub use tunnel_transport::TunnelTransport;

@@ -11,6 +11,8 @@
 //!
 //! [`exporter`] gives both ends of one connection the same 32 bytes, which nobody else knows.
 //!
+//! A tunnel is opened by [`connect_records`] and [`accept_records`], and [`RecordStream`] carries it from then on.
+//!
 //! [`Issuers`] verifies certificates that are shown later, inside a connection.
 //!
 //! [`material`] reads and makes the certificates of destinations.
@@ -23,6 +25,7 @@ mod exporter;
 mod issued;
 pub mod material;
 mod provider;
+mod records;
 mod server;
 mod trust;
 mod verify;
@@ -32,14 +35,16 @@ use std::time::Duration;
 pub use rustls_pki_types::CertificateDer;
 
 pub use self::client::{
-    ClientStream, ClientTls, client_config, connect, connect_within, would_trust,
+    ClientStream, ClientTls, client_config, connect, connect_records, connect_within, would_trust,
 };
 pub use self::error::{Error, SetupError};
 pub use self::exporter::{Exporter, exporter};
 pub use self::issued::{IssuedError, Issuers, LONGEST_ISSUED};
 pub use self::server::{
-    ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_within, server_config,
+    ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_records, accept_within,
+    server_config,
 };
+pub use self::records::{RecordStream, RecordWise, TakeOverError, implementation};
 pub use self::trust::{Credentials, ParseTrustError, Trust};
 pub use self::verify::{PeerMismatch, issued_by};
 pub use crate::identity::PeerKind;

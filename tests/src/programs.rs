@@ -1,6 +1,6 @@
 //! Where the programs are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -9,8 +9,19 @@ use anyhow::{Context as _, Result, bail};
 /// # Errors
 /// It has not been built.
 pub fn product(name: &str) -> Result<PathBuf> {
-    let folder = match std::env::var_os("SG_BIN_DIR") {
-        Some(folder) => PathBuf::from(folder),
+    product_in(None, name)
+}
+
+/// The same, of another build: that in `folder`.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn product_in(folder: Option<&Path>, name: &str) -> Result<PathBuf> {
+    let chosen = folder
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os("SG_BIN_DIR").map(PathBuf::from));
+    let folder = match chosen {
+        Some(folder) => folder,
         None => {
             let own = std::env::current_exe().context("path of the test")?;
             // target/debug/deps/e2e_x-0123 for a test, target/release/sg-bench for a program.

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use crate::canaries::{self, Evidence};
 use crate::counterpart::etcd::Etcd;
 use crate::process::print_tails;
+use crate::programs::product_in;
 use crate::{Daemon, Launch, PATIENCE, Ports, Sgctl, eventually, get, logs, product};
 
 /// What kind of installation a test wants.
@@ -28,6 +29,8 @@ pub struct SiteSetup {
     pub node_environment: Vec<(&'static str, String)>,
     /// Further options of the control planes.
     pub control_plane_options: Vec<String>,
+    /// Node and client of another build, in this folder.
+    pub programs: Option<PathBuf>,
 }
 
 impl Default for SiteSetup {
@@ -38,6 +41,7 @@ impl Default for SiteSetup {
             nodes: 1,
             node_environment: Vec::new(),
             control_plane_options: Vec::new(),
+            programs: None,
         }
     }
 }
@@ -103,6 +107,7 @@ pub struct Site {
     clients: u32,
     finished: bool,
     evidence: Evidence,
+    programs: Option<PathBuf>,
     folder: TempDir,
 }
 
@@ -153,6 +158,7 @@ impl Site {
             clients: 0,
             finished: false,
             evidence,
+            programs: setup.programs,
             folder,
         };
         for index in 0..setup.control_planes {
@@ -211,7 +217,7 @@ impl Site {
         write_secret(&token_file, &token)?;
         let address = Self::node_host(index);
         let (first, last) = self.ports.destinations();
-        let mut launch = Launch::new(&name, product("sg-data-plane")?, self.folder.path())
+        let mut launch = Launch::new(&name, self.program("sg-data-plane")?, self.folder.path())
             .option("--control-plane", self.control_addresses.join(","))
             .option("--join-token-file", token_file)
             .option("--data-dir", &data)
@@ -230,6 +236,11 @@ impl Site {
             .with_context(|| format!("{name} starts"))?;
         self.nodes.push(daemon);
         Ok(())
+    }
+
+    /// A program that users' bytes go through.
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        product_in(self.programs.as_deref(), name)
     }
 
     fn daemon(&mut self, launch: Launch, name: &str) -> Daemon {
@@ -416,7 +427,7 @@ impl Site {
         let ca = setup
             .ca
             .unwrap_or_else(|| self.ca_file().display().to_string());
-        let mut launch = Launch::new(&name, product("sg-client")?, self.folder.path())
+        let mut launch = Launch::new(&name, self.program("sg-client")?, self.folder.path())
             .arg(setup.gateway.as_ref().unwrap_or(&gateway.id))
             .option("-g", nodes.join(","))
             .option("--ca", ca)

@@ -7,9 +7,10 @@ use std::time::Duration;
 use prost::Message as _;
 use sg_model::{HostPort, NodeId};
 use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
-use sg_relay::DialError;
+use sg_relay::{DialError, TunnelTransport};
 use sg_runtime::telemetry::chain;
-use sg_runtime::tls::{self, ClientTls, PeerInfo};
+use sg_runtime::tls::{self, ClientTls, PeerInfo, RecordStream, RecordWise};
+use sg_tunnel_io::Transport;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -28,7 +29,7 @@ const LONGEST_CLIENT_HELLO: usize = 16 * 1024;
 const LONGEST_SERVER_HELLO: u32 = 4 * 1024 * 1024;
 
 /// A TLS connection to a node.
-pub type NodeStream = tls::ClientStream<Carrier>;
+pub type NodeStream = tls::ClientStream<RecordWise<Carrier>>;
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,9 @@ pub enum ConnectError {
     /// No TLS connection, or not to somebody trusted.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// The connection is no good for a tunnel.
+    #[error(transparent)]
+    TakeOver(#[from] tls::TakeOverError),
     /// The other end is trusted and speaks another protocol.
     #[error("the other end does not speak this tunnel protocol")]
     Protocol,
@@ -83,6 +87,7 @@ impl ConnectError {
             Self::Dial(error) => error.as_str(),
             Self::Proxy(error) => error.reason(),
             Self::Tls(error) | Self::HelloLost(error) => error.reason(),
+            Self::TakeOver(_) => "tls-take-over",
             Self::Protocol => "wrong-protocol",
             Self::Identity => "no-identity",
             Self::HelloTimeout => "hello-timeout",
@@ -97,7 +102,11 @@ impl ConnectError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         let soon = match self {
-            Self::Dial(_) | Self::HelloTimeout | Self::CertificateRefused | Self::Unwanted => true,
+            Self::Dial(_)
+            | Self::TakeOver(_)
+            | Self::HelloTimeout
+            | Self::CertificateRefused
+            | Self::Unwanted => true,
             Self::Proxy(error) => error.retryable(),
             Self::Tls(error) | Self::HelloLost(error) => error.retryable(),
             Self::Protocol | Self::Identity | Self::Hello(_) => false,
@@ -129,12 +138,20 @@ pub async fn connect(
     if let Err(error) = sg_tunnel_io::socket::tune(proxy::socket(&carrier)) {
         tracing::debug!(%address, %error, "the socket's options could not be set");
     }
-    let (stream, peer) = tls::connect(tls, carrier, &address.host().to_string()).await?;
+    let (stream, peer) = tls::connect_records(tls, carrier, &address.host().to_string()).await?;
     if peer.alpn.as_deref() != Some(ALPN) {
         return Err(ConnectError::Protocol);
     }
     let node = node_of(&peer).ok_or(ConnectError::Identity)?;
     Ok((stream, node))
+}
+
+/// From here on the connection carries a tunnel.
+///
+/// # Errors
+/// [`ConnectError::TakeOver`].
+pub fn take_over(stream: NodeStream) -> Result<Box<dyn Transport>, ConnectError> {
+    Ok(TunnelTransport::boxed(RecordStream::take_over(stream)?))
 }
 
 fn node_of(peer: &PeerInfo) -> Option<NodeId> {

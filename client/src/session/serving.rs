@@ -23,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::carried::Carried;
-use super::establish::{ConnectError, NodeStream};
+use super::establish::{ConnectError, NodeStream, take_over};
 use super::exchange;
 use super::resume::{Answer, Return, Ticket};
 use super::{Order, Report, Session, SessionEnd, ordered, read_endpoints};
@@ -99,7 +99,7 @@ impl<'a> Serving<'a> {
             resume_time,
             ..session.gateway.shared.tunnel_config.clone()
         };
-        let (tunnel, incoming, driver) = sg_tunnel_io::start(stream, Side::Client, config);
+        let (tunnel, incoming, driver) = sg_tunnel_io::start_with(take_over(stream)?, Side::Client, config);
         let mut drivers = JoinSet::new();
         drivers.spawn(driver);
         let name = match accepted.gateway_name.as_str() {
@@ -270,8 +270,12 @@ impl<'a> Serving<'a> {
                 return Some(self.give_up(&error, running).await);
             }
         }
+        let stream = match take_over(stream) {
+            Ok(stream) => stream,
+            Err(error) => return Some(self.give_up(&error, running).await),
+        };
         self.session.gateway.tunnels.changed();
-        if let Err(closed) = self.tunnel.attach(stream) {
+        if let Err(closed) = self.tunnel.attach_with(stream) {
             // Its driver is about to say the same.
             tracing::debug!(%closed, "the tunnel has ended while it was resumed");
             return None;

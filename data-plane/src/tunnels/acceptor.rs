@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use sg_model::{AclVersion, Gateway};
 use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
-use sg_relay::ByteCounters;
+use sg_relay::{ByteCounters, TunnelTransport};
 use sg_relay::proxy_protocol::HeaderError;
 use sg_runtime::crypto;
 use sg_runtime::tasks::TaskPool;
-use sg_runtime::tls::{self, ServerStream, ServerTls};
+use sg_runtime::tls::{self, RecordStream, RecordWise, ServerStream, ServerTls};
 use sg_tunnel_io::resume::Secret;
-use sg_tunnel_io::{Config, Side, socket, start};
+use sg_tunnel_io::{Config, Side, Transport, socket, start_with};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -36,6 +36,9 @@ use crate::listener::of_one_connection;
 use crate::metrics::Resume;
 use crate::node::{self, Node};
 use sg_runtime::places::Place;
+
+/// A connection that may become one of a tunnel.
+type Connection = ServerStream<RecordWise<TcpStream>>;
 
 /// The application protocol of tunnels.
 pub(crate) const ALPN: &[u8] = b"sg-tunnel/1";
@@ -151,7 +154,7 @@ async fn handshake(
     address: SocketAddr,
 ) -> Result<Outcome, Failure> {
     socket::tune(&tcp).map_err(|error| Failure::new("io", error))?;
-    let (mut io, peer) = tls::accept(tls, tcp)
+    let (mut io, peer) = tls::accept_records(tls, tcp)
         .await
         .map_err(|error| Failure::new(error.reason(), error))?;
     if peer.alpn.as_deref() != Some(ALPN) {
@@ -233,7 +236,7 @@ async fn handshake(
 
 /// Tells the client that it is refused, and why in as many words as are good for it.
 async fn refuse(
-    io: &mut ServerStream,
+    io: &mut Connection,
     refusal: Refusal,
     hello: &ClientHello,
     client_id: &str,
@@ -247,7 +250,7 @@ async fn refuse(
 /// Begins a tunnel on a connection.
 async fn begin(
     node: &Node,
-    mut io: ServerStream,
+    mut io: Connection,
     answer: Accepted,
     hello: &ClientHello,
     gateway: &Gateway,
@@ -264,7 +267,8 @@ async fn begin(
         resume_time,
         ..node.tunnel_config.clone()
     };
-    let (tunnel, incoming, driver) = start(io, Side::Node, config);
+    let io = take_over(io).map_err(|error| Failure::new("tls-take-over", error))?;
+    let (tunnel, incoming, driver) = start_with(io, Side::Node, config);
     let session = Session {
         number: node.registry.next_number(),
         gateway: gateway.id.clone(),
@@ -295,7 +299,7 @@ async fn begin(
 /// Goes on with a tunnel on a new connection.
 async fn resume_on(
     node: &Node,
-    mut io: ServerStream,
+    mut io: Connection,
     answer: Accepted,
     session: &Session,
     ticket: &Ticket,
@@ -325,6 +329,7 @@ async fn resume_on(
     ) {
         return Err(Failure::new("resume-too-late", why));
     }
+    let io = take_over(io).map_err(|error| Failure::new("tls-take-over", error))?;
     session
         .resume(ticket, presence, enforced, io)
         .map_err(|error| Failure::new("resume-too-late", error))?;
@@ -335,6 +340,11 @@ async fn resume_on(
         session.drain();
     }
     Ok(Outcome::Resumed)
+}
+
+/// From here on the connection carries a tunnel.
+fn take_over(io: Connection) -> Result<Box<dyn Transport>, tls::TakeOverError> {
+    RecordStream::take_over(io).map(TunnelTransport::boxed)
 }
 
 fn with_secret(
@@ -367,7 +377,7 @@ fn enforced(hello: &ClientHello) -> AclVersion {
     }
 }
 
-async fn answer_within(io: &mut ServerStream, answer: server_hello::Answer) -> io::Result<()> {
+async fn answer_within(io: &mut Connection, answer: server_hello::Answer) -> io::Result<()> {
     let hello = ServerHello {
         answer: Some(answer),
     };
@@ -377,7 +387,7 @@ async fn answer_within(io: &mut ServerStream, answer: server_hello::Answer) -> i
 }
 
 /// Tells the client why, and ends the connection so that it can read that.
-async fn answer_refusal(io: &mut ServerStream, refused: Refused) {
+async fn answer_refusal(io: &mut Connection, refused: Refused) {
     let told = answer_within(io, server_hello::Answer::Refused(refused)).await;
     if told.is_ok() {
         // A failure here changes nothing: the connection ends in any case.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sg_model::GatewayId;
 use sg_proto::tunnel::{ClientHello, ResumeOffer};
 use sg_runtime::crypto;
-use sg_runtime::tls::{self, ServerStream};
+use sg_runtime::tls::{self, Exporter};
 use sg_tunnel_io::Closed;
 use sg_tunnel_io::resume::{EXPORTER_LABEL, LENGTH, Secret, Secrets, TunnelId};
 
@@ -127,7 +127,7 @@ pub(super) fn decide(
     client_id: &str,
     hello: &ClientHello,
     offer: &ResumeOffer,
-    io: &ServerStream,
+    io: &impl Exporter,
 ) -> Decision {
     let id = TunnelId::from_slice(&offer.tunnel_id);
     let found = id.and_then(|id| registry.find(gateway, &id));

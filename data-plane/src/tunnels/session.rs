@@ -15,9 +15,8 @@ use sg_proto::node::DestinationState;
 use sg_proto::pieces::{self, Assembly};
 use sg_proto::tunnel::{Control, Endpoints, Piece, control};
 use sg_relay::{ByteCounters, TunnelInfo};
-use sg_runtime::tls::ServerStream;
 use sg_tunnel_io::code::close;
-use sg_tunnel_io::{CloseReason, Closed, Driver, Event, Incoming, Tunnel};
+use sg_tunnel_io::{CloseReason, Closed, Driver, Event, Incoming, Transport, Tunnel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -118,13 +117,13 @@ impl Session {
         ticket: &Ticket,
         presence: Presence,
         enforced: AclVersion,
-        io: ServerStream,
+        io: Box<dyn Transport>,
     ) -> Result<(), HandOverError> {
         self.resumption.hand_over(ticket, || {
             // Before the tunnel lives again: whoever hears of that finds what belongs to it.
             *self.presence() = presence;
             self.set_acl_applied(enforced);
-            self.tunnel.attach(io)?;
+            self.tunnel.attach_with(io)?;
             Ok(self.tunnel.stats().received_bytes)
         })
     }

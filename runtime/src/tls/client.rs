@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::error::{Error, SetupError};
 use super::provider::{VERSIONS, provider};
+use super::records::RecordWise;
 use super::trust::{Credentials, Trust, root_store};
 use super::verify::{Anchor, IdentityVerifier};
 use super::{CertificateDer, HANDSHAKE_TIMEOUT, PeerInfo, protocols};
@@ -106,12 +107,42 @@ pub async fn connect_within<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    handshake(limit, Arc::clone(&tls.0), io, server_name).await
+}
+
+/// [`connect`] for a connection whose records will be taken over by [`super::RecordStream`].
+///
+/// # Errors
+/// [`Error`].
+pub async fn connect_records<T>(
+    tls: &ClientTls,
+    io: T,
+    server_name: &str,
+) -> Result<(ClientStream<RecordWise<T>>, PeerInfo), Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let io = RecordWise::new(io);
+    let mut config = ClientConfig::clone(&tls.0);
+    config.key_log = io.key_log();
+    config.enable_secret_extraction = true;
+    handshake(HANDSHAKE_TIMEOUT, Arc::new(config), io, server_name).await
+}
+
+async fn handshake<T>(
+    limit: Duration,
+    config: Arc<ClientConfig>,
+    io: T,
+    server_name: &str,
+) -> Result<(ClientStream<T>, PeerInfo), Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     // A name that is no DNS name (an underscore, say) can be dialled all the same.
     let name = ServerName::try_from(server_name.to_owned())
         .or_else(|_| ServerName::try_from("secure-gateway.invalid"))
         .expect("invariant: the constant is a DNS name");
-    let connector = tokio_rustls::TlsConnector::from(Arc::clone(&tls.0));
-    let handshake = connector.connect(name, io);
+    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, io);
     let stream = match tokio::time::timeout(limit, handshake).await {
         Err(_) => return Err(Error::Timeout),
         Ok(result) => result.map_err(Error::from_io)?,

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use super::error::{Error, SetupError};
 use super::provider::{VERSIONS, provider};
+use super::records::RecordWise;
 use super::trust::{Credentials, root_store};
 use super::verify::AnyKeyVerifier;
 use super::{CertificateDer, HANDSHAKE_TIMEOUT, PeerInfo, protocols};
@@ -143,7 +144,37 @@ pub async fn accept_within<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = tokio_rustls::TlsAcceptor::from(Arc::clone(&tls.config)).accept(io);
+    handshake(limit, tls, Arc::clone(&tls.config), io).await
+}
+
+/// [`accept`] for a connection whose records will be taken over by [`super::RecordStream`].
+///
+/// # Errors
+/// [`Error`].
+pub async fn accept_records<T>(
+    tls: &ServerTls,
+    io: T,
+) -> Result<(ServerStream<RecordWise<T>>, PeerInfo), Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let io = RecordWise::new(io);
+    let mut config = ServerConfig::clone(&tls.config);
+    config.key_log = io.key_log();
+    config.enable_secret_extraction = true;
+    handshake(HANDSHAKE_TIMEOUT, tls, Arc::new(config), io).await
+}
+
+async fn handshake<T>(
+    limit: Duration,
+    tls: &ServerTls,
+    config: Arc<ServerConfig>,
+    io: T,
+) -> Result<(ServerStream<T>, PeerInfo), Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = tokio_rustls::TlsAcceptor::from(config).accept(io);
     let stream = match tokio::time::timeout(limit, handshake).await {
         Err(_) => return Err(Error::Timeout),
         Ok(result) => result.map_err(Error::from_io)?,

@@ -5,6 +5,7 @@
 //! polled by one task only and says how a connection ended, because that decides whether the tunnel
 //! may go on over another one (protocol 4).
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -15,15 +16,20 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 /// An established, ordered, reliable connection. Dropping it closes it at once, without a goodbye.
 pub trait Transport: Send + Unpin {
-    /// Appends received bytes to `buffer`, at most as many as it has spare capacity (which is never
-    /// none), and returns how many. Ready with 0 when the peer has ended the connection in order
-    /// (TLS: `close_notify`).
+    /// Appends received bytes to `pieces`, about 64 KiB at most, and returns how many. Ready with 0 when the
+    /// peer has ended the connection in order (TLS: `close_notify`).
+    ///
+    /// Pieces may share memory, in buffers of about 64 KiB: that is what a tunnel counts those by that its
+    /// streams hold on to.
     ///
     /// # Errors
     ///
     /// The connection failed, or ended without a goodbye ([`io::ErrorKind::UnexpectedEof`]).
-    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut BytesMut)
-    -> Poll<io::Result<usize>>;
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &mut VecDeque<BytesMut>,
+    ) -> Poll<io::Result<usize>>;
 
     /// Takes bytes from the front of `slices`, and returns how many; at least 1, as the slices are
     /// never all empty.
@@ -50,12 +56,22 @@ pub trait Transport: Send + Unpin {
     ///
     /// The connection failed.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Gives back the memory of empty buffers.
+    fn release(&mut self);
 }
+
+/// Size of a receive buffer. Larger ones are mapped and unmapped by the allocator each time.
+const BUFFER: usize = 64 * 1024;
+/// With less room than this, the next buffer is begun.
+const LEAST_ROOM: usize = 16 * 1024;
 
 /// Any [`AsyncRead`] and [`AsyncWrite`] as a [`Transport`].
 #[derive(Debug)]
 pub struct Stream<T> {
     io: T,
+    /// Empty, with room for what comes.
+    buffer: BytesMut,
     /// What the end of the stream means.
     end_is_orderly: bool,
 }
@@ -66,6 +82,7 @@ impl<T> Stream<T> {
     pub fn new(io: T) -> Self {
         Self {
             io,
+            buffer: BytesMut::new(),
             end_is_orderly: true,
         }
     }
@@ -75,6 +92,7 @@ impl<T> Stream<T> {
     pub fn bare(io: T) -> Self {
         Self {
             io,
+            buffer: BytesMut::new(),
             end_is_orderly: false,
         }
     }
@@ -84,10 +102,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Stream<T> {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut BytesMut,
+        pieces: &mut VecDeque<BytesMut>,
     ) -> Poll<io::Result<usize>> {
-        let count = ready!(pin!(self.io.read_buf(buffer)).poll(cx))?;
-        if count == 0 && !self.end_is_orderly {
+        if self.buffer.capacity() < LEAST_ROOM {
+            self.buffer.reserve(BUFFER);
+        }
+        let count = ready!(pin!(self.io.read_buf(&mut self.buffer)).poll(cx))?;
+        if count > 0 {
+            pieces.push_back(self.buffer.split());
+        } else if !self.end_is_orderly {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         Poll::Ready(Ok(count))
@@ -107,5 +130,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Stream<T> {
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn release(&mut self) {
+        self.buffer = BytesMut::new();
     }
 }

@@ -240,12 +240,12 @@ async fn a_goaway_is_seen_although_writing_fails_first() {
         fn poll_read(
             &mut self,
             cx: &mut std::task::Context<'_>,
-            buffer: &mut bytes::BytesMut,
+            pieces: &mut std::collections::VecDeque<bytes::BytesMut>,
         ) -> std::task::Poll<std::io::Result<usize>> {
             if self.broken.load(Ordering::Relaxed) && !self.noticed {
                 return std::task::Poll::Pending;
             }
-            self.io.poll_read(cx, buffer)
+            self.io.poll_read(cx, pieces)
         }
         fn poll_write(
             &mut self,
@@ -269,6 +269,9 @@ async fn a_goaway_is_seen_although_writing_fails_first() {
             cx: &mut std::task::Context<'_>,
         ) -> std::task::Poll<std::io::Result<()>> {
             self.io.poll_shutdown(cx)
+        }
+        fn release(&mut self) {
+            self.io.release();
         }
     }
     let (a, b) = tokio::io::duplex(64 * 1024);

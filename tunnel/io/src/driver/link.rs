@@ -102,6 +102,7 @@ impl Link {
 
     /// Gives back the memory of empty buffers.
     pub(super) fn release(&mut self) {
+        self.io.release();
         self.reader.release();
         self.writer.release();
     }

@@ -1,5 +1,6 @@
-//! From the transport into the receive buffer, and from there to the core as slices of it.
+//! From the transport to the core, piece by piece.
 
+use std::collections::VecDeque;
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -8,14 +9,12 @@ use sg_tunnel::Connection;
 
 use crate::transport::Transport;
 
-/// Size of a receive buffer. Larger ones are mapped and unmapped by the allocator each time.
-const BUFFER: usize = 64 * 1024;
-/// Less room than one TLS record: give the buffer to the core first.
-const MIN_ROOM: usize = 16 * 1024;
+/// With so many bytes the core gets them before more is read.
+const ENOUGH: usize = 48 * 1024;
 
 #[derive(Default)]
 pub(super) struct Reader {
-    buffer: BytesMut,
+    pieces: VecDeque<BytesMut>,
     /// Bytes since the last delivery.
     fresh: usize,
     end: Option<End>,
@@ -33,20 +32,17 @@ enum End {
 pub(super) enum Filled {
     /// The transport has no more at present; we will be woken.
     Waiting,
-    /// The buffer is full, or the transport has ended.
+    /// There is enough for now, or the transport has ended.
     Stopped,
 }
 
 impl Reader {
     pub(super) fn fill(&mut self, io: &mut dyn Transport, cx: &mut Context<'_>) -> Filled {
         while self.end.is_none() {
-            if self.buffer.capacity() - self.buffer.len() < MIN_ROOM {
-                if self.fresh > 0 {
-                    return Filled::Stopped;
-                }
-                self.buffer.reserve(BUFFER);
+            if self.fresh >= ENOUGH {
+                return Filled::Stopped;
             }
-            match io.poll_read(cx, &mut self.buffer) {
+            match io.poll_read(cx, &mut self.pieces) {
                 Poll::Pending => return Filled::Waiting,
                 Poll::Ready(Ok(0)) => self.end = Some(End::Orderly),
                 Poll::Ready(Ok(count)) => self.fresh += count,
@@ -61,7 +57,9 @@ impl Reader {
     pub(super) fn deliver(&mut self, core: &mut Connection, now: std::time::Instant) {
         if self.fresh > 0 {
             core.handle_received(now, self.fresh);
-            core.handle_input(now, &mut self.buffer);
+            for mut piece in self.pieces.drain(..) {
+                core.handle_input(now, &mut piece);
+            }
             self.fresh = 0;
         }
         match &self.end {
@@ -79,9 +77,8 @@ impl Reader {
     ) -> Poll<io::Result<()>> {
         // The caller's deadline bounds the time, this the work of one turn.
         for _ in 0..16 {
-            self.buffer.clear();
-            self.buffer.reserve(MIN_ROOM);
-            if self.end.is_some() || ready!(io.poll_read(cx, &mut self.buffer))? == 0 {
+            self.pieces.clear();
+            if self.end.is_some() || ready!(io.poll_read(cx, &mut self.pieces))? == 0 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -91,8 +88,8 @@ impl Reader {
 
     /// Gives back the memory of an empty buffer.
     pub(super) fn release(&mut self) {
-        if self.buffer.is_empty() {
-            self.buffer = BytesMut::new();
+        if self.pieces.is_empty() {
+            self.pieces = VecDeque::new();
         }
     }
 }

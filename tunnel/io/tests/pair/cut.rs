@@ -1,5 +1,6 @@
 //! Connections that end after a number of bytes, each in its own way.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -76,17 +77,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Cut<T> {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut BytesMut,
+        pieces: &mut VecDeque<BytesMut>,
     ) -> Poll<io::Result<usize>> {
         let left = self.left;
         let Some(io) = self.io.as_mut().filter(|_| left > 0) else {
             return self.cut();
         };
         let mut piece = io.take(left as u64);
-        let read = std::task::ready!(pin!(piece.read_buf(buffer)).poll(cx))?;
+        let mut buffer = BytesMut::with_capacity(64 * 1024);
+        let read = std::task::ready!(pin!(piece.read_buf(&mut buffer)).poll(cx))?;
         if read == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
+        pieces.push_back(buffer);
         self.count(read);
         Poll::Ready(Ok(read))
     }
@@ -122,4 +125,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for Cut<T> {
             None => self.cut(),
         }
     }
+
+    fn release(&mut self) {}
 }

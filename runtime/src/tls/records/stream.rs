@@ -1,0 +1,318 @@
+//! A connection whose records are this module's business: received pieces out, slices in.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, BytesMut};
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, Side};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use super::aead::{Broken, implementation};
+use super::keys::{Suite, TrafficSecret};
+use super::protect::{Fault, Opened, Opener, Sealer};
+use super::reading::RecordWise;
+use crate::tls::{ClientStream, ServerStream};
+
+/// Size of a receive buffer. A tunnel counts what its streams hold on to in buffers of this size.
+const BUFFER: usize = 64 * 1024;
+/// With less room than this, the next buffer is begun.
+const LEAST_ROOM: usize = 16 * 1024;
+/// Plaintext that is sealed at a time: so much fits the caches of a processor together with its copy.
+const BATCH: usize = 64 * 1024;
+
+/// A connection cannot be taken out of rustls' hands. It is of no use any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the TLS connection cannot be taken over: {0}")]
+pub struct TakeOverError(&'static str);
+
+impl From<TakeOverError> for io::Error {
+    fn from(error: TakeOverError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// An established TLS connection without rustls.
+///
+/// Received bytes come as pieces that share the memory they were read to. Writing takes as much as is sealed at a
+/// time, and no more before that has gone.
+pub struct RecordStream<T> {
+    io: T,
+    /// What rustls had opened already.
+    front: BytesMut,
+    /// Read, and not yet a whole record.
+    received: BytesMut,
+    opener: Opener,
+    closed: bool,
+    /// Sealed; those before `sent` are with the system.
+    sealed: BytesMut,
+    sealer: Sealer,
+    /// The other end wants this end's keys to change.
+    update_wanted: bool,
+    /// `close_notify` is sealed.
+    finished: bool,
+}
+
+/// Either end of a connection that can be taken over.
+pub trait Session<T>: private::Parts<T> {}
+
+impl<T> Session<T> for ClientStream<RecordWise<T>> {}
+impl<T> Session<T> for ServerStream<RecordWise<T>> {}
+
+mod private {
+    use super::{ExtractedSecrets, RecordWise, Side};
+
+    /// What the library knows of a connection.
+    pub struct Known {
+        pub(super) side: Side,
+        pub(super) suite: Option<rustls::CipherSuite>,
+        pub(super) front: Vec<u8>,
+        pub(super) closed: bool,
+        pub(super) secrets: Result<ExtractedSecrets, rustls::Error>,
+    }
+
+    pub trait Parts<T> {
+        fn parts(self) -> (RecordWise<T>, Known);
+    }
+}
+
+macro_rules! parts {
+    ($stream:ident, $side:expr) => {
+        impl<T> private::Parts<T> for $stream<RecordWise<T>> {
+            fn parts(self) -> (RecordWise<T>, private::Known) {
+                let (io, mut session) = self.into_inner();
+                let mut front = Vec::new();
+                // An end of the connection shows at the next read.
+                let closed = io::Read::read_to_end(&mut session.reader(), &mut front).is_ok();
+                let known = private::Known {
+                    side: $side,
+                    suite: session.negotiated_cipher_suite().map(|suite| suite.suite()),
+                    front,
+                    closed,
+                    secrets: session.dangerous_extract_secrets(),
+                };
+                (io, known)
+            }
+        }
+    };
+}
+
+parts!(ClientStream, Side::Client);
+parts!(ServerStream, Side::Server);
+
+impl<T> RecordStream<T> {
+    /// Takes over a connection of [`crate::tls::connect_records`] or [`crate::tls::accept_records`] that has nothing
+    /// left to send.
+    ///
+    /// # Errors
+    /// Something is left, or the other end has changed its keys already.
+    pub fn take_over(stream: impl Session<T>) -> Result<Self, TakeOverError> {
+        let (io, known) = stream.parts();
+        let secrets = known
+            .secrets
+            .map_err(|_| TakeOverError("something is still to be sent"))?;
+        if io.left > 0 {
+            return Err(TakeOverError("a record is not all there"));
+        }
+        let suite = known
+            .suite
+            .and_then(Suite::of)
+            .ok_or(TakeOverError("another cipher"))?;
+        let (client, server) = io
+            .capture
+            .secrets()
+            .ok_or(TakeOverError("the handshake is not over"))?;
+        let (tx, rx) = match known.side {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        };
+        let (tx, rx) = (TrafficSecret::new(suite, tx), TrafficSecret::new(suite, rx));
+        if !in_force(&tx, &secrets.tx.1) || !in_force(&rx, &secrets.rx.1) {
+            return Err(TakeOverError("the keys have changed already"));
+        }
+        let which = implementation();
+        let unusable = |Broken| TakeOverError("a key cannot be used");
+        Ok(Self {
+            io: io.io,
+            front: BytesMut::from(known.front.as_slice()),
+            received: io.buffer,
+            opener: Opener::new(which, rx, secrets.rx.0, known.side == Side::Client)
+                .map_err(unusable)?,
+            closed: known.closed,
+            sealed: BytesMut::new(),
+            sealer: Sealer::new(which, tx, secrets.tx.0).map_err(unusable)?,
+            update_wanted: false,
+            finished: false,
+        })
+    }
+
+    /// Gives back the memory of empty buffers.
+    pub fn release(&mut self) {
+        for buffer in [&mut self.front, &mut self.received, &mut self.sealed] {
+            if buffer.is_empty() {
+                *buffer = BytesMut::new();
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(in crate::tls) fn update_keys_after(&mut self, records: u64) {
+        self.sealer.update_after(records);
+    }
+}
+
+/// Whether the keys that rustls uses are those that follow from the secret.
+fn in_force(secret: &TrafficSecret, used: &ConnectionTrafficSecrets) -> bool {
+    let keys = secret.protection();
+    let (key, iv) = match used {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (key, iv),
+        _ => return false,
+    };
+    crate::crypto::equal(keys.key.expose(), key.as_ref()) && keys.iv == iv.as_ref()
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> RecordStream<T> {
+    /// Appends what was received to `pieces`, and answers how many bytes; 0 after `close_notify`.
+    ///
+    /// # Errors
+    /// The connection failed, ended without a goodbye ([`io::ErrorKind::UnexpectedEof`]), or the other end broke the
+    /// rules of TLS ([`io::ErrorKind::InvalidData`]), which it is told.
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &mut VecDeque<BytesMut>,
+    ) -> Poll<io::Result<usize>> {
+        if !self.front.is_empty() {
+            let front = std::mem::take(&mut self.front);
+            let count = front.len();
+            pieces.push_back(front);
+            return Poll::Ready(Ok(count));
+        }
+        loop {
+            let count = match self.open(pieces) {
+                Ok(count) => count,
+                Err(fault) => return Poll::Ready(Err(self.fail(cx, fault))),
+            };
+            if count > 0 || self.closed {
+                return Poll::Ready(Ok(count));
+            }
+            if self.received.capacity() - self.received.len() < LEAST_ROOM {
+                self.received.reserve(BUFFER);
+            }
+            let io = Pin::new(&mut self.io);
+            if ready!(poll_read_buf(io, cx, &mut self.received))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// Opens all records that are there.
+    fn open(&mut self, pieces: &mut VecDeque<BytesMut>) -> Result<usize, Fault> {
+        let mut count = 0;
+        while !self.closed {
+            match self.opener.open(&mut self.received)? {
+                None => break,
+                Some(Opened::Data(piece)) => {
+                    count += piece.len();
+                    pieces.push_back(piece);
+                }
+                Some(Opened::Nothing) => {}
+                Some(Opened::UpdateWanted) => self.update_wanted = true,
+                Some(Opened::Closed) => self.closed = true,
+            }
+        }
+        Ok(count)
+    }
+
+    /// Tells the other end what it did wrong, if that can be told at once.
+    fn fail(&mut self, cx: &mut Context<'_>, fault: Fault) -> io::Error {
+        if let Some(alert) = fault.alert().filter(|_| !self.finished) {
+            self.finished = true;
+            if self.sealer.seal_alert(alert, &mut self.sealed).is_ok() {
+                // The connection is lost either way.
+                let _told = self.poll_send(cx);
+            }
+        }
+        io::Error::new(io::ErrorKind::InvalidData, fault)
+    }
+
+    /// Seals bytes from the front of `slices` and begins to send them; answers how many. Pending while what was
+    /// sealed before has not gone.
+    ///
+    /// # Errors
+    /// The connection failed, or its end was announced.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_send(cx))?;
+        if self.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let broken = |Broken| io::Error::other("a TLS record cannot be sealed");
+        if std::mem::take(&mut self.update_wanted) {
+            self.sealer.update(&mut self.sealed).map_err(broken)?;
+        }
+        let pieces = slices.iter().map(|slice| &**slice);
+        let offered: usize = pieces.clone().map(<[u8]>::len).sum();
+        let most = offered.min(BATCH);
+        self.sealed.reserve(most + (most / (16 * 1024) + 2) * 64);
+        let taken = self
+            .sealer
+            .seal_data(pieces, most, &mut self.sealed)
+            .map_err(broken)?;
+        match self.poll_send(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // What is left goes with the next write or flush.
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(taken)),
+        }
+    }
+
+    /// Ready when everything that was taken is with the system.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Says `close_notify`, then FIN.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.finished {
+            self.finished = true;
+            self.sealer
+                .seal_close_notify(&mut self.sealed)
+                .map_err(|Broken| io::Error::other("a TLS record cannot be sealed"))?;
+        }
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.sealed.is_empty() {
+            let io = Pin::new(&mut self.io);
+            let count = ready!(io.poll_write(cx, &self.sealed))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sealed.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T> fmt::Debug for RecordStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordStream").finish_non_exhaustive()
+    }
+}
