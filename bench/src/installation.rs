@@ -53,11 +53,7 @@ impl Installation {
         Self::with(plan, Some(shape), None).await
     }
 
-    async fn with(
-        plan: &Plan,
-        shape: Option<Shape>,
-        programs: Option<&Path>,
-    ) -> Result<Self> {
+    async fn with(plan: &Plan, shape: Option<Shape>, programs: Option<&Path>) -> Result<Self> {
         let resource = Resource::start()?;
         let udp_resource = UdpResource::start().await?;
         let mut site = Site::with(SiteSetup {

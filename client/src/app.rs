@@ -143,6 +143,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), AppError>
     tracing::info!(
         client = &*shared.client_id,
         name = settings.name,
+        records_by = tls::implementation().as_str(),
         "client started"
     );
 

@@ -331,7 +331,8 @@ impl Parts {
         applied: &Applied,
         admin: Option<SocketAddr>,
     ) -> io::Result<()> {
-        tracing::info!(node = %self.node.id, tunnel = %self.tunnel_address, revision = applied.revision, "ready");
+        tracing::info!(node = %self.node.id, tunnel = %self.tunnel_address, revision = applied.revision,
+            records_by = sg_runtime::tls::implementation().as_str(), "ready");
         let Some(path) = &settings.common.ready_file else {
             return Ok(());
         };

@@ -40,11 +40,11 @@ pub use self::client::{
 pub use self::error::{Error, SetupError};
 pub use self::exporter::{Exporter, exporter};
 pub use self::issued::{IssuedError, Issuers, LONGEST_ISSUED};
+pub use self::records::{RecordStream, RecordWise, TakeOverError, implementation};
 pub use self::server::{
     ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_records, accept_within,
     server_config,
 };
-pub use self::records::{RecordStream, RecordWise, TakeOverError, implementation};
 pub use self::trust::{Credentials, ParseTrustError, Trust};
 pub use self::verify::{PeerMismatch, issued_by};
 pub use crate::identity::PeerKind;

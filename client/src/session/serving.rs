@@ -99,7 +99,8 @@ impl<'a> Serving<'a> {
             resume_time,
             ..session.gateway.shared.tunnel_config.clone()
         };
-        let (tunnel, incoming, driver) = sg_tunnel_io::start_with(take_over(stream)?, Side::Client, config);
+        let (tunnel, incoming, driver) =
+            sg_tunnel_io::start_with(take_over(stream)?, Side::Client, config);
         let mut drivers = JoinSet::new();
         drivers.spawn(driver);
         let name = match accepted.gateway_name.as_str() {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use sg_model::{AclVersion, Gateway};
 use sg_proto::tunnel::{Accepted, ClientHello, Refused, ServerHello, server_hello};
-use sg_relay::{ByteCounters, TunnelTransport};
 use sg_relay::proxy_protocol::HeaderError;
+use sg_relay::{ByteCounters, TunnelTransport};
 use sg_runtime::crypto;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, RecordStream, RecordWise, ServerStream, ServerTls};

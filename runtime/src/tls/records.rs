@@ -28,3 +28,6 @@ const TAG: usize = 16;
 const MOST_PLAIN: usize = 1 << 14;
 /// Most bytes behind the header of a record (RFC 8446, 5.2).
 const MOST_SEALED: usize = MOST_PLAIN + 256;
+
+#[cfg(test)]
+mod tests;

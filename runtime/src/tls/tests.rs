@@ -14,13 +14,13 @@ use crate::identity::{KeyPair, self_signed, spki_sha256};
 const ALPN: &[&[u8]] = &[b"test/1"];
 const NODE: &str = "spiffe://secure-gateway/node/n1";
 
-struct Ca {
+pub(super) struct Ca {
     root: CertificateDer<'static>,
     issuer: Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Ca {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         crypto::install();
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -56,24 +56,24 @@ impl Ca {
         Credentials::new(vec![leaf, self.root.clone()], key)
     }
 
-    fn node(&self) -> Credentials {
+    pub(super) fn node(&self) -> Credentials {
         self.issue(NODE, |_| {})
     }
 
-    fn trust(&self) -> Trust {
+    pub(super) fn trust(&self) -> Trust {
         Trust::Roots(vec![self.root.clone()])
     }
 }
 
-fn server(credentials: &Credentials, auth: &ClientAuth) -> ServerTls {
+pub(super) fn server(credentials: &Credentials, auth: &ClientAuth) -> ServerTls {
     server_config(&ServerCertificate::new(credentials).unwrap(), auth, ALPN).unwrap()
 }
 
-fn client(trust: &Trust, credentials: Option<&Credentials>) -> ClientTls {
+pub(super) fn client(trust: &Trust, credentials: Option<&Credentials>) -> ClientTls {
     client_config(trust, PeerKind::Node, credentials, ALPN).unwrap()
 }
 
-fn self_signed_client() -> Credentials {
+pub(super) fn self_signed_client() -> Credentials {
     let key = KeyPair::generate();
     Credentials::new(vec![self_signed(&key, "client")], key)
 }

@@ -6,7 +6,8 @@
 //! Interactive means: at most [`INTERACTIVE_BURST`] bytes lately. Such streams go first, in turns of
 //! [`INTERACTIVE_TURN`], but take at most half of a batch when bulk waits. Bulk is deficit round
 //! robin: in its turn a stream may send [`BULK_TURN`] times its weight, headers included, and stays
-//! first in the list until it has, so that a turn may go over several batches.
+//! first in the list until it has, so that a turn may go over several batches. On a link that takes large
+//! batches a turn is longer, up to [`LONG_BULK_TURN`]: whoever passes the bytes on then does so in fewer calls.
 
 use std::collections::VecDeque;
 
@@ -21,8 +22,12 @@ pub(crate) const INTERACTIVE_BURST: u32 = 16 * 1024;
 /// More recent bytes than this are not counted, so that a bulk stream that pauses for about 400 ms
 /// is interactive again.
 pub(crate) const MAX_BURST: u32 = 1024 * 1024;
-/// Bytes that a bulk stream of weight 1 sends in one turn.
+/// Bytes that a bulk stream of weight 1 sends in one turn, at least.
 pub(crate) const BULK_TURN: usize = 16 * 1024;
+/// The same at most.
+pub(crate) const LONG_BULK_TURN: usize = 64 * 1024;
+/// Turns that a batch is made for.
+const TURNS: usize = 4;
 /// Largest weight of a stream.
 pub(crate) const MAX_WEIGHT: u8 = 16;
 /// What is left of a turn and is less than this stays for the next one: no frame is made for it.
@@ -41,9 +46,16 @@ pub(crate) struct Scheduler {
     pub(crate) flows: VecDeque<Key>,
     pub(crate) interactive: VecDeque<Key>,
     pub(crate) bulk: VecDeque<Key>,
+    /// Present length of a turn, if more than [`BULK_TURN`].
+    turn: usize,
 }
 
 impl Scheduler {
+    /// A batch of about `limit` bytes is built next.
+    pub(crate) fn begin_batch(&mut self, limit: usize) {
+        self.turn = (limit / TURNS).min(LONG_BULK_TURN);
+    }
+
     /// Puts a stream into the control list if it has control frames to send.
     pub(crate) fn mark_control(&mut self, stream: &mut Stream) {
         // Before the OPEN has been sent nothing else may be; then `id` is 0.
@@ -82,12 +94,12 @@ impl Scheduler {
     }
 
     /// Payload bytes that the next frame of a stream may have by its class and weight.
-    pub(crate) fn allowance(stream: &mut Stream) -> usize {
+    pub(crate) fn allowance(&self, stream: &mut Stream) -> usize {
         if stream.class != Class::Bulk {
             return INTERACTIVE_TURN;
         }
         if stream.deficit < MIN_LEFT {
-            stream.deficit += BULK_TURN * usize::from(stream.weight);
+            stream.deficit += self.turn.max(BULK_TURN) * usize::from(stream.weight);
         }
         stream.deficit - HEADER_LEN
     }
@@ -138,12 +150,13 @@ mod tests {
         }
         let mut sent = vec![0; weights.len()];
         while sent.iter().sum::<usize>() < bytes {
+            scheduler.begin_batch(batch);
             let mut room = batch;
             while room >= MIN_LEFT {
                 let key = scheduler.bulk.pop_front().unwrap();
                 let stream = table.get_mut(key).unwrap();
                 let room_now = room - HEADER_LEN;
-                let length = Scheduler::allowance(stream).min(room_now).min(16_376);
+                let length = scheduler.allowance(stream).min(room_now).min(16_376);
                 assert!(length >= 512, "a frame for {length} bytes");
                 stream.outbox.pop(length).unwrap();
                 stream.outbox.push(Bytes::from(vec![0; length]));
@@ -158,12 +171,24 @@ mod tests {
     #[test]
     fn bulk_streams_share_by_their_weights_whatever_the_batches() {
         for batch in [16 * 1024, 40_000, 256 * 1024] {
-            let sent = shares(&[1, 1, 4, 16], batch, 44 << 20);
+            let sent = shares(&[1, 1, 4, 16], batch, 176 << 20);
             for (weight, sent) in [1, 1, 4, 16].into_iter().zip(sent) {
-                let fair = weight * (2 << 20);
+                let fair = weight * (8 << 20);
                 let difference = sent.abs_diff(fair);
                 assert!(difference * 50 < fair, "{sent} instead of {fair}, {batch}");
             }
+        }
+    }
+
+    #[test]
+    fn turns_follow_the_size_of_batches() {
+        let (mut table, mut scheduler) = (Table::default(), Scheduler::default());
+        for (batch, turn) in [(1, 16), (64, 16), (128, 32), (256, 64), (1024, 64)] {
+            let stream = table.insert(1, Phase::Open);
+            (stream.burst, stream.class) = (MAX_BURST, Class::Bulk);
+            scheduler.begin_batch(batch * 1024);
+            assert_eq!(scheduler.allowance(stream), turn * 1024 - HEADER_LEN);
+            stream.deficit = 0;
         }
     }
 
@@ -175,7 +200,7 @@ mod tests {
         stream.fin_out = Fin::Queued;
         scheduler.mark_data(stream, 0);
         assert_eq!(stream.class, Class::Bulk);
-        assert_eq!(Scheduler::allowance(stream), 16 * BULK_TURN - HEADER_LEN);
+        assert_eq!(scheduler.allowance(stream), 16 * BULK_TURN - HEADER_LEN);
         stream.fin_out = Fin::Sent;
         scheduler.bulk.clear();
         scheduler.requeue(stream, 0);

@@ -3,6 +3,7 @@
 
 mod pair;
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -291,16 +292,17 @@ async fn a_transport_tells_an_orderly_end_from_a_bare_one() {
             a.shutdown().await.unwrap();
         }
         drop(a);
-        let mut buffer = BytesMut::with_capacity(100);
+        let mut pieces = VecDeque::new();
         let end = loop {
-            let read = poll_fn(|cx| transport.poll_read(cx, &mut buffer));
+            let read = poll_fn(|cx| transport.poll_read(cx, &mut pieces));
             match within(5, read).await {
                 Ok(0) => break Ok(()),
                 Ok(_) => {}
                 Err(error) => break Err(error.kind()),
             }
         };
-        assert_eq!(buffer, "last words");
+        let heard: BytesMut = pieces.into_iter().flatten().collect();
+        assert_eq!(heard, "last words");
         let bare = Err(std::io::ErrorKind::UnexpectedEof);
         assert_eq!(end, if notify { Ok(()) } else { bare });
     }
@@ -308,8 +310,8 @@ async fn a_transport_tells_an_orderly_end_from_a_bare_one() {
     let (a, b) = tcp_pair().await;
     drop(a);
     let mut transport = transport::Stream::bare(b);
-    let mut buffer = BytesMut::with_capacity(100);
-    let read = poll_fn(|cx| transport.poll_read(cx, &mut buffer));
+    let mut pieces = VecDeque::new();
+    let read = poll_fn(|cx| transport.poll_read(cx, &mut pieces));
     let end = within(5, read).await.unwrap_err();
     assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
 }

@@ -81,7 +81,8 @@ impl TrafficSecret {
 
     /// HKDF-Expand-Label with an empty context.
     fn expand(&self, label: &[u8], length: usize) -> Secret<Vec<u8>> {
-        let short = |length: usize| u8::try_from(length).expect("invariant: labels and keys are short");
+        let short =
+            |length: usize| u8::try_from(length).expect("invariant: labels and keys are short");
         let prefix = b"tls13 ";
         let (length_byte, label_byte) = ([0, short(length)], [short(prefix.len() + label.len())]);
         let info = [&length_byte[..], &label_byte, prefix, label, &[0]];

@@ -166,7 +166,12 @@ impl Sealer {
         self.direction.update()
     }
 
-    fn seal(&mut self, kind: u8, bytes: &[u8], out: &mut BytesMut) -> Result<(), Broken> {
+    pub(super) fn seal(
+        &mut self,
+        kind: u8,
+        bytes: &[u8],
+        out: &mut BytesMut,
+    ) -> Result<(), Broken> {
         let begin = begin_record(out);
         out.extend_from_slice(bytes);
         self.end_record(out, begin, kind)

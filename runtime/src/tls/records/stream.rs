@@ -74,6 +74,12 @@ mod private {
         pub(super) secrets: Result<ExtractedSecrets, rustls::Error>,
     }
 
+    impl std::fmt::Debug for Known {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Known").finish_non_exhaustive()
+        }
+    }
+
     pub trait Parts<T> {
         fn parts(self) -> (RecordWise<T>, Known);
     }

@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::event::Event;
 use crate::frame::{FIN, Frame, Header, Settings, kind};
 use crate::record::kind as record;
-use crate::scheduler::{MAX_BURST, Scheduler};
+use crate::scheduler::MAX_BURST;
 use crate::stream::{Fin, Key};
 
 /// A DATA frame is not started for less than this much room in a batch.
@@ -26,6 +26,7 @@ impl Connection {
         if silent || self.is_detached() {
             return false;
         }
+        self.scheduler.begin_batch(limit);
         let before = batch.len();
         let limit = before + limit.min(MAX_BATCH);
         self.put_offset(batch);
@@ -343,7 +344,7 @@ impl Connection {
         let length = queued
             .min(max)
             .min(max_frame)
-            .min(Scheduler::allowance(stream));
+            .min(self.scheduler.allowance(stream));
         let fin = stream.fin_out == Fin::Queued && length == queued;
         let header = Header {
             kind: kind::DATA,
