@@ -19,7 +19,7 @@ use sg_relay::http::HttpVersion;
 use sg_relay::udp::{dial_udp, join_flow};
 use sg_relay::{
     Approach, ByteCounters, DialError, JoinOptions, Parties, Purpose, ReachError, Reached, Redial,
-    StreamAccount, StreamEnd,
+    Relaying, StreamAccount, StreamEnd,
 };
 use sg_runtime::gate::{First, race};
 use sg_tunnel_io::{IncomingStream, code};
@@ -94,9 +94,18 @@ impl From<DialError> for Refusal {
 }
 
 /// Serves one stream to its end.
-pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
+pub async fn serve(tunnel: Arc<TunnelContext>, incoming: IncomingStream) {
+    // Boxed one after the other, so that an open stream does not keep the room that its opening needed.
+    if let Some(carrying) = Box::pin(open(tunnel, incoming)).await {
+        carrying.await;
+    }
+}
+
+/// Reaches the resource and accepts the stream; `None`: it is refused, and the books are closed.
+async fn open(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) -> Option<Carrying> {
     let Some((open, resource, mut account)) = begin(&tunnel, &incoming) else {
-        return incoming.refuse(code::INTERNAL);
+        incoming.refuse(code::INTERNAL);
+        return None;
     };
     let mut policy = tunnel.gateway.acl.subscribe();
     let is_flow = incoming.is_flow();
@@ -105,8 +114,7 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
         why = incoming.cancelled() => Err(Refusal::from(why.code())),
         () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
-        // Boxed, so that an open stream does not keep the room that its dial needed.
-        connected = Box::pin(connect(&tunnel, &open, &resource, is_flow, &mut policy)) => connected,
+        connected = connect(&tunnel, &open, &resource, is_flow, &mut policy) => connected,
     };
     // Accepted if it is understood, and there is room for one more.
     let compression = Grant::take(open.compression.parse().unwrap_or_default());
@@ -114,20 +122,18 @@ pub async fn serve(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) {
         Ok(connected) => connected,
         Err(refusal) => {
             account.set_reason(refusal.word);
-            return incoming.refuse(refusal.code);
+            incoming.refuse(refusal.code);
+            return None;
         }
     };
     account.opened(Arc::clone(&tunnel.gateway.shared.client_id), &tunnel.bytes);
-    let reason = relay(
-        &tunnel,
-        &account,
-        policy,
-        &resource,
+    Some(carry(
+        tunnel,
+        account,
+        (policy, resource),
         (connected, open),
         (incoming, compression),
-    )
-    .await;
-    account.set_reason(reason);
+    ))
 }
 
 /// Refuses a stream that there is no room for, and keeps the books about it.
@@ -335,19 +341,21 @@ async fn wait_for_version(
     Arc::clone(&policy.borrow())
 }
 
-/// Accepts and relays until the stream ends, or may no longer go on; answers the word for it.
-async fn relay(
-    tunnel: &Arc<TunnelContext>,
-    account: &StreamAccount,
-    mut policy: watch::Receiver<Arc<Policy>>,
-    resource: &HostPort,
+/// An accepted stream on its way to its end.
+type Carrying = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Accepts a stream; the future relays until it ends, or may no longer go on, and closes the books.
+fn carry(
+    tunnel: Arc<TunnelContext>,
+    mut account: StreamAccount,
+    (mut policy, resource): (watch::Receiver<Arc<Policy>>, HostPort),
     (connected, open): (Connected, StreamOpen),
     (incoming, compression): (IncomingStream, Option<Grant>),
-) -> &'static str {
+) -> Carrying {
     let end = StreamEnd::new();
     let address = connected.address();
     let scope = scope_of(&open);
-    let _entered = tunnel
+    let entered = tunnel
         .carried
         .enter(resource.clone(), address, scope, end.clone());
     let options = JoinOptions {
@@ -356,10 +364,7 @@ async fn relay(
         end: end.clone(),
         compression: None,
     };
-    // Pinned here: futures that are handed on by value keep room for themselves twice.
-    let policies = policy.clone();
-    let revoked = pin!(revoked(tunnel, &mut policy, (resource, address, scope)));
-    match connected {
+    let mut relaying: Relaying = match connected {
         Connected::Stream(approach, reached) => {
             let answer = StreamAnswer {
                 compression: compression
@@ -376,24 +381,26 @@ async fn relay(
             let http = HttpVersion::of_number(open.http);
             let drain = tunnel.gateway.shared.draining.clone();
             let redial = http.map(|_| ClientRedial {
-                tunnel: Arc::clone(tunnel),
+                tunnel: Arc::clone(&tunnel),
                 open: Box::new(open),
                 approach: approach.clone(),
-                policies,
+                policies: policy.clone(),
             });
-            let carried = pin!(approach.carry(stream, *reached, http, options, redial, drain));
-            unless_revoked(carried, revoked, &end).await
+            approach.carry(stream, *reached, http, options, redial, drain)
         }
         Connected::Flow(udp) => {
-            let join = async {
-                join_flow(udp, incoming.accept_flow(), account.meter(), options)
-                    .await
-                    .reason
-                    .as_str()
-            };
-            unless_revoked(pin!(join), revoked, &end).await
+            let (flow, meter) = (incoming.accept_flow(), Arc::clone(account.meter()));
+            Box::pin(async move { join_flow(udp, flow, &meter, options).await.reason.as_str() })
         }
-    }
+    };
+    Box::pin(async move {
+        let reason = {
+            let revoked = pin!(revoked(&tunnel, &mut policy, (&resource, address, scope)));
+            unless_revoked(&mut relaying, revoked, &end).await
+        };
+        drop(entered);
+        account.set_reason(reason);
+    })
 }
 
 /// Makes further connections for the requests of one stream.
@@ -426,15 +433,15 @@ impl Redial for ClientRedial {
 }
 
 async fn unless_revoked(
-    mut carried: Pin<&mut impl Future<Output = &'static str>>,
+    relaying: &mut Relaying,
     revoked: Pin<&mut impl Future<Output = u32>>,
     end: &StreamEnd,
 ) -> &'static str {
-    match race(carried.as_mut(), revoked).await {
+    match race(relaying.as_mut(), revoked).await {
         First::Main(word) => word,
         First::Seldom(code) => {
             end.end(code);
-            carried.await
+            relaying.await
         }
     }
 }

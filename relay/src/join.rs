@@ -25,7 +25,7 @@ mod layer;
 mod to_tcp;
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,6 +33,7 @@ use std::time::Duration;
 use sg_runtime::gate::Gate;
 use sg_tunnel_io::{StreamError, TunnelStream, code};
 use tokio::net::TcpStream;
+use tokio_util::either::Either;
 
 use crate::carrier::Carrier;
 use crate::compress::{Compressed, Grant};
@@ -115,60 +116,66 @@ pub fn join(
     stream: TunnelStream,
     options: JoinOptions,
 ) -> impl Future<Output = Ended> + Send {
-    let local = local.into();
-    async {
-        let mut options = options;
-        // Boxed where it is more than bytes as they are, so that a stream of such keeps no room for it.
-        match (local, options.compression.take()) {
-            (Local::Tcp(raw), None) => run(raw.tcp, Raw::new(raw.front), stream, options).await,
-            (Local::Tcp(raw), Some(grant)) => {
-                let stream = Compressed::new(stream, grant);
-                Box::pin(run(raw.tcp, Raw::new(raw.front), stream, options)).await
-            }
-            (Local::Tls(tls), None) => {
-                let (tcp, engine) = tls.into_parts();
-                Box::pin(run(tcp, Tls::new(engine), stream, options)).await
-            }
-            (Local::Tls(tls), Some(grant)) => {
-                let (tcp, engine) = tls.into_parts();
-                let stream = Compressed::new(stream, grant);
-                Box::pin(run(tcp, Tls::new(engine), stream, options)).await
-            }
+    let mut options = options;
+    // Boxed where it is more than bytes as they are, so that a stream of such keeps no room for it.
+    match (local.into(), options.compression.take()) {
+        (Local::Tcp(raw), None) => Either::Left(run(raw.tcp, Raw::new(raw.front), stream, options)),
+        (Local::Tcp(raw), Some(grant)) => {
+            let stream = Compressed::new(stream, grant);
+            boxed(run(raw.tcp, Raw::new(raw.front), stream, options))
+        }
+        (Local::Tls(tls), None) => {
+            let (tcp, engine) = tls.into_parts();
+            boxed(run(tcp, Tls::new(engine), stream, options))
+        }
+        (Local::Tls(tls), Some(grant)) => {
+            let (tcp, engine) = tls.into_parts();
+            let stream = Compressed::new(stream, grant);
+            boxed(run(tcp, Tls::new(engine), stream, options))
         }
     }
 }
 
-async fn run(
+fn boxed<F>(run: impl Future<Output = Ended> + Send + 'static) -> Either<F, BoxedRun> {
+    Either::Right(Box::pin(run))
+}
+
+type BoxedRun = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// A function that gives a future, as an asynchronous one keeps room for its arguments twice.
+fn run(
     mut tcp: ResetOnDrop,
-    mut layer: impl Layer,
-    mut stream: impl Carrier,
+    mut layer: impl Layer + 'static,
+    mut stream: impl Carrier + 'static,
     options: JoinOptions,
-) -> Ended {
-    let reason = relay(tcp.tcp_mut(), &mut layer, &mut stream, &options).await;
-    match reason {
-        EndReason::Finished => {
-            tcp.close();
+) -> impl Future<Output = Ended> + Send {
+    async move {
+        let reason = relay(tcp.tcp_mut(), &mut layer, &mut stream, &options).await;
+        match reason {
+            EndReason::Finished => {
+                tcp.close();
+            }
+            EndReason::TcpReset => {
+                stream.reset(code::PEER_RESET);
+                tcp.reset();
+            }
+            EndReason::IdleTimeout => {
+                stream.reset(code::IDLE_TIMEOUT);
+                tcp.reset();
+            }
+            EndReason::Ended(code) => {
+                stream.reset(code);
+                tcp.reset();
+            }
+            EndReason::StreamReset(_) | EndReason::TunnelLost => {
+                tcp.reset();
+            }
         }
-        EndReason::TcpReset => {
-            stream.reset(code::PEER_RESET);
-            tcp.reset();
+        Ended {
+            from_tcp: options.counters.from_tcp(),
+            to_tcp: options.counters.to_tcp(),
+            reason,
         }
-        EndReason::IdleTimeout => {
-            stream.reset(code::IDLE_TIMEOUT);
-            tcp.reset();
-        }
-        EndReason::Ended(code) => {
-            stream.reset(code);
-            tcp.reset();
-        }
-        EndReason::StreamReset(_) | EndReason::TunnelLost => {
-            tcp.reset();
-        }
-    }
-    Ended {
-        from_tcp: options.counters.from_tcp(),
-        to_tcp: options.counters.to_tcp(),
-        reason,
     }
 }
 

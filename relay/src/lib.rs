@@ -44,7 +44,7 @@ pub use local::{Local, RawEnd};
 pub use local_io::LocalIo;
 pub use material::MaterialProblem;
 pub use metrics::{DestinationMeter, StreamMetrics};
-pub use reach::{Approach, Purpose, ReachError, Reached, Redial};
+pub use reach::{Approach, Purpose, ReachError, Reached, Redial, Relaying};
 pub use receive::{Opened, Opener, ReceiveOptions, Reception, Wish};
 pub use socket::{ResetOnDrop, socket_error, tune};
 pub use socks::{Socks, SocksError, SocksVersion};

@@ -8,6 +8,7 @@
 //! [`Reached::carry`] relays over it. Who may reach what is decided by whoever calls: nothing here knows a policy.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -269,6 +270,10 @@ impl Reached {
     }
 }
 
+/// A stream on its way to its end, and then the word for that. Boxed, since streams that only wait are most of
+/// what a process holds, and the future would stand in those around it several times.
+pub type Relaying = Pin<Box<dyn Future<Output = &'static str> + Send>>;
+
 /// Makes further connections for the requests of one stream, and decides over them.
 pub trait Redial: Send + Sync + 'static {
     /// Decides, and connects anew.
@@ -288,7 +293,7 @@ impl Approach {
     /// Relays a stream to the resource until its end; answers the word for it. `http` is what the stream carries,
     /// and `reached` the connection that was made before it was accepted; `redial` and `drain`,
     /// after which no new request is taken, are for HTTP only.
-    pub async fn carry<R: Redial>(
+    pub fn carry<R: Redial>(
         &self,
         stream: TunnelStream,
         reached: Reached,
@@ -296,13 +301,14 @@ impl Approach {
         options: JoinOptions,
         redial: Option<R>,
         drain: CancellationToken,
-    ) -> &'static str {
+    ) -> Relaying {
         let Some((version, redial)) = http.zip(redial) else {
-            return join(reached.local, stream, options).await.reason.as_str();
+            let join = join(reached.local, stream, options);
+            return Box::pin(async { join.await.reason.as_str() });
         };
         let Ok(base) = self.http_options() else {
             stream.reset(code::INTERNAL);
-            return code::word(code::INTERNAL);
+            return Box::pin(std::future::ready(code::word(code::INTERNAL)));
         };
         let http_options = HttpOptions {
             idle_timeout: options.idle_timeout,
@@ -314,15 +320,8 @@ impl Approach {
         let io = StreamIo::new(stream, options.compression);
         let upstream = Resources(redial);
         let first = Some(reached.into_http());
-        Box::pin(http::serve_stream(
-            io,
-            version,
-            http_options,
-            upstream,
-            first,
-        ))
-        .await
-        .as_str()
+        let serve = http::serve_stream(io, version, http_options, upstream, first);
+        Box::pin(async { serve.await.as_str() })
     }
 }
 
