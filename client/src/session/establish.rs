@@ -151,7 +151,8 @@ pub async fn connect(
 /// # Errors
 /// [`ConnectError::TakeOver`].
 pub fn take_over(stream: NodeStream) -> Result<Box<dyn Transport>, ConnectError> {
-    Ok(TunnelTransport::boxed(RecordStream::take_over(stream)?))
+    let records = RecordStream::take_over(stream)?;
+    Ok(TunnelTransport::boxed(records, proxy::socket))
 }
 
 fn node_of(peer: &PeerInfo) -> Option<NodeId> {

@@ -344,7 +344,7 @@ async fn resume_on(
 
 /// From here on the connection carries a tunnel.
 fn take_over(io: Connection) -> Result<Box<dyn Transport>, tls::TakeOverError> {
-    RecordStream::take_over(io).map(TunnelTransport::boxed)
+    RecordStream::take_over(io).map(|records| TunnelTransport::boxed(records, |tcp| tcp))
 }
 
 fn with_secret(

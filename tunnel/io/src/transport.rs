@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 /// An established, ordered, reliable connection. Dropping it closes it at once, without a goodbye.
 pub trait Transport: Send + Unpin {
-    /// Appends received bytes to `pieces`, about 64 KiB at most, and returns how many. Ready with 0 when the
+    /// Appends received bytes to `pieces`, about 64 KiB at most and about 3,000 pieces, and returns how many. Ready with 0 when the
     /// peer has ended the connection in order (TLS: `close_notify`).
     ///
     /// Pieces may share memory, in buffers of about 64 KiB: that is what a tunnel counts those by that its
@@ -59,6 +59,10 @@ pub trait Transport: Send + Unpin {
 
     /// Gives back the memory of empty buffers.
     fn release(&mut self);
+
+    /// The link has turned out to be fast, or no longer: how much may wait in the system follows from that,
+    /// because what waits there can no longer be overtaken. Nothing by default.
+    fn set_fast(&mut self, _fast: bool) {}
 }
 
 /// Size of a receive buffer. Larger ones are mapped and unmapped by the allocator each time.

@@ -112,7 +112,8 @@ impl Sealer {
         self.most = records;
     }
 
-    /// Appends records with the bytes of `pieces`, at most `most`; answers how many they were.
+    /// Appends records with the bytes of `pieces`, at most `most`; answers how many they were. After an error nothing
+    /// that was not sealed is left.
     pub(super) fn seal_data<'a>(
         &mut self,
         pieces: impl Iterator<Item = &'a [u8]>,
@@ -122,6 +123,14 @@ impl Sealer {
         let mut taken = 0;
         let mut start = None;
         for mut piece in pieces {
+            // What fits into one record goes into one: whoever gets it, gets it in one piece.
+            if let Some(begin) = start
+                && piece.len() > room(out, begin)
+                && piece.len() <= MOST_PLAIN
+            {
+                self.end_record(out, begin, content::DATA)?;
+                start = None;
+            }
             while !piece.is_empty() && taken < most {
                 let begin = match start {
                     Some(begin) => begin,
@@ -132,7 +141,7 @@ impl Sealer {
                         *start.insert(begin_record(out))
                     }
                 };
-                let room = MOST_PLAIN - (out.len() - begin - HEADER);
+                let room = room(out, begin);
                 let count = room.min(piece.len()).min(most - taken);
                 let (now, later) = piece.split_at(count);
                 out.extend_from_slice(now);
@@ -181,12 +190,24 @@ impl Sealer {
         out.extend_from_slice(&[kind]);
         let nonce = self.direction.next_nonce();
         let (header, bytes) = out[begin..].split_at_mut(HEADER);
-        let length = u16::try_from(bytes.len() + TAG).map_err(|_| Broken)?;
+        let length = u16::try_from(bytes.len() + TAG)
+            .expect("invariant: a record is at most 16,401 bytes and its tag");
         header[3..].copy_from_slice(&length.to_be_bytes());
-        let tag = self.direction.aead.seal(nonce, header, bytes)?;
-        out.extend_from_slice(&tag);
+        let tag = self.direction.aead.seal(nonce, header, bytes);
+        match tag {
+            Ok(tag) => out.extend_from_slice(&tag),
+            Err(Broken) => {
+                out.truncate(begin);
+                return Err(Broken);
+            }
+        }
         Ok(())
     }
+}
+
+/// Plaintext that the record which begins there still takes.
+fn room(out: &BytesMut, begin: usize) -> usize {
+    MOST_PLAIN.saturating_sub(out.len() - begin - HEADER)
 }
 
 /// Appends a header whose length is still to be told.

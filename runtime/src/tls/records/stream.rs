@@ -47,6 +47,8 @@ pub struct RecordStream<T> {
     received: BytesMut,
     opener: Opener,
     closed: bool,
+    /// What was wrong with a record behind bytes that were right.
+    fault: Option<Fault>,
     /// Sealed; those before `sent` are with the system.
     sealed: BytesMut,
     sealer: Sealer,
@@ -119,7 +121,7 @@ impl<T> RecordStream<T> {
         let (io, known) = stream.parts();
         let secrets = known
             .secrets
-            .map_err(|_| TakeOverError("something is still to be sent"))?;
+            .map_err(|_| TakeOverError("something is still to be sent, or it has failed"))?;
         if io.left > 0 {
             return Err(TakeOverError("a record is not all there"));
         }
@@ -148,11 +150,17 @@ impl<T> RecordStream<T> {
             opener: Opener::new(which, rx, secrets.rx.0, known.side == Side::Client)
                 .map_err(unusable)?,
             closed: known.closed,
+            fault: None,
             sealed: BytesMut::new(),
             sealer: Sealer::new(which, tx, secrets.tx.0).map_err(unusable)?,
             update_wanted: false,
             finished: false,
         })
+    }
+
+    /// What is beneath.
+    pub fn get_ref(&self) -> &T {
+        &self.io
     }
 
     /// Gives back the memory of empty buffers.
@@ -200,15 +208,20 @@ impl<T: AsyncRead + AsyncWrite + Unpin> RecordStream<T> {
             return Poll::Ready(Ok(count));
         }
         loop {
-            let count = match self.open(pieces) {
-                Ok(count) => count,
-                Err(fault) => return Poll::Ready(Err(self.fail(cx, fault))),
-            };
-            if count > 0 || self.closed {
+            let count = self.open(pieces);
+            if count > 0 {
                 return Poll::Ready(Ok(count));
             }
+            if let Some(fault) = self.fault {
+                return Poll::Ready(Err(self.fail(cx, fault)));
+            }
+            if self.closed {
+                return Poll::Ready(Ok(0));
+            }
             if self.received.capacity() - self.received.len() < LEAST_ROOM {
-                self.received.reserve(BUFFER);
+                // What is left is less than a record, and stays within one buffer.
+                let room = BUFFER.saturating_sub(self.received.len());
+                self.received.reserve(room);
             }
             let io = Pin::new(&mut self.io);
             if ready!(poll_read_buf(io, cx, &mut self.received))? == 0 {
@@ -217,22 +230,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> RecordStream<T> {
         }
     }
 
-    /// Opens all records that are there.
-    fn open(&mut self, pieces: &mut VecDeque<BytesMut>) -> Result<usize, Fault> {
+    /// Opens all records that are there, up to the end or to a fault, behind which nothing is opened any more.
+    fn open(&mut self, pieces: &mut VecDeque<BytesMut>) -> usize {
         let mut count = 0;
-        while !self.closed {
-            match self.opener.open(&mut self.received)? {
-                None => break,
-                Some(Opened::Data(piece)) => {
+        while !self.closed && self.fault.is_none() {
+            match self.opener.open(&mut self.received) {
+                Ok(None) => break,
+                Ok(Some(Opened::Data(piece))) => {
                     count += piece.len();
                     pieces.push_back(piece);
                 }
-                Some(Opened::Nothing) => {}
-                Some(Opened::UpdateWanted) => self.update_wanted = true,
-                Some(Opened::Closed) => self.closed = true,
+                Ok(Some(Opened::Nothing)) => {}
+                Ok(Some(Opened::UpdateWanted)) => self.update_wanted = true,
+                Ok(Some(Opened::Closed)) => self.closed = true,
+                Err(fault) => self.fault = Some(fault),
             }
         }
-        Ok(count)
+        count
     }
 
     /// Tells the other end what it did wrong, if that can be told at once.

@@ -194,7 +194,7 @@ async fn a_connection_is_not_taken_over_between_two_keys_nor_with_something_to_s
     let error = RecordStream::take_over(near).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the TLS connection cannot be taken over: something is still to be sent"
+        "the TLS connection cannot be taken over: something is still to be sent, or it has failed"
     );
     drop(far);
 
@@ -233,10 +233,27 @@ async fn a_byte_changed_on_its_way_ends_the_connection_and_the_other_end_is_told
         error.to_string(),
         "a TLS record is not what the other end sent"
     );
+    // It stays what it was, whatever comes behind.
+    assert!(near.hear().await.is_err());
     // An alert of two bytes, sealed.
     let mut told = [0; HEADER + 2 + 1 + TAG];
     pin!(socket.read_exact(&mut told)).await.unwrap();
     assert_eq!(told[..HEADER], [23, 3, 3, 0, 19]);
+}
+
+#[tokio::test]
+async fn what_was_right_before_a_broken_record_is_given_first() {
+    let (near, mut far) = shaken().await;
+    let mut near = RecordStream::take_over(near).unwrap();
+    far.say(b"last words").await.unwrap();
+    let (mut socket, _) = far.into_inner();
+    socket.write_all(&[22, 3, 3, 0, 1, 0]).await.unwrap();
+    assert_eq!(near.hear().await.unwrap(), b"last words");
+    let error = near.hear().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a TLS message came that has no place here"
+    );
 }
 
 fn secret() -> TrafficSecret {
@@ -411,7 +428,7 @@ fn an_update_that_is_wanted_is_reported_and_padding_is_taken_off() {
 fn pieces_fill_records_and_no_more_is_taken_than_asked_for() {
     let (mut sealer, mut opener) = direction(true);
     let all = pattern(50_000, 3);
-    let pieces = all.chunks(777).chain([&b""[..]]);
+    let pieces = all.chunks(777).take(60).chain([&all[60 * 777..], &b""[..]]);
     let mut out = BytesMut::new();
     let taken = sealer.seal_data(pieces, 40_000, &mut out).unwrap();
     assert_eq!(taken, 40_000);
@@ -423,9 +440,34 @@ fn pieces_fill_records_and_no_more_is_taken_than_asked_for() {
         lengths.push(piece.len());
         got.extend_from_slice(&piece);
     }
-    assert_eq!(lengths, [16_384, 16_384, 7232]);
+    // No piece that fits into a record is cut.
+    assert_eq!(lengths, [21 * 777, 21 * 777, 40_000 - 42 * 777]);
     assert!(got == all[..40_000]);
     assert!(!out.has_remaining());
+}
+
+#[test]
+fn frames_of_a_tunnel_and_records_line_up() {
+    let (mut sealer, mut opener) = direction(true);
+    let (payload, header) = (pattern(16_376, 1), [7; 8]);
+    let mut pieces = vec![&[9; 12][..], &payload];
+    for _ in 0..6 {
+        pieces.extend([&header[..], &payload]);
+    }
+    let mut out = BytesMut::new();
+    let taken = sealer.seal_data(pieces.into_iter(), usize::MAX, &mut out);
+    assert_eq!(taken, Ok(12 + 6 * 8 + 7 * 16_376));
+    let mut lengths = Vec::new();
+    while let Some(opened) = opener.open(&mut out).unwrap() {
+        let Opened::Data(piece) = opened else {
+            panic!("{opened:?}")
+        };
+        lengths.push(piece.len());
+    }
+    assert_eq!(
+        lengths,
+        [12, 16_384, 16_384, 16_384, 16_384, 16_384, 16_384, 16_376]
+    );
 }
 
 #[test]

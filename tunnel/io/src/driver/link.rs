@@ -72,8 +72,10 @@ impl Link {
         } else if self.write_waits && self.writer.stalled_for(time) >= stall {
             core.time_out(now);
         }
-        if !self.write_waits {
-            self.writer.measure(time);
+        if !self.write_waits
+            && let Some(fast) = self.writer.measure(time)
+        {
+            self.io.set_fast(fast);
         }
     }
 

@@ -12,6 +12,8 @@ use crate::transport::Transport;
 /// With so many bytes the core gets them before more is read. With several streams the bytes of each come by
 /// turns of up to 64 KiB; whoever gets whole turns needs fewer system calls to pass them on.
 const ENOUGH: usize = 192 * 1024;
+/// The same for so many pieces, however short they are.
+const MANY: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Reader {
@@ -40,7 +42,7 @@ pub(super) enum Filled {
 impl Reader {
     pub(super) fn fill(&mut self, io: &mut dyn Transport, cx: &mut Context<'_>) -> Filled {
         while self.end.is_none() {
-            if self.fresh >= ENOUGH {
+            if self.fresh >= ENOUGH || self.pieces.len() >= MANY {
                 return Filled::Stopped;
             }
             match io.poll_read(cx, &mut self.pieces) {

@@ -16,6 +16,8 @@ const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 256 * 1024;
 /// A batch that the transport takes longer than this for makes urgent frames wait: take less.
 const SLOW: Duration = Duration::from_millis(4);
+/// A batch of so many bytes that leaves within that time shows a fast link.
+const TELLING: usize = 192 * 1024;
 
 pub(super) struct Writer {
     batch: Batch,
@@ -23,6 +25,10 @@ pub(super) struct Writer {
     unflushed: bool,
     /// Most bytes that the next batch takes.
     limit: usize,
+    /// Bytes of the last batch.
+    size: usize,
+    /// The link has taken a telling batch in time, and none too slowly since.
+    fast: bool,
     taken_at: Option<Instant>,
     /// The transport refused bytes since the batch was taken.
     blocked: bool,
@@ -36,6 +42,8 @@ impl Default for Writer {
             batch: Batch::default(),
             unflushed: false,
             limit: MIN_BATCH * 4,
+            size: 0,
+            fast: false,
             taken_at: None,
             blocked: false,
             stalled: None,
@@ -77,16 +85,20 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// Adapts the size of batches to how long the last one took.
-    pub(super) fn measure(&mut self, now: Instant) {
-        let Some(taken_at) = self.taken_at.take() else {
-            return;
+    /// Adapts the size of batches to how long the last one took; answers whether the link is fast, if that is news.
+    pub(super) fn measure(&mut self, now: Instant) -> Option<bool> {
+        let taken_at = self.taken_at.take()?;
+        let in_time = now.saturating_duration_since(taken_at) <= SLOW;
+        let slow = self.blocked && !in_time;
+        self.limit = match slow {
+            true => (self.limit / 2).max(MIN_BATCH),
+            false => (self.limit * 2).min(MAX_BATCH),
         };
-        if self.blocked && now.saturating_duration_since(taken_at) > SLOW {
-            self.limit = (self.limit / 2).max(MIN_BATCH);
-        } else {
-            self.limit = (self.limit * 2).min(MAX_BATCH);
-        }
+        let fast = !slow && (self.fast || (in_time && self.size >= TELLING));
+        (fast != self.fast).then(|| {
+            self.fast = fast;
+            fast
+        })
     }
 
     pub(super) fn take_batch(&mut self, core: &mut Connection, now: std::time::Instant) {
@@ -94,6 +106,7 @@ impl Writer {
         if !self.batch.is_empty() {
             self.unflushed = true;
             self.blocked = false;
+            self.size = self.batch.len();
             self.taken_at = Some(Instant::from_std(now));
         }
     }
