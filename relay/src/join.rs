@@ -142,7 +142,10 @@ fn boxed<F>(run: impl Future<Output = Ended> + Send + 'static) -> Either<F, Boxe
 
 type BoxedRun = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
-/// A function that gives a future, as an asynchronous one keeps room for its arguments twice.
+#[allow(
+    clippy::manual_async_fn,
+    reason = "an asynchronous function keeps room for its arguments twice"
+)]
 fn run(
     mut tcp: ResetOnDrop,
     mut layer: impl Layer + 'static,

@@ -12,6 +12,8 @@ use rustls::{CipherSuite, KeyLog};
 use super::aead::{Aead, Broken, Cipher, Implementation};
 use crate::secret::Secret;
 
+type Bytes = Secret<Vec<u8>>;
+
 /// What the handshake agreed on, as far as keys depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Suite {
@@ -113,17 +115,17 @@ impl hkdf::KeyType for Length {
 /// Takes the first traffic secrets of one connection from its handshake.
 #[derive(Debug, Default)]
 pub(super) struct Capture {
-    client: OnceLock<Secret<Vec<u8>>>,
-    server: OnceLock<Secret<Vec<u8>>>,
+    client: OnceLock<Bytes>,
+    server: OnceLock<Bytes>,
 }
 
 impl Capture {
     /// Those of the client's and of the server's direction, when the handshake is over.
-    pub(super) fn secrets(&self) -> Option<(Secret<Vec<u8>>, Secret<Vec<u8>>)> {
+    pub(super) fn secrets(&self) -> Option<(Bytes, Bytes)> {
         Some((self.client.get()?.clone(), self.server.get()?.clone()))
     }
 
-    fn place(&self, label: &str) -> Option<&OnceLock<Secret<Vec<u8>>>> {
+    fn place(&self, label: &str) -> Option<&OnceLock<Bytes>> {
         match label {
             "CLIENT_TRAFFIC_SECRET_0" => Some(&self.client),
             "SERVER_TRAFFIC_SECRET_0" => Some(&self.server),

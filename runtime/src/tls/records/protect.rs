@@ -190,17 +190,15 @@ impl Sealer {
         out.extend_from_slice(&[kind]);
         let nonce = self.direction.next_nonce();
         let (header, bytes) = out[begin..].split_at_mut(HEADER);
-        let length = u16::try_from(bytes.len() + TAG)
-            .expect("invariant: a record is at most 16,401 bytes and its tag");
+        // A record is never as long as this could be.
+        let length = u16::try_from(bytes.len() + TAG).unwrap_or(u16::MAX);
         header[3..].copy_from_slice(&length.to_be_bytes());
         let tag = self.direction.aead.seal(nonce, header, bytes);
-        match tag {
-            Ok(tag) => out.extend_from_slice(&tag),
-            Err(Broken) => {
-                out.truncate(begin);
-                return Err(Broken);
-            }
-        }
+        let Ok(tag) = tag else {
+            out.truncate(begin);
+            return Err(Broken);
+        };
+        out.extend_from_slice(&tag);
         Ok(())
     }
 }

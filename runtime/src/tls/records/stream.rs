@@ -181,13 +181,14 @@ impl<T> RecordStream<T> {
 /// Whether the keys that rustls uses are those that follow from the secret.
 fn in_force(secret: &TrafficSecret, used: &ConnectionTrafficSecrets) -> bool {
     let keys = secret.protection();
-    let (key, iv) = match used {
+    match used {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv }
         | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
-        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (key, iv),
-        _ => return false,
-    };
-    crate::crypto::equal(keys.key.expose(), key.as_ref()) && keys.iv == iv.as_ref()
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
+            crate::crypto::equal(keys.key.expose(), key.as_ref()) && keys.iv == iv.as_ref()
+        }
+        _ => false,
+    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> RecordStream<T> {
