@@ -1,4 +1,4 @@
-//! The one place that names the cryptography provider (aws-lc-rs), and the small primitives that
+//! The one place that installs the cryptography provider (aws-lc-rs), and the small primitives that
 //! tokens and identities are built from. It is not a general crypto toolbox.
 
 use aws_lc_rs::{constant_time, digest, rand};

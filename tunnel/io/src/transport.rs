@@ -16,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 /// An established, ordered, reliable connection. Dropping it closes it at once, without a goodbye.
 pub trait Transport: Send + Unpin {
-    /// Appends received bytes to `pieces`, about 64 KiB at most and about 3,000 pieces, and returns how many. Ready with 0 when the
-    /// peer has ended the connection in order (TLS: `close_notify`).
+    /// Appends received bytes to `pieces`, about 64 KiB at most in at most about 3,000 pieces, and returns how
+    /// many bytes. Ready with 0 when the peer has ended the connection in order (TLS: `close_notify`).
     ///
     /// Pieces may share memory, in buffers of about 64 KiB: that is what a tunnel counts those by that its
     /// streams hold on to.

@@ -29,12 +29,6 @@ const BATCH: usize = 64 * 1024;
 #[error("the TLS connection cannot be taken over: {0}")]
 pub struct TakeOverError(&'static str);
 
-impl From<TakeOverError> for io::Error {
-    fn from(error: TakeOverError) -> Self {
-        Self::other(error)
-    }
-}
-
 /// An established TLS connection without rustls.
 ///
 /// Received bytes come as pieces that share the memory they were read to. Writing takes as much as is sealed at a
@@ -49,7 +43,7 @@ pub struct RecordStream<T> {
     closed: bool,
     /// What was wrong with a record behind bytes that were right.
     fault: Option<Fault>,
-    /// Sealed; those before `sent` are with the system.
+    /// Sealed, and not yet with the system.
     sealed: BytesMut,
     sealer: Sealer,
     /// The other end wants this end's keys to change.

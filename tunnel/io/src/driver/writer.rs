@@ -129,3 +129,46 @@ impl Writer {
         self.batch.release();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)]
+    use super::*;
+
+    /// What is told after a batch of `size` bytes that took `millis`, with or without a refusal on the way.
+    fn told(writer: &mut Writer, size: usize, millis: u64, blocked: bool) -> Option<bool> {
+        let now = Instant::now();
+        writer.taken_at = Some(now);
+        (writer.size, writer.blocked) = (size, blocked);
+        writer.measure(now + Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_link_is_fast_from_a_large_batch_in_time_to_the_first_slow_one() {
+        let mut writer = Writer::default();
+        assert_eq!(told(&mut writer, TELLING - 1, 0, false), None);
+        // Nobody was kept waiting by this one; it says nothing of the link either.
+        assert_eq!(told(&mut writer, TELLING, 5, false), None);
+        assert_eq!(told(&mut writer, TELLING, 5, true), None);
+        assert_eq!(told(&mut writer, TELLING, 4, true), Some(true));
+        assert_eq!(told(&mut writer, TELLING, 4, true), None);
+        assert_eq!(told(&mut writer, 1, 100, false), None);
+        assert_eq!(told(&mut writer, 1, 5, true), Some(false));
+        assert_eq!(told(&mut writer, TELLING - 1, 0, true), None);
+    }
+
+    #[test]
+    fn batches_grow_while_they_leave_in_time() {
+        let mut writer = Writer::default();
+        for _ in 0..10 {
+            told(&mut writer, 1, 4, true);
+        }
+        assert_eq!(writer.limit, MAX_BATCH);
+        told(&mut writer, 1, 5, true);
+        assert_eq!(writer.limit, MAX_BATCH / 2);
+        for _ in 0..10 {
+            told(&mut writer, 1, 5, true);
+        }
+        assert_eq!(writer.limit, MIN_BATCH);
+    }
+}
