@@ -55,7 +55,7 @@ impl Installation {
 
     async fn with(plan: &Plan, shape: Option<Shape>, programs: Option<&Path>) -> Result<Self> {
         let resource = Resource::start()?;
-        let udp_resource = UdpResource::start().await?;
+        let udp_resource = UdpResource::start()?;
         let mut site = Site::with(SiteSetup {
             etcd: plan.etcd,
             programs: programs.map(Path::to_owned),

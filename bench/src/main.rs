@@ -4,7 +4,7 @@
 //! Nothing is kept between runs.
 //!
 //! `lineup` is who is measured: the product (`installation`), the direct way, and `peers`. `load`
-//! makes the load and `resource` answers it; `compare` measures a case for all of them by turns,
+//! makes the load and `resource` answers it, on its `own_thread`; `compare` measures a case for all of them by turns,
 //! `account` and `trace` read what processes spent, `report` prints. One file for each benchmark:
 //! `throughput`, `latency`, `open_rate`, `idle`, `udp`, `fairness`, `tunnel_core`, `resumption`,
 //! `push`. `link_tool` is no benchmark but the emulated link for use by hand.
@@ -19,6 +19,7 @@ mod lineup;
 mod link_tool;
 mod load;
 mod open_rate;
+mod own_thread;
 mod peers;
 mod protocols;
 mod push;
@@ -132,6 +133,13 @@ struct Plan {
 
 impl Plan {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        // Before anything is built: that takes minutes.
+        if let Some(folder) = &arguments.baseline {
+            for program in ["sg-data-plane", "sg-client"] {
+                let path = folder.join(program);
+                anyhow::ensure!(path.is_file(), "--baseline: {} is missing", path.display());
+            }
+        }
         let number = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
         Ok(Self {
             time: Duration::from_secs(arguments.seconds),
@@ -167,12 +175,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// The users of most benchmarks have one thread, and the resource another (`own_thread`).
+fn runtime_for(name: &Name) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = match name {
+        Name::Throughput | Name::Latency | Name::OpenRate | Name::Idle | Name::Udp => {
+            tokio::runtime::Builder::new_current_thread()
+        }
+        // With more in this process than users: an emulated link, the checks of every byte.
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<Option<Report>> {
     sg_runtime::net::raise_nofile_limit()?;
     let plan = Plan::new(arguments)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime_for(&arguments.name)?;
     match &arguments.name {
         Name::Link(link) => return runtime.block_on(link_tool::run(link)).map(|()| None),
         Name::TunnelCore => return tunnel_core::measure(&plan).map(Some),

@@ -1,5 +1,5 @@
 //! The resource that all load goes to: it lives in this process, and the first byte of a connection
-//! says what it does with it.
+//! says what it does with it. It has a thread of its own.
 
 use std::net::SocketAddr;
 
@@ -8,6 +8,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+
+use crate::own_thread::OwnThread;
 
 /// Sends back what comes.
 pub(crate) const ECHO: u8 = b'e';
@@ -38,21 +40,28 @@ pub(crate) fn pattern() -> Vec<u8> {
 pub(crate) struct Resource {
     address: SocketAddr,
     _server: JoinSet<()>,
+    _thread: OwnThread,
 }
 
 impl Resource {
     pub(crate) fn start() -> Result<Self> {
+        let thread = OwnThread::start("resource")?;
+        let handle = thread.handle().clone();
+        let _inside = handle.enter();
         let socket = TcpSocket::new_v4().context("socket")?;
+        // Connections have it from the socket that listens.
+        socket.set_nodelay(true).context("nodelay")?;
         socket
             .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
             .context("bind")?;
         let listener = socket.listen(4096).context("listen")?;
         let address = listener.local_addr().context("address")?;
         let mut server = JoinSet::new();
-        server.spawn(accept(listener));
+        server.spawn_on(accept(listener), &handle);
         Ok(Self {
             address,
             _server: server,
+            _thread: thread,
         })
     }
 
@@ -71,7 +80,6 @@ async fn accept(listener: TcpListener) {
 }
 
 async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
     match stream.read_u8().await? {
         // Small, since thousands may be idle at once.
         ECHO => echo(stream, 256).await,
@@ -139,16 +147,22 @@ async fn send(stream: TcpStream) -> std::io::Result<()> {
 pub(crate) struct UdpResource {
     address: SocketAddr,
     _server: JoinSet<()>,
+    _thread: OwnThread,
 }
 
 impl UdpResource {
-    pub(crate) async fn start() -> Result<Self> {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.context("bind")?;
+    pub(crate) fn start() -> Result<Self> {
+        let thread = OwnThread::start("udp-resource")?;
+        let handle = thread.handle().clone();
+        let _inside = handle.enter();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").context("bind")?;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
         // What the load tool cannot take is no loss of whoever is measured.
         SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER)?;
         let address = socket.local_addr().context("address")?;
         let mut server = JoinSet::new();
-        server.spawn(async move {
+        let answering = async move {
             let mut buffer = vec![0; 65_536];
             loop {
                 // An error is about a datagram sent before, whose sender is gone.
@@ -157,10 +171,12 @@ impl UdpResource {
                     drop(socket.send_to(answer, from).await);
                 }
             }
-        });
+        };
+        server.spawn_on(answering, &handle);
         Ok(Self {
             address,
             _server: server,
+            _thread: thread,
         })
     }
 
