@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     sg_runtime::crypto::install();
+    sg_runtime::memory::keep_freed();
     let settings = sg_client::options::load();
     sg_runtime::telemetry::init(settings.log_format, &settings.log_filter, "sg-client");
     ExitCode::from(sg_client::app::main(settings))

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use sg_data_plane::{app, config::Args};
-use sg_runtime::{config, crypto, telemetry};
+use sg_runtime::{config, crypto, memory, telemetry};
 
 fn main() -> ExitCode {
     crypto::install();
+    memory::keep_freed();
     let args: Args = config::load();
     args.common.init_telemetry("sg-data-plane");
     let threads = args.threads;
