@@ -6,6 +6,7 @@ fn main() -> ExitCode {
     sg_runtime::crypto::install();
     sg_runtime::memory::keep_freed();
     let settings = sg_client::options::load();
-    sg_runtime::telemetry::init(settings.log_format, &settings.log_filter, "sg-client");
+    let _logging =
+        sg_runtime::telemetry::init(settings.log_format, &settings.log_filter, "sg-client");
     ExitCode::from(sg_client::app::main(settings))
 }

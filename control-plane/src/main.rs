@@ -15,7 +15,7 @@ const MOMENT: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     crypto::install();
     let args: Args = config::load();
-    args.common.init_telemetry("sg-control-plane");
+    let _logging = args.common.init_telemetry("sg-control-plane");
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     crypto::install();
     memory::keep_freed();
     let args: Args = config::load();
-    args.common.init_telemetry("sg-data-plane");
+    let _logging = args.common.init_telemetry("sg-data-plane");
     let threads = args.threads;
     let settings = match args.check() {
         Ok(settings) => settings,

@@ -57,9 +57,9 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Starts logging as asked for.
-    pub fn init_telemetry(&self, binary: &'static str) {
-        telemetry::init(self.log_format, &self.log_level, binary);
+    /// Starts logging as asked for. Keep what it answers until the process ends.
+    pub fn init_telemetry(&self, binary: &'static str) -> telemetry::Logging {
+        telemetry::init(self.log_format, &self.log_level, binary)
     }
 
     /// Where admin HTTP listens, given the default of this daemon.

@@ -38,7 +38,7 @@
 //! # async fn run() -> std::io::Result<()> {
 //! crypto::install();
 //! let args: Args = config::load();
-//! args.common.init_telemetry("sg-example");
+//! let _logging = args.common.init_telemetry("sg-example");
 //! let shutdown = Shutdown::listen(args.common.drain_timeout.get())?;
 //! let (readiness, metrics) = (Readiness::new(), Metrics::new("example", "0.1.0"));
 //! # drop((shutdown, readiness, metrics)); Ok(())

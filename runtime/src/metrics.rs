@@ -35,6 +35,7 @@ impl Metrics {
         let mut ours = Registry::with_prefix("sg");
         let build = Info::new([("version", version), ("component", component)]);
         ours.register("build", "What is running", build);
+        ours.register_collector(Box::new(process::LogCollector));
         let mut process = Registry::default();
         process.register_collector(Box::new(process::ProcessCollector));
         Self {
@@ -132,6 +133,7 @@ mod tests {
         for line in [
             "sg_build_info{version=\"0.1.0\",component=\"data-plane\"} 1",
             "sg_streams_opened_total{gateway=\"g1\",result=\"ok\"} 3",
+            "sg_log_lines_lost_total 0",
             "sg_stream_connect_seconds_count 1",
             "sg_stream_connect_seconds_bucket{le=\"0.0025\"} 1",
             "sg_config_revision 7",

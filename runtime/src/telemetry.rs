@@ -3,9 +3,11 @@
 //! Levels: ERROR somebody must act · WARN works, but not as wanted · INFO the life of the process
 //! and of its long-lived parts · DEBUG one line per connection, names and addresses · TRACE per
 //! frame or packet. The one line per relayed stream has the target [`ACCESS`] and level INFO.
-//! An event is one line without control characters, whatever is in its fields.
+//! An event is one line without control characters, whatever is in its fields. Nobody who logs waits for
+//! whoever reads (`writer`).
 
 mod one_line;
+mod writer;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -17,6 +19,10 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+pub use writer::{Logging, lines_lost};
+
+use writer::LineWriter;
 
 /// Target of the access lines: `tracing::info!(target: sg_runtime::telemetry::ACCESS, …)`.
 pub const ACCESS: &str = "access";
@@ -70,19 +76,24 @@ impl std::str::FromStr for LogFilter {
 }
 
 /// Starts logging; `format` `None` means [`LogFormat::detect`]. Also sends panics to the log.
-/// A second call in one process does nothing.
-pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str) {
+/// A second call in one process does nothing. Without a thread of its own, whoever logs writes.
+pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str) -> Logging {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse_lossy(&filter.0);
     let ansi = io::stderr().is_terminal();
-    let started = match format.unwrap_or_else(LogFormat::detect) {
-        LogFormat::Text => text(filter, io::stderr, ansi).try_init(),
-        LogFormat::Json => json(filter, io::stderr).try_init(),
+    let format = format.unwrap_or_else(LogFormat::detect);
+    let writer = LineWriter::start(io::stderr(), format).ok();
+    let started = match (format, writer.clone()) {
+        (LogFormat::Text, Some(writer)) => text(filter, writer, ansi).try_init(),
+        (LogFormat::Json, Some(writer)) => json(filter, writer).try_init(),
+        (LogFormat::Text, None) => text(filter, io::stderr, ansi).try_init(),
+        (LogFormat::Json, None) => json(filter, io::stderr).try_init(),
     };
     if started.is_ok() {
         log_panics(binary);
     }
+    Logging(writer)
 }
 
 fn text<W>(filter: EnvFilter, writer: W, ansi: bool) -> impl Subscriber + Send + Sync

@@ -18,7 +18,7 @@ struct Args {
 fn child() -> ExitCode {
     crypto::install();
     let args: Args = config::load();
-    args.common.init_telemetry("sg-child");
+    let _logging = args.common.init_telemetry("sg-child");
     tracing::info!(answer = 42, "hello");
     tracing::debug!("detail");
     let panicked = std::thread::spawn(|| panic!("on purpose")).join();

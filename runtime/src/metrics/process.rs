@@ -10,9 +10,26 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::telemetry;
+
 /// Clock ticks per second in `/proc`. The kernel's interface fixes it at 100 on every platform
 /// that we build for.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// What the log could not take.
+#[derive(Debug)]
+pub(super) struct LogCollector;
+
+impl Collector for LogCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (name, help) = (
+            "log_lines_lost",
+            "Lines of the log that were lost because nobody read them in time",
+        );
+        let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(telemetry::lines_lost()).encode(metric)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct ProcessCollector;

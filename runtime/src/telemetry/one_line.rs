@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
+use tracing::Metadata;
 use tracing::field::Field;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
@@ -57,6 +58,10 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for JsonLines<M> {
     fn make_writer(&'a self) -> Self::Writer {
         JsonLine(self.0.make_writer())
     }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Self::Writer {
+        JsonLine(self.0.make_writer_for(event))
+    }
 }
 
 /// Takes one line per call, as the formatter gives it.
@@ -65,6 +70,12 @@ pub(super) struct JsonLine<W>(W);
 
 impl<W: io::Write> io::Write for JsonLine<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Nearly all lines are such, and a look at each byte is cheap.
+        if let Some(text) = bytes.strip_suffix(b"\n")
+            && text.iter().all(|byte| matches!(byte, b' '..=b'~'))
+        {
+            return self.0.write_all(bytes).map(|()| bytes.len());
+        }
         let line = String::from_utf8_lossy(bytes);
         let (text, end) = match line.strip_suffix('\n') {
             Some(text) => (text, "\n"),
