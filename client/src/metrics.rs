@@ -115,6 +115,10 @@ impl ClientMetrics {
         protocol: Protocol,
         end: TcpEnd,
     ) -> Arc<DestinationMeter> {
+        let found = self.streams.find(gateway, destination, protocol.as_str());
+        if let Some(meter) = found {
+            return meter;
+        }
         let mut known = self
             .destinations
             .lock()

@@ -23,7 +23,7 @@ use sg_proto::tunnel::StreamOpen;
 use sg_relay::http::HttpVersion;
 use sg_relay::proxy_protocol::HeaderError;
 use sg_relay::{
-    Parties, ReceiveOptions, Reception, ResetOnDrop, StreamAccount, TcpEnd, Wish, tune,
+    Parties, ReceiveOptions, Reception, ResetOnDrop, StreamAccount, TcpEnd, Wish, tune_accepted,
 };
 use sg_tunnel_io::code;
 use tokio::time::Instant;
@@ -164,7 +164,7 @@ async fn begin_story(
         refuse(code::word(code::LIMIT));
         return None;
     };
-    if tune(tcp.tcp(), destination.keepalive).is_err() {
+    if tune_accepted(tcp.tcp(), destination.keepalive).is_err() {
         refuse("tcp-reset");
         return None;
     }

@@ -2,9 +2,10 @@
 //! destination's belongs.
 //!
 //! Ids are made elsewhere (they need randomness); here they are only parsed: 1 to 64 of
-//! `A-Z a-z 0-9 _ -`.
+//! `A-Z a-z 0-9 _ -`. They go into many places for every stream, so a clone shares the text.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::Invalid;
 
@@ -12,7 +13,7 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Parses an id.
@@ -24,7 +25,7 @@ macro_rules! id {
                 let good = (1..=64).contains(&text.len())
                     && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
                 if good {
-                    Ok(Self(text))
+                    Ok(Self(text.into()))
                 } else {
                     Err(Invalid::new($field, "must be 1 to 64 letters, digits, '_' or '-'"))
                 }

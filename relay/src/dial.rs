@@ -217,8 +217,8 @@ impl Dial<'_> {
 
     async fn directly(&self) -> Result<Dialled, DialError> {
         let permitted = permitted(self.resource, self.permit).await?;
-        let tcp = race(interleave(permitted), self.keepalive).await?;
-        let address = tcp.peer_addr().ok().map(|address| address.ip());
+        let (tcp, address) = race(interleave(permitted), self.keepalive).await?;
+        let address = Some(address.ip());
         Ok(Dialled { tcp, address })
     }
 
@@ -263,7 +263,7 @@ impl Dial<'_> {
             Ok(found) => race(interleave(found), self.keepalive).await,
             Err(error) => Err(error),
         };
-        let mut tcp = connected.map_err(|error| match error {
+        let (mut tcp, _) = connected.map_err(|error| match error {
             DialError::Refused => SocksError::Unreachable("it refused the connection").into(),
             DialError::Unreachable => SocksError::Unreachable("no route to its host").into(),
             DialError::NameUnknown => SocksError::Unreachable("its name has no address").into(),
@@ -350,6 +350,9 @@ async fn in_place<T: Send + 'static>(
 
 /// Alternates the families, beginning with the resolver's favourite, without repetitions.
 pub(crate) fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
+    if found.len() <= 1 {
+        return found.into();
+    }
     let mut seen = std::collections::HashSet::new();
     found.retain(|address| seen.insert(*address));
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
@@ -371,7 +374,13 @@ pub(crate) fn interleave(mut found: Vec<SocketAddr>) -> VecDeque<SocketAddr> {
 async fn race(
     mut addresses: VecDeque<SocketAddr>,
     keepalive: Option<Duration>,
-) -> Result<TcpStream, DialError> {
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    // Most resources have one address, and then there is no race.
+    if addresses.len() == 1
+        && let Some(only) = addresses.pop_front()
+    {
+        return connect(only, keepalive).await;
+    }
     let mut attempts = FuturesUnordered::new();
     let mut telling = DialError::NotPermitted;
     loop {
@@ -388,7 +397,7 @@ async fn race(
         };
         tokio::select! {
             Some(result) = attempts.next() => match result {
-                Ok(tcp) => return Ok(tcp),
+                Ok(connected) => return Ok(connected),
                 Err(error) if error.weight() >= telling.weight() => telling = error,
                 Err(_) => {}
             },
@@ -397,7 +406,10 @@ async fn race(
     }
 }
 
-async fn connect(address: SocketAddr, keepalive: Option<Duration>) -> Result<TcpStream, DialError> {
+async fn connect(
+    address: SocketAddr,
+    keepalive: Option<Duration>,
+) -> Result<(TcpStream, SocketAddr), DialError> {
     let tcp = TcpStream::connect(address)
         .await
         .map_err(DialError::from_connect)?;
@@ -407,7 +419,7 @@ async fn connect(address: SocketAddr, keepalive: Option<Duration>) -> Result<Tcp
         return Err(DialError::Refused);
     }
     tune(&tcp, keepalive).map_err(|_| DialError::Refused)?;
-    Ok(tcp)
+    Ok((tcp, address))
 }
 
 #[cfg(test)]

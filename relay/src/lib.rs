@@ -46,7 +46,7 @@ pub use material::MaterialProblem;
 pub use metrics::{DestinationMeter, StreamMetrics};
 pub use reach::{Approach, Purpose, ReachError, Reached, Redial, Relaying};
 pub use receive::{Opened, Opener, ReceiveOptions, Reception, Wish};
-pub use socket::{ResetOnDrop, socket_error, tune};
+pub use socket::{ResetOnDrop, listen, socket_error, tune, tune_accepted};
 pub use socks::{Socks, SocksError, SocksVersion};
 pub use tunnel_board::{Posted, TunnelBoard, TunnelInfo};
 pub use tunnel_transport::TunnelTransport;

@@ -63,8 +63,11 @@ struct Series {
     http: Family<HttpLabels, Counter>,
     connect_seconds: Histogram,
     duration_seconds: Histogram,
-    meters: Mutex<HashMap<(String, String), Arc<DestinationMeter>>>,
+    meters: Mutex<Meters>,
 }
+
+/// By gateway and destination; every stream looks here, so it must not take new strings to do so.
+type Meters = HashMap<String, HashMap<String, Arc<DestinationMeter>>>;
 
 impl StreamMetrics {
     /// Registers the series.
@@ -115,11 +118,10 @@ impl StreamMetrics {
         protocol: &'static str,
         tcp: TcpEnd,
     ) -> Arc<DestinationMeter> {
-        let key = (gateway.to_owned(), destination.to_owned());
-        let mut meters = self.meters();
-        if let Some(meter) = meters.get(&key).filter(|meter| meter.protocol == protocol) {
-            return Arc::clone(meter);
+        if let Some(meter) = self.find(gateway, destination, protocol) {
+            return meter;
         }
+        let mut meters = self.meters();
         let bytes = |direction| {
             self.0.bytes.get_or_create_owned(&BytesLabels {
                 gateway: gateway.to_owned(),
@@ -146,17 +148,32 @@ impl StreamMetrics {
             http: OnceLock::new(),
             series: Arc::downgrade(&self.0),
         });
-        meters.insert(key, Arc::clone(&meter));
+        meters
+            .entry(gateway.to_owned())
+            .or_default()
+            .insert(destination.to_owned(), Arc::clone(&meter));
         meter
+    }
+
+    /// The series of one destination, if it has had a stream of this protocol already.
+    #[must_use]
+    pub fn find(
+        &self,
+        gateway: &str,
+        destination: &str,
+        protocol: &str,
+    ) -> Option<Arc<DestinationMeter>> {
+        let meters = self.meters();
+        let meter = meters.get(gateway)?.get(destination)?;
+        (meter.protocol == protocol).then(|| Arc::clone(meter))
     }
 
     /// Removes the series of a destination that is gone. Streams it still has are counted no more.
     pub fn forget(&self, gateway: &str, destination: &str) {
-        let key = (gateway.to_owned(), destination.to_owned());
-        let Some(meter) = self.meters().remove(&key) else {
+        let Some(meter) = self.take(gateway, destination) else {
             return;
         };
-        let (gateway, destination) = key;
+        let (gateway, destination) = (gateway.to_owned(), destination.to_owned());
         for result in meter.retire() {
             self.0.opened.remove(&OpenedLabels {
                 gateway: gateway.clone(),
@@ -190,7 +207,17 @@ impl StreamMetrics {
         });
     }
 
-    fn meters(&self) -> MutexGuard<'_, HashMap<(String, String), Arc<DestinationMeter>>> {
+    fn take(&self, gateway: &str, destination: &str) -> Option<Arc<DestinationMeter>> {
+        let mut meters = self.meters();
+        let of_gateway = meters.get_mut(gateway)?;
+        let meter = of_gateway.remove(destination);
+        if of_gateway.is_empty() {
+            meters.remove(gateway);
+        }
+        meter
+    }
+
+    fn meters(&self) -> MutexGuard<'_, Meters> {
         self.0.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,18 +3,20 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sg_runtime::net;
 use socket2::SockRef;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
+/// Whether a connection has the options of the socket that it was accepted from.
+const INHERITED: bool = cfg!(target_os = "linux");
 
 /// Sets the options of a relayed connection: no delay, and keepalive, which asks a peer that has been silent for so
 /// long whether it is still there. By default after a minute, so that a peer that vanished is noticed after about
@@ -23,11 +25,39 @@ const KEEPALIVE_PROBES: u32 = 4;
 /// # Errors
 /// When the connection is gone already, or the system does not take the time (it takes whole seconds, at least one).
 pub fn tune(tcp: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
+    set_options(SockRef::from(tcp), keepalive)
+}
+
+fn set_options(socket: SockRef<'_>, keepalive: Option<Duration>) -> io::Result<()> {
     let idle = keepalive.unwrap_or(KEEPALIVE_IDLE);
     // Who wants to know early also wants the further questions early.
     let interval = KEEPALIVE_INTERVAL.min(idle);
-    net::set_nodelay(tcp)?;
-    net::set_keepalive(tcp, idle, interval, KEEPALIVE_PROBES)
+    socket.set_tcp_nodelay(true)?;
+    net::set_keepalive(socket, idle, interval, KEEPALIVE_PROBES)
+}
+
+/// Listens for connections that have the usual options from the start, where the system hands them on.
+///
+/// # Errors
+/// As [`net::bind_tcp`].
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = net::bind_tcp(address)?;
+    if INHERITED {
+        set_options(SockRef::from(&listener), None)?;
+    }
+    Ok(listener)
+}
+
+/// As [`tune`], for a connection that was accepted from [`listen`].
+///
+/// # Errors
+/// As [`tune`].
+pub fn tune_accepted(tcp: &TcpStream, keepalive: Option<Duration>) -> io::Result<()> {
+    match keepalive {
+        // Five system calls for each connection less.
+        None if INHERITED => Ok(()),
+        _ => tune(tcp, keepalive),
+    }
 }
 
 /// Waits until the connection has failed: reset by its peer, or given up by keepalive. Notices it while
@@ -186,10 +216,28 @@ impl Drop for ResetOnDrop {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use socket2::SockRef;
-    use tokio::net::TcpListener;
-
     use super::*;
+
+    fn options(tcp: &TcpStream) -> (u64, u64) {
+        let socket = SockRef::from(tcp);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        (
+            socket.tcp_keepalive_time().unwrap().as_secs(),
+            socket.tcp_keepalive_interval().unwrap().as_secs(),
+        )
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_have_the_same_options() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        for (asked, expected) in [(None, (60, 15)), (Some(5), (5, 5))] {
+            let _user = TcpStream::connect(address).await.unwrap();
+            let (tcp, _) = listener.accept().await.unwrap();
+            tune_accepted(&tcp, asked.map(Duration::from_secs)).unwrap();
+            assert_eq!(options(&tcp), expected, "{asked:?}");
+        }
+    }
 
     #[tokio::test]
     async fn keepalive_is_as_asked_for() {
@@ -197,15 +245,9 @@ mod tests {
         let tcp = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
-        let socket = SockRef::from(&tcp);
         for (asked, idle, interval) in [(None, 60, 15), (Some(5), 5, 5), (Some(7200), 7200, 15)] {
             tune(&tcp, asked.map(Duration::from_secs)).unwrap();
-            assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
-            let found = (
-                socket.tcp_keepalive_time().unwrap().as_secs(),
-                socket.tcp_keepalive_interval().unwrap().as_secs(),
-            );
-            assert_eq!(found, (idle, interval), "{asked:?}");
+            assert_eq!(options(&tcp), (idle, interval), "{asked:?}");
         }
     }
 }

@@ -57,8 +57,8 @@ pub fn set_nodelay(stream: &TcpStream) -> io::Result<()> {
 ///
 /// # Errors
 /// The socket is no longer connected.
-pub fn set_keepalive(
-    stream: &TcpStream,
+pub fn set_keepalive<'s>(
+    socket: impl Into<SockRef<'s>>,
     idle: Duration,
     interval: Duration,
     probes: u32,
@@ -67,7 +67,7 @@ pub fn set_keepalive(
         .with_time(idle)
         .with_interval(interval)
         .with_retries(probes);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    socket.into().set_tcp_keepalive(&keepalive)
 }
 
 /// Closes the connection with a reset (RST), so that the other end sees an error and not an end.

@@ -202,17 +202,21 @@ async fn a_local_list_narrows_what_the_gateway_allows() -> Result<()> {
         "the client's own list does not allow it"
     );
     // The user is told before the line is written.
-    eventually(Duration::from_secs(5), "the refusal is logged", async || {
-        let lines = site.node().access()?;
-        let line = lines
-            .iter()
-            .find(|line| line.field("destination") == "forbidden");
-        ensure!(
-            line.context("no line")?.field("reason") == "acl-denied",
-            "{lines:?}"
-        );
-        Ok(())
-    })
+    eventually(
+        Duration::from_secs(5),
+        "the refusal is logged",
+        async || {
+            let lines = site.node().access()?;
+            let line = lines
+                .iter()
+                .find(|line| line.field("destination") == "forbidden");
+            ensure!(
+                line.context("no line")?.field("reason") == "acl-denied",
+                "{lines:?}"
+            );
+            Ok(())
+        },
+    )
     .await?;
     drop(client);
     site.finish()

@@ -13,7 +13,7 @@ use sg_relay::compress::Grant;
 use sg_relay::http::HttpVersion;
 use sg_relay::{
     Opened, Opener, Parties, ReceiveOptions, ResetOnDrop, StreamAccount, StreamEnd, TcpEnd, Wish,
-    tune,
+    tune_accepted,
 };
 use sg_tunnel_io::{OpenError, TunnelStream, code};
 use tokio::time::{Instant, interval, sleep_until, timeout};
@@ -42,7 +42,7 @@ pub(super) async fn serve(
     if !destination.user_end.sources.admits(user, now()) {
         return refuse("source-denied");
     }
-    if tune(tcp.tcp(), destination.keepalive).is_err() {
+    if tune_accepted(tcp.tcp(), destination.keepalive).is_err() {
         return refuse("tcp-reset");
     }
     let Ok(reception) = known.reception() else {

@@ -14,7 +14,6 @@ use sg_model::{DestinationId, Protocol};
 use sg_proto::node::DestinationState;
 use sg_relay::ResetOnDrop;
 use sg_relay::udp::{UserSocket, serve_users};
-use sg_runtime::net;
 use sg_runtime::places::Occupancy;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -286,7 +285,7 @@ impl Ports {
         served: watch::Receiver<Arc<KnownDestination>>,
         (stop, closed): Ends,
     ) -> io::Result<SocketAddr> {
-        let listener = net::bind_tcp(wanted)?;
+        let listener = sg_relay::listen(wanted)?;
         let address = listener.local_addr()?;
         let task = listen(Arc::clone(&self.gateway), listener, served, stop, closed);
         self.listeners.spawn(task);

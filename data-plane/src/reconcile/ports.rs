@@ -9,7 +9,6 @@ use std::time::Duration;
 use sg_model::DestinationId;
 use sg_relay::udp::{UserSocket, serve_users};
 use sg_runtime::backoff::Backoff;
-use sg_runtime::net;
 use sg_runtime::places::Occupancy;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -189,7 +188,7 @@ impl Ports {
         address: SocketAddr,
         stop: &CancellationToken,
     ) -> io::Result<(SocketAddr, oneshot::Receiver<()>)> {
-        let listener = net::bind_tcp(address)?;
+        let listener = sg_relay::listen(address)?;
         let address = listener.local_addr()?;
         let run = listener::run(
             Arc::clone(&self.node),
