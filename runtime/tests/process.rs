@@ -1,11 +1,14 @@
 //! What only a whole process shows: exit codes, and what reaches stderr. The test program starts
 //! itself again as a daemon would start, so it brings its own `main`.
 
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use sg_runtime::{config, crypto};
 
 const CHILD: &str = "RUNTIME_TEST_CHILD";
+/// The child logs more lines than a pipe and the writer hold together.
+const FLOOD: &str = "RUNTIME_TEST_FLOOD";
 
 /// A daemon that logs two lines, panics in a thread, and ends.
 #[derive(Debug, clap::Parser)]
@@ -19,6 +22,12 @@ fn child() -> ExitCode {
     crypto::install();
     let args: Args = config::load();
     let _logging = args.common.init_telemetry("sg-child");
+    if std::env::var_os(FLOOD).is_some() {
+        for number in 0..60_000 {
+            tracing::info!(number, "somebody should read this, and nobody does");
+        }
+        return ExitCode::SUCCESS;
+    }
     tracing::info!(answer = 42, "hello");
     tracing::debug!("detail");
     let panicked = std::thread::spawn(|| panic!("on purpose")).join();
@@ -69,6 +78,29 @@ fn text_has_no_colours_without_a_terminal() {
     assert!(!text.contains('\u{1b}'), "{text}");
 }
 
+/// Whoever logs goes on, and the process ends, when nobody reads stderr.
+fn a_reader_of_the_log_that_stopped_stops_nobody() {
+    let program = std::env::current_exe().expect("own path");
+    let mut child = Command::new(program)
+        .env_clear()
+        .envs([(CHILD, "1"), (FLOOD, "1")])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let end = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("own child") {
+            break status;
+        }
+        if Instant::now() > end {
+            child.kill().expect("own child");
+            panic!("it waits for its reader");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success(), "{status}");
+}
+
 fn bad_usage_ends_with_2_and_says_why() {
     for (arguments, variables, part) in [
         (&["--unknown"][..], &[][..], "--unknown"),
@@ -98,6 +130,7 @@ fn main() -> ExitCode {
     }
     logs_are_json_without_a_terminal();
     text_has_no_colours_without_a_terminal();
+    a_reader_of_the_log_that_stopped_stops_nobody();
     bad_usage_ends_with_2_and_says_why();
     help_and_version_end_with_0();
     ExitCode::SUCCESS
