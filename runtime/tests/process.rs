@@ -124,14 +124,45 @@ fn help_and_version_end_with_0() {
     }
 }
 
+type Test = (&'static str, fn());
+
+const TESTS: [Test; 5] = [
+    (
+        "logs_are_json_without_a_terminal",
+        logs_are_json_without_a_terminal,
+    ),
+    (
+        "text_has_no_colours_without_a_terminal",
+        text_has_no_colours_without_a_terminal,
+    ),
+    (
+        "a_reader_of_the_log_that_stopped_stops_nobody",
+        a_reader_of_the_log_that_stopped_stops_nobody,
+    ),
+    (
+        "bad_usage_ends_with_2_and_says_why",
+        bad_usage_ends_with_2_and_says_why,
+    ),
+    ("help_and_version_end_with_0", help_and_version_end_with_0),
+];
+
+/// Runs the tests that are asked for; all of them without arguments.
 fn main() -> ExitCode {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
-    logs_are_json_without_a_terminal();
-    text_has_no_colours_without_a_terminal();
-    a_reader_of_the_log_that_stopped_stops_nobody();
-    bad_usage_ends_with_2_and_says_why();
-    help_and_version_end_with_0();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let asked = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if asked("--list") {
+        // What cargo-nextest asks for, and again for those that are not to be run.
+        for (name, _) in TESTS.iter().filter(|_| !asked("--ignored")) {
+            println!("{name}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |name: &str| !asked("--exact") || asked(name);
+    for (_, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
+        test();
+    }
     ExitCode::SUCCESS
 }
