@@ -40,6 +40,8 @@ pub use self::client::{
 pub use self::error::{Error, SetupError};
 pub use self::exporter::{Exporter, exporter};
 pub use self::issued::{IssuedError, Issuers, LONGEST_ISSUED};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::records::fuzzing;
 pub use self::records::{RecordStream, RecordWise, TakeOverError, implementation};
 pub use self::server::{
     ClientAuth, ServerCertificate, ServerStream, ServerTls, accept, accept_records, accept_within,

@@ -11,6 +11,8 @@
 //! Why: `docs/decisions/0008-records-of-tunnels.md`.
 
 mod aead;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod keys;
 mod protect;
 mod reading;

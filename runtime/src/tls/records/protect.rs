@@ -254,6 +254,12 @@ impl Opener {
         })
     }
 
+    /// Bytes of memory that a message takes whose rest is still to come.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held(&self) -> usize {
+        self.message.capacity()
+    }
+
     /// Takes the first record off `input` and opens it; `None` when it is not all there.
     pub(super) fn open(&mut self, input: &mut BytesMut) -> Result<Option<Opened>, Fault> {
         let Some(&header) = input.first_chunk::<HEADER>() else {

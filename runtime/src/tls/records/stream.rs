@@ -137,19 +137,31 @@ impl<T> RecordStream<T> {
         }
         let which = implementation();
         let unusable = |Broken| TakeOverError("a key cannot be used");
+        let tickets = known.side == Side::Client;
+        let opener = Opener::new(which, rx, secrets.rx.0, tickets).map_err(unusable)?;
+        let sealer = Sealer::new(which, tx, secrets.tx.0).map_err(unusable)?;
         Ok(Self {
-            io: io.io,
             front: BytesMut::from(known.front.as_slice()),
             received: io.buffer,
-            opener: Opener::new(which, rx, secrets.rx.0, known.side == Side::Client)
-                .map_err(unusable)?,
             closed: known.closed,
+            ..Self::new(io.io, opener, sealer)
+        })
+    }
+
+    /// A connection on which nothing came and went yet.
+    pub(super) fn new(io: T, opener: Opener, sealer: Sealer) -> Self {
+        Self {
+            io,
+            front: BytesMut::new(),
+            received: BytesMut::new(),
+            opener,
+            closed: false,
             fault: None,
             sealed: BytesMut::new(),
-            sealer: Sealer::new(which, tx, secrets.tx.0).map_err(unusable)?,
+            sealer,
             update_wanted: false,
             finished: false,
-        })
+        }
     }
 
     /// What is beneath.
@@ -164,6 +176,14 @@ impl<T> RecordStream<T> {
                 *buffer = BytesMut::new();
             }
         }
+    }
+
+    /// Bytes of memory that it keeps for itself.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held(&self) -> usize {
+        let buffers = [&self.front, &self.received, &self.sealed];
+        let buffers: usize = buffers.iter().map(|buffer| buffer.capacity()).sum();
+        buffers + self.opener.held()
     }
 
     #[cfg(test)]
