@@ -273,6 +273,8 @@ async fn transfer(
     direction: Direction,
     counted: std::sync::Arc<std::sync::atomic::AtomicU64>,
 ) -> Result<()> {
+    // Reset when it is dropped: what the system still holds of it would fill the link for seconds.
+    stream.set_zero_linger()?;
     let mut buffer = match direction {
         Direction::Up => pattern(),
         Direction::Down => vec![0; BLOCK],

@@ -1,8 +1,10 @@
 //! What only a whole process shows: exit codes, and what reaches stderr. The test program starts
 //! itself again as a daemon would start, so it brings its own `main`.
 
+use std::io::{self, Write as _};
 use std::process::{Command, ExitCode, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use sg_runtime::{config, crypto};
 
@@ -87,17 +89,14 @@ fn a_reader_of_the_log_that_stopped_stops_nobody() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("started");
-    let end = Instant::now() + Duration::from_secs(60);
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("own child") {
-            break status;
-        }
-        if Instant::now() > end {
-            child.kill().expect("own child");
-            panic!("it waits for its reader");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
+    // Held and not read. When this process ends, a child that still waits for a reader ends too.
+    let _pipe = child.stderr.take();
+    let (tell, ended) = sync_channel(1);
+    std::thread::spawn(move || tell.send(child.wait()));
+    let status = ended
+        .recv_timeout(Duration::from_secs(60))
+        .expect("it does not wait for its reader")
+        .expect("own child");
     assert!(status.success(), "{status}");
 }
 
@@ -156,7 +155,7 @@ fn main() -> ExitCode {
     if asked("--list") {
         // What cargo-nextest asks for, and again for those that are not to be run.
         for (name, _) in TESTS.iter().filter(|_| !asked("--ignored")) {
-            println!("{name}: test");
+            writeln!(io::stdout(), "{name}: test").expect("stdout");
         }
         return ExitCode::SUCCESS;
     }
