@@ -118,10 +118,11 @@ impl StreamMetrics {
         protocol: &'static str,
         tcp: TcpEnd,
     ) -> Arc<DestinationMeter> {
-        if let Some(meter) = self.find(gateway, destination, protocol) {
+        // Looked for and made under one lock, so that there is never a second one.
+        let mut meters = self.meters();
+        if let Some(meter) = found(&meters, gateway, destination, protocol) {
             return meter;
         }
-        let mut meters = self.meters();
         let bytes = |direction| {
             self.0.bytes.get_or_create_owned(&BytesLabels {
                 gateway: gateway.to_owned(),
@@ -163,9 +164,7 @@ impl StreamMetrics {
         destination: &str,
         protocol: &str,
     ) -> Option<Arc<DestinationMeter>> {
-        let meters = self.meters();
-        let meter = meters.get(gateway)?.get(destination)?;
-        (meter.protocol == protocol).then(|| Arc::clone(meter))
+        found(&self.meters(), gateway, destination, protocol)
     }
 
     /// Removes the series of a destination that is gone. Streams it still has are counted no more.
@@ -220,6 +219,16 @@ impl StreamMetrics {
     fn meters(&self) -> MutexGuard<'_, Meters> {
         self.0.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn found(
+    meters: &Meters,
+    gateway: &str,
+    destination: &str,
+    protocol: &str,
+) -> Option<Arc<DestinationMeter>> {
+    let meter = meters.get(gateway)?.get(destination)?;
+    (meter.protocol == protocol).then(|| Arc::clone(meter))
 }
 
 const DATAGRAM_RESULTS: usize = Direction::ALL.len() * Fate::ALL.len();

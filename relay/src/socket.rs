@@ -41,11 +41,10 @@ fn set_options(socket: SockRef<'_>, keepalive: Option<Duration>) -> io::Result<(
 /// # Errors
 /// As [`net::bind_tcp`].
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = net::bind_tcp(address)?;
-    if INHERITED {
-        set_options(SockRef::from(&listener), None)?;
-    }
-    Ok(listener)
+    net::bind_tcp_with(address, |socket| match INHERITED {
+        true => set_options(socket, None),
+        false => Ok(()),
+    })
 }
 
 /// As [`tune`], for a connection that was accepted from [`listen`].

@@ -21,8 +21,8 @@ pub fn total() -> Option<u64> {
     machine.into_iter().chain(group).min()
 }
 
-/// Lets the process keep up to 16 MiB that it has freed, for what it allocates next. Call it once, before the work
-/// begins.
+/// Lets the process keep up to 16 MiB that it has freed, for what it allocates next; with several threads that much in
+/// each of the allocator's arenas, of which there is about one for each thread. Call it once, before the work begins.
 ///
 /// The GNU allocator gives memory at the end of its heap back to the system as soon as 128 KiB of it are free. Buffers
 /// of bulk data come and go there by the hundred thousand a second, and each page of 4 KiB that comes back has to be

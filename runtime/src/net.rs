@@ -17,6 +17,17 @@ pub const BACKLOG: i32 = 1024;
 /// # Errors
 /// What the system answers: `AddrInUse`, `PermissionDenied`, `AddrNotAvailable`.
 pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    bind_tcp_with(address, |_| Ok(()))
+}
+
+/// As [`bind_tcp`], with options that are set before the first connection can come.
+///
+/// # Errors
+/// As [`bind_tcp`], and those of `options`.
+pub fn bind_tcp_with(
+    address: SocketAddr,
+    options: impl FnOnce(SockRef<'_>) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -25,6 +36,7 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    options(SockRef::from(&socket))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }

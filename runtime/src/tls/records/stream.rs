@@ -22,7 +22,7 @@ const BUFFER: usize = 64 * 1024;
 /// With less room than this, the next buffer is begun.
 const LEAST_ROOM: usize = 16 * 1024;
 /// Plaintext that is sealed at a time, at most: all that a driver takes for one batch. It leaves with one system call,
-/// and wakes the other end once (10 to 14 % less CPU in bulk than with 64 KiB, 3 to 17 % more GiB/s).
+/// and wakes the other end once (3 to 14 % less CPU in bulk than with 64 KiB, 3 to 17 % more GiB/s).
 const BATCH: usize = 256 * 1024;
 
 /// A connection cannot be taken out of rustls' hands. It is of no use any more.
