@@ -26,6 +26,8 @@ use writer::LineWriter;
 
 /// Target of the access lines: `tracing::info!(target: sg_runtime::telemetry::ACCESS, …)`.
 pub const ACCESS: &str = "access";
+/// Target of the lines that are a copy of the audit trail. They are written at once.
+pub const AUDIT: &str = "audit";
 
 /// Form of the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -76,7 +78,7 @@ impl std::str::FromStr for LogFilter {
 }
 
 /// Starts logging; `format` `None` means [`LogFormat::detect`]. Also sends panics to the log.
-/// A second call in one process does nothing. Without a thread of its own, whoever logs writes.
+/// A second call in one process changes nothing. Where the system gives no thread for the log, whoever logs writes.
 pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str) -> Logging {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())

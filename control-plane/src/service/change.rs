@@ -36,7 +36,7 @@ pub(super) const MOMENT: Duration = Duration::from_millis(20);
 /// How often a change is written behind one of another control plane that was faster.
 const CHAIN_RETRIES: usize = 200;
 /// Target of what is logged for auditors.
-pub const AUDIT: &str = "audit";
+pub use sg_runtime::telemetry::AUDIT;
 /// How often a change is worked out anew because others came in between.
 pub(super) const RETRIES: usize = 16;
 /// Longest request id, in characters.

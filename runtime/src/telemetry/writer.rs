@@ -14,14 +14,12 @@ use std::time::Duration;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::LogFormat;
+use super::{AUDIT, LogFormat};
 
 /// Bytes that may wait: some ten thousand lines.
 const MOST: usize = 4 * 1024 * 1024;
 /// Those of them that only urgent lines may fill.
 const RESERVE: usize = MOST / 4;
-/// Target of the lines that are a copy of the audit trail.
-const AUDIT: &str = "audit";
 /// How long a line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for whoever reads the lines.
