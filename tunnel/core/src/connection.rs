@@ -143,8 +143,10 @@ pub struct Connection {
     unread_datagrams: Shelf,
     /// Bytes of datagrams that may still go into this batch; below zero they were sent in advance.
     datagram_share: i64,
-    /// Pieces and bytes in all inboxes, to bound the buffers that small pieces hold on to.
-    unread: (usize, usize),
+    /// Pieces in all inboxes that may hold on to receive buffers.
+    references: usize,
+    /// Bytes in all inboxes.
+    unread_bytes: usize,
 
     settings_sent: bool,
     /// When the peer's must have come.
@@ -211,7 +213,8 @@ impl Connection {
             unsent: Shelf::new(Direction::Out),
             unread_datagrams: Shelf::new(Direction::In),
             datagram_share: 0,
-            unread: (0, 0),
+            references: 0,
+            unread_bytes: 0,
             settings_sent: false,
             settings_due: now + config.settings_time,
             pong: None,
@@ -331,7 +334,7 @@ impl Connection {
         Stats {
             limits,
             growth_used: self.pool.used(),
-            unread_bytes: self.unread.1 as u64,
+            unread_bytes: self.unread_bytes as u64,
             retained_bytes: self.log.retained(),
             ..self.stats
         }

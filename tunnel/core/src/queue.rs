@@ -15,10 +15,19 @@ const KEEP_ENTRIES: usize = 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct ByteQueue {
-    chunks: VecDeque<Bytes>,
+    chunks: VecDeque<Chunk>,
+    /// How many of the chunks are references.
+    references: usize,
     /// Youngest bytes, still growing.
     tail: BytesMut,
     len: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Bytes,
+    /// Came from outside, and may hold on to more memory than its own.
+    is_reference: bool,
 }
 
 impl ByteQueue {
@@ -30,8 +39,14 @@ impl ByteQueue {
         self.len == 0
     }
 
+    /// Number of pieces that were appended by reference and are still there, each perhaps a part of a larger buffer.
+    pub(crate) fn references(&self) -> usize {
+        self.references
+    }
+
     /// Number of buffers that the queue holds on to.
-    pub(crate) fn pieces(&self) -> usize {
+    #[cfg(test)]
+    fn pieces(&self) -> usize {
         self.chunks.len() + usize::from(!self.tail.is_empty())
     }
 
@@ -51,7 +66,11 @@ impl ByteQueue {
         }
         self.seal_tail();
         self.len += bytes.len();
-        self.chunks.push_back(bytes);
+        self.references += 1;
+        self.chunks.push_back(Chunk {
+            bytes,
+            is_reference: true,
+        });
     }
 
     /// Appends a copy that costs about its size in memory.
@@ -77,10 +96,12 @@ impl ByteQueue {
             self.seal_tail();
         }
         let front = self.chunks.front_mut()?;
-        let piece = if front.len() <= max {
-            self.chunks.pop_front()?
+        let piece = if front.bytes.len() <= max {
+            let chunk = self.chunks.pop_front()?;
+            self.references -= usize::from(chunk.is_reference);
+            chunk.bytes
         } else {
-            front.split_to(max)
+            front.bytes.split_to(max)
         };
         self.len -= piece.len();
         if self.len == 0 && self.chunks.capacity() > KEEP_ENTRIES {
@@ -96,7 +117,10 @@ impl ByteQueue {
     fn seal_tail(&mut self) {
         let tail = std::mem::take(&mut self.tail);
         if !tail.is_empty() {
-            self.chunks.push_back(tail.freeze());
+            self.chunks.push_back(Chunk {
+                bytes: tail.freeze(),
+                is_reference: false,
+            });
         }
     }
 }
@@ -126,7 +150,23 @@ mod tests {
         }
         assert_eq!(got, expected);
         assert!(queue.is_empty());
-        assert_eq!(queue.pieces(), 0);
+        assert_eq!((queue.pieces(), queue.references()), (0, 0));
+    }
+
+    #[test]
+    fn references_count_until_the_last_byte_of_them_is_taken() {
+        let mut queue = ByteQueue::default();
+        queue.push_copy(&[1; 100]);
+        queue.push_reference(vec![2; 100].into());
+        queue.push_copy(&[3; 100]);
+        queue.push_reference(vec![4; 100].into());
+        assert_eq!(queue.references(), 2);
+        let counts: Vec<usize> =
+            std::iter::from_fn(|| queue.pop(60).map(|_| queue.references())).collect();
+        assert_eq!(counts, [2, 2, 2, 1, 1, 1, 1, 0]);
+        queue.push_reference(vec![5; 100].into());
+        queue.clear();
+        assert_eq!(queue.references(), 0);
     }
 
     #[test]

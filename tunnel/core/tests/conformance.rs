@@ -574,6 +574,60 @@ fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
     assert!(pieces < 600, "{pieces}");
 }
 
+/// protocol 506
+#[test]
+fn bytes_behind_a_reader_that_stopped_do_not_hold_on_to_what_they_came_in() {
+    /// Lengths of the pieces that wait: that of a frame where it is a reference.
+    fn pieces(solo: &mut Solo, key: Key) -> Vec<usize> {
+        std::iter::from_fn(|| match solo.end.read(key, usize::MAX) {
+            Ok(Read::Chunk(chunk)) => Some(chunk.len()),
+            _ => None,
+        })
+        .collect()
+    }
+    const FRAME: usize = 1000;
+    let mut solo = Solo::node(Config {
+        base_window: 4 * 1024 * 1024,
+        ..Config::default()
+    });
+    let [stopped, running, third] = [2, 4, 6].map(|id| {
+        solo.frame(&open(id));
+        let Some(Incoming::Offer { key, .. }) = solo.end.poll_incoming() else {
+            panic!("no offer");
+        };
+        solo.end.accept(key, Bytes::new());
+        solo.sent();
+        key
+    });
+    let payload = [7; FRAME];
+    for _ in 0..3000 {
+        solo.data(2, &payload, false);
+    }
+    // Beside it, what comes for one that is read is not copied.
+    for _ in 0..1000 {
+        solo.data(4, &payload, false);
+        assert_eq!(pieces(&mut solo, running), [FRAME]);
+    }
+    // Another one that is not read gets what is left.
+    for _ in 0..600 {
+        solo.data(6, &payload, false);
+    }
+    let of_stopped = pieces(&mut solo, stopped);
+    // Copies are collected; only the first of them is as long as a frame, too.
+    let references = |pieces: &[usize]| pieces.iter().filter(|piece| **piece == FRAME).count() - 1;
+    let of_stopped_by_reference = references(&of_stopped);
+    assert_eq!(of_stopped_by_reference, 256 * 1024 / FRAME + 1);
+    assert_eq!(of_stopped.iter().sum::<usize>(), 3000 * FRAME);
+    assert!(of_stopped.len() < 500, "{}", of_stopped.len());
+    let of_third = pieces(&mut solo, third);
+    assert_eq!(references(&of_third), 512 - of_stopped_by_reference);
+    assert_eq!(of_third.iter().sum::<usize>(), 600 * FRAME);
+    // What was read makes room for others.
+    solo.data(6, &payload, false);
+    solo.data(6, &payload, false);
+    assert_eq!(pieces(&mut solo, third), [FRAME; 2]);
+}
+
 /// protocol 601, 602
 #[test]
 fn an_interactive_stream_goes_before_bulk() {

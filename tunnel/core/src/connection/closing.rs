@@ -151,8 +151,8 @@ impl Connection {
 
     pub(super) fn drop_inbox(&mut self, key: Key) {
         if let Some(stream) = self.streams.get_mut(key) {
-            self.unread.0 -= stream.inbox.pieces();
-            self.unread.1 -= stream.inbox.len();
+            self.references -= stream.inbox.references();
+            self.unread_bytes -= stream.inbox.len();
             stream.inbox.clear();
             stream.window.close(&mut self.pool);
         }

@@ -185,7 +185,7 @@ impl Connection {
         if let Some(code) = stream.reset {
             return Err(StreamEnd::Reset(code));
         }
-        let before = stream.inbox.pieces();
+        let before = stream.inbox.references();
         let Some(chunk) = stream.inbox.pop(max.max(1)) else {
             return if stream.fin_in {
                 Ok(Read::Fin)
@@ -196,8 +196,8 @@ impl Connection {
                 Ok(Read::Pending)
             };
         };
-        self.unread.0 = self.unread.0 + stream.inbox.pieces() - before;
-        self.unread.1 -= chunk.len();
+        self.references -= before - stream.inbox.references();
+        self.unread_bytes -= chunk.len();
         if stream.window.consume(chunk.len()) && !stream.fin_in && !stream.pending.window {
             stream.pending.window = true;
             self.scheduler.mark_control(stream);

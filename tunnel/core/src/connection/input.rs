@@ -12,12 +12,13 @@ use crate::frame::{FIN, Frame, Header};
 use crate::limits::Limit;
 use crate::stream::{Fin, Key, Phase};
 
-/// Size of the driver's receive buffer that a referenced piece may hold on to.
-const BUFFER: usize = 64 * 1024;
-/// Buffers that small unread pieces of all streams may hold on to before they are copied instead.
-const HELD_BUFFERS: usize = 512;
-/// Beyond that, referenced memory may be this many times the unread bytes.
-const HELD_RATIO: usize = 8;
+/// Unread pieces of all streams of a tunnel that may be references into the driver's receive buffers. Each may hold on
+/// to a whole buffer (64 KiB), to 32 MiB in all; further pieces are copied, and cost what they are long. A reader that
+/// keeps up leaves a few at a time, so that bytes are copied for readers that do not.
+const REFERENCES: usize = 512;
+/// The second half of them is for streams with fewer unread bytes than this (a driver delivers up to about so many at a
+/// time): those of readers that keep up, beside others.
+const BEHIND: usize = 256 * 1024;
 /// A WINDOW that raises the limit by less is honoured, but counted as useless.
 const MIN_GRANT: u64 = 1024;
 /// Bytes of CONTROL messages that may wait for the application.
@@ -104,16 +105,18 @@ impl Connection {
             .and_then(|key| self.streams.get_mut(key))
             .filter(|stream| stream.reset.is_none());
         if let Some(stream) = stream {
-            let before = stream.inbox.pieces();
-            let (pieces, bytes) = self.unread;
-            if pieces < HELD_BUFFERS || pieces * BUFFER < bytes * HELD_RATIO {
+            let most = match stream.inbox.len() < BEHIND {
+                true => REFERENCES,
+                false => REFERENCES / 2,
+            };
+            if self.references < most {
                 stream.inbox.push_reference(input.split_to(take).freeze());
+                self.references += 1;
             } else {
                 stream.inbox.push_copy(&input[..take]);
                 input.advance(take);
             }
-            self.unread.0 += stream.inbox.pieces() - before;
-            self.unread.1 += take;
+            self.unread_bytes += take;
             if std::mem::take(&mut stream.want_read) {
                 self.events.push_back(Event::Readable(stream.key));
             }
