@@ -54,6 +54,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for TunnelTransport<T> 
         self.records.poll_shutdown(cx)
     }
 
+    fn progress(&self) -> u64 {
+        self.records.sent()
+    }
+
     fn release(&mut self) {
         self.records.release();
     }

@@ -590,7 +590,7 @@ fn bytes_behind_a_reader_that_stopped_do_not_hold_on_to_what_they_came_in() {
         base_window: 4 * 1024 * 1024,
         ..Config::default()
     });
-    let [stopped, running, third] = [2, 4, 6].map(|id| {
+    let [stopped, running, third, _, fifth] = [2, 4, 6, 8, 10].map(|id| {
         solo.frame(&open(id));
         let Some(Incoming::Offer { key, .. }) = solo.end.poll_incoming() else {
             panic!("no offer");
@@ -603,10 +603,12 @@ fn bytes_behind_a_reader_that_stopped_do_not_hold_on_to_what_they_came_in() {
     for _ in 0..3000 {
         solo.data(2, &payload, false);
     }
-    // Beside it, what comes for one that is read is not copied.
-    for _ in 0..1000 {
-        solo.data(4, &payload, false);
-        assert_eq!(pieces(&mut solo, running), [FRAME]);
+    // Beside it, what comes for one that is read is not copied: of copies, the second would be longer.
+    for _ in 0..300 {
+        for _ in 0..3 {
+            solo.data(4, &payload, false);
+        }
+        assert_eq!(pieces(&mut solo, running), [FRAME; 3]);
     }
     // Another one that is not read gets what is left.
     for _ in 0..600 {
@@ -622,10 +624,18 @@ fn bytes_behind_a_reader_that_stopped_do_not_hold_on_to_what_they_came_in() {
     let of_third = pieces(&mut solo, third);
     assert_eq!(references(&of_third), 512 - of_stopped_by_reference);
     assert_eq!(of_third.iter().sum::<usize>(), 600 * FRAME);
-    // What was read makes room for others.
-    solo.data(6, &payload, false);
-    solo.data(6, &payload, false);
-    assert_eq!(pieces(&mut solo, third), [FRAME; 2]);
+    // What was read has made room for others, and so does what was reset.
+    for _ in 0..600 {
+        solo.data(8, &payload, false);
+    }
+    solo.frame(&Frame::Reset { id: 8, code: 1 });
+    for _ in 0..600 {
+        solo.data(10, &payload, false);
+    }
+    assert_eq!(
+        references(&pieces(&mut solo, fifth)),
+        of_stopped_by_reference
+    );
 }
 
 /// protocol 601, 602

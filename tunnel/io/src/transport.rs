@@ -19,8 +19,7 @@ pub trait Transport: Send + Unpin {
     /// Appends received bytes to `pieces`, about 64 KiB at most in at most about 3,000 pieces, and returns how
     /// many bytes. Ready with 0 when the peer has ended the connection in order (TLS: `close_notify`).
     ///
-    /// Pieces may share memory, in buffers of about 64 KiB: that is what a tunnel counts those by that its
-    /// streams hold on to.
+    /// Pieces may share memory, in buffers of about 64 KiB: a tunnel limits how many of them its streams hold on to.
     ///
     /// # Errors
     ///
@@ -56,6 +55,12 @@ pub trait Transport: Send + Unpin {
     ///
     /// The connection failed.
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// A number that changes whenever the system has taken bytes, also of what this has not taken in full yet: while it
+    /// does, a write that waits has not stalled. Constant by default, for a transport that holds little.
+    fn progress(&self) -> u64 {
+        0
+    }
 
     /// Gives back the memory of empty buffers.
     fn release(&mut self);

@@ -22,6 +22,7 @@ use super::RecordStream;
 use super::aead::Implementation;
 use super::keys::{Suite, TrafficSecret};
 use super::protect::{Fault, Opened, Opener, Sealer, content};
+use super::stream::BATCH;
 use crate::secret::Secret;
 
 mod hostile;
@@ -35,7 +36,7 @@ const MOST_OPERATIONS: usize = 100;
 /// Most that one read may ask for.
 const MOST_READ: usize = 64 * 1024;
 /// Most memory of a connection: what it receives into, a batch to send, and a message in pieces.
-const MOST_HELD: usize = 64 * 1024 + 2 * 68 * 1024 + 2 * 84 * 1024;
+const MOST_HELD: usize = 64 * 1024 + 2 * (BATCH + 4 * 1024) + 2 * 84 * 1024;
 /// Reads that have the size which the input asks for; the rest takes what there is.
 const CUT_READS: usize = 60;
 

@@ -242,6 +242,27 @@ async fn a_byte_changed_on_its_way_ends_the_connection_and_the_other_end_is_told
 }
 
 #[tokio::test]
+async fn what_leaves_piece_by_piece_is_seen_to_move() {
+    let (near, far) = shaken().await;
+    let mut near = RecordStream::take_over(near).unwrap();
+    let block = pattern(200 * 1024, 1);
+    // The second one does not fit beneath.
+    for _ in 0..2 {
+        let taken = poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(&block)])).await;
+        assert_eq!(taken.unwrap(), block.len());
+    }
+    let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(near.poll_flush(cx).is_pending());
+    assert_eq!(near.sent(), 300 * 1024);
+    let (mut socket, _) = far.into_inner();
+    let mut some = [0; 1000];
+    socket.read_exact(&mut some).await.unwrap();
+    assert!(near.poll_flush(cx).is_pending());
+    let sent = near.sent();
+    assert!(sent > 300 * 1024, "{sent}");
+}
+
+#[tokio::test]
 async fn what_was_right_before_a_broken_record_is_given_first() {
     let (near, mut far) = shaken().await;
     let mut near = RecordStream::take_over(near).unwrap();

@@ -32,8 +32,10 @@ pub(super) struct Writer {
     taken_at: Option<Instant>,
     /// The transport refused bytes since the batch was taken.
     blocked: bool,
-    /// Since when the transport has taken nothing.
+    /// Since when the transport has taken nothing, and has not got rid of anything either.
     stalled: Option<Instant>,
+    /// How far the transport was then.
+    progress: u64,
 }
 
 impl Default for Writer {
@@ -47,6 +49,7 @@ impl Default for Writer {
             taken_at: None,
             blocked: false,
             stalled: None,
+            progress: 0,
         }
     }
 }
@@ -61,7 +64,12 @@ impl Writer {
         let result = self.write(io, cx);
         if result.is_pending() {
             self.blocked = true;
-            self.stalled.get_or_insert_with(Instant::now);
+            // A batch may leave piece by piece over a link that is slow, and alive.
+            let progress = io.progress();
+            if self.stalled.is_none() || progress != self.progress {
+                self.stalled = Some(Instant::now());
+                self.progress = progress;
+            }
         }
         result
     }
@@ -170,5 +178,60 @@ mod tests {
             told(&mut writer, 1, 5, true);
         }
         assert_eq!(writer.limit, MIN_BATCH);
+    }
+
+    /// A connection that has room for nothing, but gets rid of what it has.
+    struct Slow {
+        progress: u64,
+    }
+
+    impl Transport for Slow {
+        fn poll_read(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &mut std::collections::VecDeque<bytes::BytesMut>,
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_write(
+            &mut self,
+            _: &mut Context<'_>,
+            _: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn progress(&self) -> u64 {
+            self.progress
+        }
+
+        fn release(&mut self) {}
+    }
+
+    #[test]
+    fn a_batch_that_leaves_slowly_has_not_stalled() {
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let mut io = Slow { progress: 5 };
+        let mut writer = Writer {
+            unflushed: true,
+            ..Writer::default()
+        };
+        assert!(writer.drain(&mut io, cx).is_pending());
+        let long = Duration::from_secs(50);
+        writer.stalled = writer.stalled_since().map(|at| at - long);
+        assert!(writer.drain(&mut io, cx).is_pending());
+        assert!(writer.stalled_for(Instant::now()) >= long);
+        io.progress += 1;
+        assert!(writer.drain(&mut io, cx).is_pending());
+        assert!(writer.stalled_for(Instant::now()) < long);
     }
 }

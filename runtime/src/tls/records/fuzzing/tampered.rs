@@ -261,7 +261,8 @@ impl Run {
 
     fn write(&mut self, script: &mut Script<'_>) {
         self.end.wire.0.borrow_mut().room = script.length(100_000);
-        let bytes = pattern(self.written, 1 + script.length(70_000));
+        // Up to more than is sealed at a time.
+        let bytes = pattern(self.written, 1 + 5 * script.length(60_000));
         let (front, rest) = bytes.split_at(script.below(bytes.len()));
         let slices = [IoSlice::new(front), IoSlice::new(rest)];
         match self.end.stream.poll_write(&mut context(), &slices) {
