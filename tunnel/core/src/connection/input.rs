@@ -14,8 +14,8 @@ use crate::stream::{Fin, Key, Phase};
 
 /// Unread pieces of all streams of a tunnel that may be references into the driver's receive buffers. Each may hold on
 /// to a whole buffer (64 KiB), to 32 MiB in all; further pieces are copied, and cost what they are long. Readers that
-/// keep up leave a few at a time. Where many do not, bytes for those that do are copied as well: that costs 2 to 4 % of
-/// their rate, and the memory of a process stays what its windows promise.
+/// keep up leave a few at a time. Where many do not, bytes for those that do are copied as well: one copy more, so that the
+/// memory of a process stays near what its windows promise.
 const REFERENCES: usize = 512;
 /// A stream with so many unread bytes (more than a driver delivers at a time) gets none of the second half of them.
 const BEHIND: usize = 256 * 1024;
