@@ -281,7 +281,8 @@ async fn turn_away(listener: &TcpListener, tls: &UserTls) -> Result<String, TlsE
     let length = u32::try_from(text.len() + 4).unwrap().to_be_bytes();
     let answer = [&b"E"[..], &length, text].concat();
     stream.write_all(&answer).await.unwrap();
-    stream.shutdown().await.unwrap();
+    // psql does not wait for it, and may be gone.
+    let _ = stream.shutdown().await;
     Ok(String::from_utf8_lossy(&startup[..count]).into_owned())
 }
 
