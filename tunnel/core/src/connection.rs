@@ -145,6 +145,8 @@ pub struct Connection {
     datagram_share: i64,
     /// Pieces in all inboxes that may hold on to receive buffers.
     references: usize,
+    /// Slot of the table where the search for one to copy goes on.
+    copying: usize,
     /// Bytes in all inboxes.
     unread_bytes: usize,
 
@@ -214,6 +216,7 @@ impl Connection {
             unread_datagrams: Shelf::new(Direction::In),
             datagram_share: 0,
             references: 0,
+            copying: 0,
             unread_bytes: 0,
             settings_sent: false,
             settings_due: now + config.settings_time,

@@ -18,6 +18,8 @@ pub(crate) struct ByteQueue {
     chunks: VecDeque<Chunk>,
     /// How many of the chunks are references.
     references: usize,
+    /// So many chunks at the front are none.
+    copied: usize,
     /// Youngest bytes, still growing.
     tail: BytesMut,
     len: usize,
@@ -99,6 +101,7 @@ impl ByteQueue {
         let piece = if front.bytes.len() <= max {
             let chunk = self.chunks.pop_front()?;
             self.references -= usize::from(chunk.is_reference);
+            self.copied = self.copied.saturating_sub(1);
             chunk.bytes
         } else {
             front.bytes.split_to(max)
@@ -108,6 +111,20 @@ impl ByteQueue {
             self.chunks = VecDeque::new();
         }
         Some(piece)
+    }
+
+    /// Replaces the oldest reference by a copy of its bytes; `false` if there is none.
+    pub(crate) fn copy_oldest_reference(&mut self) -> bool {
+        while let Some(chunk) = self.chunks.get_mut(self.copied) {
+            self.copied += 1;
+            if chunk.is_reference {
+                chunk.bytes = Bytes::copy_from_slice(&chunk.bytes);
+                chunk.is_reference = false;
+                self.references -= 1;
+                return true;
+            }
+        }
+        false
     }
 
     pub(crate) fn clear(&mut self) {
@@ -167,6 +184,27 @@ mod tests {
         queue.push_reference(vec![5; 100].into());
         queue.clear();
         assert_eq!(queue.references(), 0);
+    }
+
+    #[test]
+    fn references_become_copies_from_the_oldest_on() {
+        let outside = Bytes::from(vec![7; 100]);
+        let mut queue = ByteQueue::default();
+        queue.push_copy(&[1; 100]);
+        queue.push_reference(outside.clone());
+        queue.push_copy(&[2; 100]);
+        queue.push_reference(outside.clone());
+        assert!(queue.copy_oldest_reference());
+        assert_eq!(queue.references(), 1);
+        // What is taken at the front does not make the next one be passed over.
+        assert_eq!(queue.pop(100).map(|piece| piece[0]), Some(1));
+        queue.push_reference(outside.clone());
+        assert!(queue.copy_oldest_reference() && queue.copy_oldest_reference());
+        assert!(!queue.copy_oldest_reference());
+        assert_eq!(queue.references(), 0);
+        assert!(outside.is_unique());
+        let rest: Vec<u8> = std::iter::from_fn(|| queue.pop(100).map(|piece| piece[99])).collect();
+        assert_eq!(rest, [7, 2, 7, 7]);
     }
 
     #[test]

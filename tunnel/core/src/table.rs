@@ -7,6 +7,8 @@ use crate::stream::{Key, Phase, Stream};
 
 /// Slots that an emptied table may keep.
 const KEEP_SLOTS: usize = 64;
+/// Slots that one search looks at.
+const SEARCH: usize = 16;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -77,6 +79,24 @@ impl Table {
             self.free = Vec::new();
             self.by_id = HashMap::default();
         }
+    }
+
+    /// A stream that fits, among the next few from `place` on; `place` goes on to it, or behind those.
+    pub(crate) fn search(
+        &mut self,
+        place: &mut usize,
+        fits: impl Fn(&Stream) -> bool,
+    ) -> Option<&mut Stream> {
+        for _ in 0..SEARCH.min(self.slots.len()) {
+            if *place >= self.slots.len() {
+                *place = 0;
+            }
+            if self.slots[*place].as_ref().is_some_and(&fits) {
+                return self.slots[*place].as_mut();
+            }
+            *place += 1;
+        }
+        None
     }
 
     /// All streams, in no useful order.

@@ -5,11 +5,12 @@ mod support;
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sg_tunnel::code::{self, close};
 use sg_tunnel::frame::{Frame, Settings};
+use sg_tunnel::record::kind;
 use sg_tunnel::{Config, Event, Incoming, Key, OpenState, Read, StreamEnd};
-use support::Solo;
+use support::{Solo, record};
 
 fn open(id: u32) -> Frame {
     Frame::Open {
@@ -574,68 +575,104 @@ fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
     assert!(pieces < 600, "{pieces}");
 }
 
-/// protocol 506
-#[test]
-fn bytes_behind_a_reader_that_stopped_do_not_hold_on_to_what_they_came_in() {
-    /// Lengths of the pieces that wait: that of a frame where it is a reference.
-    fn pieces(solo: &mut Solo, key: Key) -> Vec<usize> {
-        std::iter::from_fn(|| match solo.end.read(key, usize::MAX) {
-            Ok(Read::Chunk(chunk)) => Some(chunk.len()),
-            _ => None,
-        })
-        .collect()
+/// A scripted peer whose receive buffers stay, so that what refers to one can be told from a copy.
+struct Referring {
+    solo: Solo,
+    buffers: Vec<BytesMut>,
+}
+
+impl Referring {
+    const FRAME: usize = 2000;
+    /// So many frames do not make a stream one that is behind.
+    const FEW: usize = 60;
+
+    fn new() -> Self {
+        Self {
+            solo: Solo::node(Config {
+                base_window: 8 * 1024 * 1024,
+                ..Config::default()
+            }),
+            buffers: Vec::new(),
+        }
     }
-    const FRAME: usize = 1000;
-    let mut solo = Solo::node(Config {
-        base_window: 4 * 1024 * 1024,
-        ..Config::default()
-    });
-    let [stopped, running, third, _, fifth] = [2, 4, 6, 8, 10].map(|id| {
-        solo.frame(&open(id));
-        let Some(Incoming::Offer { key, .. }) = solo.end.poll_incoming() else {
+
+    fn stream(&mut self, id: u32) -> Key {
+        self.solo.frame(&open(id));
+        let Some(Incoming::Offer { key, .. }) = self.solo.end.poll_incoming() else {
             panic!("no offer");
         };
-        solo.end.accept(key, Bytes::new());
-        solo.sent();
+        self.solo.end.accept(key, Bytes::new());
+        self.solo.sent();
         key
-    });
-    let payload = [7; FRAME];
-    for _ in 0..3000 {
-        solo.data(2, &payload, false);
     }
-    // Beside it, what comes for one that is read is not copied: of copies, the second would be longer.
-    for _ in 0..300 {
-        for _ in 0..3 {
-            solo.data(4, &payload, false);
+
+    fn send(&mut self, id: u32, count: usize) {
+        let length = u16::try_from(Self::FRAME).unwrap().to_be_bytes();
+        let mut frame = vec![0, 0, length[0], length[1]];
+        frame.extend_from_slice(&id.to_be_bytes());
+        frame.resize(8 + Self::FRAME, 7);
+        for _ in 0..count {
+            let mut buffer = BytesMut::from(&record(kind::LOGGED, &frame)[..]);
+            self.solo.end.handle_input(self.solo.now, &mut buffer);
+            self.buffers.push(buffer);
         }
-        assert_eq!(pieces(&mut solo, running), [FRAME; 3]);
     }
-    // Another one that is not read gets what is left.
-    for _ in 0..600 {
-        solo.data(6, &payload, false);
+
+    /// Reads all that waits: how many of its pieces are references, and how many copies.
+    fn read(&mut self, key: Key, bytes: usize) -> (usize, usize) {
+        let mut counts = (0, 0);
+        let mut left = bytes;
+        while let Ok(Read::Chunk(piece)) = self.solo.end.read(key, usize::MAX) {
+            assert!(piece.iter().all(|byte| *byte == 7));
+            left -= piece.len();
+            if piece.is_unique() {
+                counts.1 += 1;
+            } else {
+                counts.0 += 1;
+            }
+        }
+        assert_eq!(left, 0);
+        counts
     }
-    let of_stopped = pieces(&mut solo, stopped);
-    // Copies are collected; only the first of them is as long as a frame, too.
-    let references = |pieces: &[usize]| pieces.iter().filter(|piece| **piece == FRAME).count() - 1;
-    let of_stopped_by_reference = references(&of_stopped);
-    assert_eq!(of_stopped_by_reference, 256 * 1024 / FRAME + 1);
-    assert_eq!(of_stopped.iter().sum::<usize>(), 3000 * FRAME);
-    assert!(of_stopped.len() < 500, "{}", of_stopped.len());
-    let of_third = pieces(&mut solo, third);
-    assert_eq!(references(&of_third), 512 - of_stopped_by_reference);
-    assert_eq!(of_third.iter().sum::<usize>(), 600 * FRAME);
-    // What was read has made room for others, and so does what was reset.
-    for _ in 0..600 {
-        solo.data(8, &payload, false);
+}
+
+/// protocol 506
+#[test]
+fn what_a_stopped_reader_leaves_is_copied_when_others_need_its_references() {
+    const FRAME: usize = Referring::FRAME;
+    let mut peer = Referring::new();
+    let [stopped, running, third] = [2, 4, 6].map(|id| peer.stream(id));
+    peer.send(2, 3000);
+    // Three at a time for one that is read: only the first three make room.
+    for _ in 0..300 {
+        peer.send(4, 3);
+        assert_eq!(peer.read(running, 3 * FRAME), (3, 0));
     }
-    solo.frame(&Frame::Reset { id: 8, code: 1 });
-    for _ in 0..600 {
-        solo.data(10, &payload, false);
+    // The fourth and further of these do, too.
+    peer.send(6, Referring::FEW);
+    assert_eq!(peer.read(third, Referring::FEW * FRAME), (60, 0));
+    assert_eq!(peer.read(stopped, 3000 * FRAME), (512 - 60, 2548));
+}
+
+/// protocol 506
+#[test]
+fn pieces_beyond_512_references_are_copied_together_where_no_stream_is_behind() {
+    const FRAME: usize = Referring::FRAME;
+    let mut peer = Referring::new();
+    let keys: Vec<Key> = (1..=20).map(|i| peer.stream(2 * i)).collect();
+    for id in 1..=20 {
+        peer.send(2 * id, Referring::FEW);
     }
-    assert_eq!(
-        references(&pieces(&mut solo, fifth)),
-        of_stopped_by_reference
-    );
+    // The first eight and a part of the ninth; then nothing, until something is read or ends.
+    assert_eq!(peer.read(keys[0], 60 * FRAME), (60, 0));
+    assert_eq!(peer.read(keys[8], 60 * FRAME).0, 32);
+    assert_eq!(peer.read(keys[19], 60 * FRAME), (0, 10));
+    peer.solo.frame(&Frame::Reset { id: 4, code: 1 });
+    peer.send(2, 20);
+    peer.send(18, 60);
+    peer.send(40, 60);
+    peer.send(38, 60);
+    assert_eq!(peer.read(keys[18], 120 * FRAME).0, 12);
 }
 
 /// protocol 601, 602

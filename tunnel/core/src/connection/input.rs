@@ -10,15 +10,15 @@ use crate::error::Violation;
 use crate::event::{Event, Incoming};
 use crate::frame::{FIN, Frame, Header};
 use crate::limits::Limit;
-use crate::stream::{Fin, Key, Phase};
+use crate::stream::{Fin, Key, Phase, Stream};
 
 /// Unread pieces of all streams of a tunnel that may be references into the driver's receive buffers. Each may hold on
-/// to a whole buffer (64 KiB), to 32 MiB in all; further pieces are copied, and cost what they are long. Readers that
-/// keep up leave a few at a time. Where many do not, bytes for those that do are copied as well: one copy more, so that the
-/// memory of a process stays near what its windows promise.
+/// to a whole buffer (64 KiB), to 32 MiB in all. For each further one, one of a stream that is behind is copied, and costs
+/// from then on what it is long: so streams whose readers have stopped keep no reference, and those that are read
+/// pay for it no longer than that takes.
 const REFERENCES: usize = 512;
-/// A stream with so many unread bytes (more than a driver delivers at a time) gets none of the second half of them.
-const BEHIND: usize = 256 * 1024;
+/// So many unread bytes are those of a stream that is behind: more than a relay takes at a time.
+const BEHIND: usize = 128 * 1024;
 /// A WINDOW that raises the limit by less is honoured, but counted as useless.
 const MIN_GRANT: u64 = 1024;
 /// Bytes of CONTROL messages that may wait for the application.
@@ -100,19 +100,17 @@ impl Connection {
         max: usize,
     ) -> usize {
         let take = partial.left.min(max);
+        let may_refer = self.references < REFERENCES || self.copy_one_reference();
         let stream = partial
             .key
             .and_then(|key| self.streams.get_mut(key))
             .filter(|stream| stream.reset.is_none());
         if let Some(stream) = stream {
-            let most = match stream.inbox.len() < BEHIND {
-                true => REFERENCES,
-                false => REFERENCES / 2,
-            };
             debug_assert!(take > 0);
-            if self.references < most {
-                stream.inbox.push_reference(input.split_to(take).freeze());
-                self.references += 1;
+            if may_refer {
+                let before = stream.inbox.references();
+                stream.inbox.push(input.split_to(take).freeze());
+                self.references += stream.inbox.references() - before;
             } else {
                 stream.inbox.push_copy(&input[..take]);
                 input.advance(take);
@@ -130,6 +128,18 @@ impl Connection {
             self.on_fin(key);
         }
         take
+    }
+
+    /// Makes room for one reference more; `false` if none of a stream that is behind was found.
+    fn copy_one_reference(&mut self) -> bool {
+        let is_behind =
+            |stream: &Stream| stream.inbox.len() >= BEHIND && stream.inbox.references() > 0;
+        let copied = self
+            .streams
+            .search(&mut self.copying, is_behind)
+            .is_some_and(|stream| stream.inbox.copy_oldest_reference());
+        self.references -= usize::from(copied);
+        copied
     }
 
     fn on_fin(&mut self, key: Key) {
