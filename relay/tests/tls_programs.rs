@@ -282,7 +282,7 @@ async fn turn_away(listener: &TcpListener, tls: &UserTls) -> Result<String, TlsE
     let answer = [&b"E"[..], &length, text].concat();
     stream.write_all(&answer).await.unwrap();
     // psql does not wait for it, and may be gone.
-    let _ = stream.shutdown().await;
+    stream.shutdown().await.ok();
     Ok(String::from_utf8_lossy(&startup[..count]).into_owned())
 }
 
