@@ -18,7 +18,7 @@ pub(crate) struct ByteQueue {
     chunks: VecDeque<Chunk>,
     /// How many of the chunks are references.
     references: usize,
-    /// So many chunks at the front are none.
+    /// So many chunks at the front are not references.
     copied: usize,
     /// Youngest bytes, still growing.
     tail: BytesMut,
@@ -54,15 +54,20 @@ impl ByteQueue {
 
     /// Appends by reference, except small pieces behind others: those are collected.
     pub(crate) fn push(&mut self, bytes: Bytes) {
-        if bytes.len() < SMALL && self.len > 0 {
-            self.push_copy(&bytes);
-        } else {
+        if self.refers_to(bytes.len()) {
             self.push_reference(bytes);
+        } else {
+            self.push_copy(&bytes);
         }
     }
 
+    /// Whether [`Self::push`] would keep a piece of this length by reference.
+    pub(crate) fn refers_to(&self, length: usize) -> bool {
+        length >= SMALL || self.len == 0
+    }
+
     /// Appends by reference.
-    pub(crate) fn push_reference(&mut self, bytes: Bytes) {
+    fn push_reference(&mut self, bytes: Bytes) {
         if bytes.is_empty() {
             return;
         }
@@ -198,13 +203,15 @@ mod tests {
         assert_eq!(queue.references(), 1);
         // What is taken at the front does not make the next one be passed over.
         assert_eq!(queue.pop(100).map(|piece| piece[0]), Some(1));
+        assert_eq!(queue.pop(100).map(|piece| piece[0]), Some(7));
+        assert_eq!(queue.pop(100).map(|piece| piece[0]), Some(2));
         queue.push_reference(outside.clone());
         assert!(queue.copy_oldest_reference() && queue.copy_oldest_reference());
         assert!(!queue.copy_oldest_reference());
         assert_eq!(queue.references(), 0);
         assert!(outside.is_unique());
         let rest: Vec<u8> = std::iter::from_fn(|| queue.pop(100).map(|piece| piece[99])).collect();
-        assert_eq!(rest, [7, 2, 7, 7]);
+        assert_eq!(rest, [7, 7]);
     }
 
     #[test]

@@ -81,20 +81,18 @@ impl Table {
         }
     }
 
-    /// A stream that fits, among the next few from `place` on; `place` goes on to it, or behind those.
+    /// A stream that fits, among the next few from `place` on; `place` goes on behind it, or behind those.
     pub(crate) fn search(
         &mut self,
         place: &mut usize,
         fits: impl Fn(&Stream) -> bool,
     ) -> Option<&mut Stream> {
         for _ in 0..SEARCH.min(self.slots.len()) {
-            if *place >= self.slots.len() {
-                *place = 0;
+            let here = if *place < self.slots.len() { *place } else { 0 };
+            *place = here + 1;
+            if self.slots[here].as_ref().is_some_and(&fits) {
+                return self.slots[here].as_mut();
             }
-            if self.slots[*place].as_ref().is_some_and(&fits) {
-                return self.slots[*place].as_mut();
-            }
-            *place += 1;
         }
         None
     }
@@ -127,5 +125,38 @@ impl Hasher for IdHasher {
 
     fn write_u32(&mut self, id: u32) {
         self.0 = (self.0.rotate_left(5) ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_search_goes_round_in_steps_and_survives_a_smaller_table() {
+        let mut table = Table::default();
+        let mut place = 0;
+        assert!(table.search(&mut place, |_| true).is_none());
+        let keys: Vec<Key> = (1..=100)
+            .map(|id| table.insert(id, Phase::Open).key)
+            .collect();
+        // Ids 50 and 90 fit: found in turn, after searches that end in between.
+        let mut found = Vec::new();
+        for _ in 0..40 {
+            found.extend(
+                table
+                    .search(&mut place, |stream| [50, 90].contains(&stream.id))
+                    .map(|stream| stream.id),
+            );
+        }
+        assert!(found.len() >= 8, "{found:?}");
+        assert!(found.windows(2).all(|two| two[0] != two[1]), "{found:?}");
+        table.search(&mut place, |stream| stream.id == 90);
+        for key in keys {
+            table.remove(key);
+        }
+        let last = table.insert(7, Phase::Open).key;
+        assert_eq!(table.search(&mut place, |_| true).unwrap().key, last);
     }
 }

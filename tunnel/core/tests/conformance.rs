@@ -572,7 +572,7 @@ fn small_pieces_do_not_hold_on_to_large_buffers_for_ever() {
         bytes += chunk.len();
     }
     assert_eq!(bytes, 5000);
-    assert!(pieces < 600, "{pieces}");
+    assert!(pieces < 20, "{pieces}");
 }
 
 /// A scripted peer whose receive buffers stay, so that what refers to one can be told from a copy.
@@ -583,8 +583,6 @@ struct Referring {
 
 impl Referring {
     const FRAME: usize = 2000;
-    /// So many frames do not make a stream one that is behind.
-    const FEW: usize = 60;
 
     fn new() -> Self {
         Self {
@@ -618,11 +616,14 @@ impl Referring {
         }
     }
 
-    /// Reads all that waits: how many of its pieces are references, and how many copies.
-    fn read(&mut self, key: Key, bytes: usize) -> (usize, usize) {
+    /// Reads up to so many frames: how many pieces of them are references, and how many copies.
+    fn read(&mut self, key: Key, frames: usize) -> (usize, usize) {
         let mut counts = (0, 0);
-        let mut left = bytes;
-        while let Ok(Read::Chunk(piece)) = self.solo.end.read(key, usize::MAX) {
+        let mut left = frames * Self::FRAME;
+        while left > 0 {
+            let Ok(Read::Chunk(piece)) = self.solo.end.read(key, left) else {
+                panic!("{left} bytes are missing");
+            };
             assert!(piece.iter().all(|byte| *byte == 7));
             left -= piece.len();
             if piece.is_unique() {
@@ -631,48 +632,61 @@ impl Referring {
                 counts.0 += 1;
             }
         }
-        assert_eq!(left, 0);
         counts
     }
 }
 
 /// protocol 506
 #[test]
-fn what_a_stopped_reader_leaves_is_copied_when_others_need_its_references() {
-    const FRAME: usize = Referring::FRAME;
+fn what_stopped_readers_leave_is_copied_when_others_need_its_references() {
     let mut peer = Referring::new();
-    let [stopped, running, third] = [2, 4, 6].map(|id| peer.stream(id));
-    peer.send(2, 3000);
-    // Three at a time for one that is read: only the first three make room.
-    for _ in 0..300 {
-        peer.send(4, 3);
-        assert_eq!(peer.read(running, 3 * FRAME), (3, 0));
+    let running = peer.stream(2);
+    let stopped = [4, 6, 8].map(|id| peer.stream(id));
+    for id in [4, 6, 8] {
+        peer.send(id, 400);
     }
-    // The fourth and further of these do, too.
-    peer.send(6, Referring::FEW);
-    assert_eq!(peer.read(third, Referring::FEW * FRAME), (60, 0));
-    assert_eq!(peer.read(stopped, 3000 * FRAME), (512 - 60, 2548));
+    // Ten at a time for one that is read: copies are made of those of all in turn, until the others have ten fewer.
+    let mut copies = 0;
+    for round in 0..300 {
+        peer.send(2, 10);
+        let (references, copied) = peer.read(running, 10);
+        assert_eq!(references + copied, 10);
+        assert!(round < 2 || copied == 0, "{copied} copied, round {round}");
+        copies += copied;
+    }
+    assert!(copies <= 10, "{copies}");
+    let of_stopped: Vec<(usize, usize)> = stopped.iter().map(|key| peer.read(*key, 400)).collect();
+    let references: usize = of_stopped.iter().map(|(references, _)| references).sum();
+    assert_eq!(references, 502);
+    assert_eq!(
+        of_stopped.iter().map(|(_, copies)| copies).sum::<usize>(),
+        1200 - 502
+    );
 }
 
 /// protocol 506
 #[test]
-fn pieces_beyond_512_references_are_copied_together_where_no_stream_is_behind() {
-    const FRAME: usize = Referring::FRAME;
+fn pieces_are_copied_where_the_search_for_a_reference_comes_to_none() {
     let mut peer = Referring::new();
-    let keys: Vec<Key> = (1..=20).map(|i| peer.stream(2 * i)).collect();
-    for id in 1..=20 {
-        peer.send(2 * id, Referring::FEW);
-    }
-    // The first eight and a part of the ninth; then nothing, until something is read or ends.
-    assert_eq!(peer.read(keys[0], 60 * FRAME), (60, 0));
-    assert_eq!(peer.read(keys[8], 60 * FRAME).0, 32);
-    assert_eq!(peer.read(keys[19], 60 * FRAME), (0, 10));
-    peer.solo.frame(&Frame::Reset { id: 4, code: 1 });
-    peer.send(2, 20);
-    peer.send(18, 60);
-    peer.send(40, 60);
-    peer.send(38, 60);
-    assert_eq!(peer.read(keys[18], 120 * FRAME).0, 12);
+    // Behind the one that has all references, so many without any that one search does not get round.
+    let full = peer.stream(2);
+    let idle: Vec<Key> = (2..=40).map(|i| peer.stream(2 * i)).collect();
+    peer.send(2, 512);
+    assert_eq!(peer.buffers.len(), 512);
+    peer.send(80, 1);
+    peer.send(78, 60);
+    let (references, copies) = peer.read(idle[37], 60);
+    // Copied together: all of them would be a few pieces.
+    assert!(references > 0 && copies > 3, "{references} and {copies}");
+    assert_eq!(
+        peer.read(full, 512).0 + peer.read(idle[38], 1).0 + references,
+        512
+    );
+    // What ended has made room.
+    peer.send(2, 512);
+    peer.solo.frame(&Frame::Reset { id: 2, code: 1 });
+    peer.send(80, 512);
+    assert_eq!(peer.read(idle[38], 512), (512, 0));
 }
 
 /// protocol 601, 602

@@ -13,12 +13,10 @@ use crate::limits::Limit;
 use crate::stream::{Fin, Key, Phase, Stream};
 
 /// Unread pieces of all streams of a tunnel that may be references into the driver's receive buffers. Each may hold on
-/// to a whole buffer (64 KiB), to 32 MiB in all. For each further one, one of a stream that is behind is copied, and costs
-/// from then on what it is long: so streams whose readers have stopped keep no reference, and those that are read
-/// pay for it no longer than that takes.
+/// to a whole buffer (64 KiB), to 32 MiB in all. For each further one, an older one is copied, of the streams in turn, and
+/// costs from then on about what it is long: so the references of streams whose readers have stopped become fewer, and those
+/// that are read pay for it no longer than that takes.
 const REFERENCES: usize = 512;
-/// So many unread bytes are those of a stream that is behind: more than a relay takes at a time.
-const BEHIND: usize = 128 * 1024;
 /// A WINDOW that raises the limit by less is honoured, but counted as useless.
 const MIN_GRANT: u64 = 1024;
 /// Bytes of CONTROL messages that may wait for the application.
@@ -100,7 +98,8 @@ impl Connection {
         max: usize,
     ) -> usize {
         let take = partial.left.min(max);
-        let may_refer = self.references < REFERENCES || self.copy_one_reference();
+        let may_refer = self.references < REFERENCES
+            || (self.wants_reference(partial, take) && self.copy_one_reference());
         let stream = partial
             .key
             .and_then(|key| self.streams.get_mut(key))
@@ -130,13 +129,17 @@ impl Connection {
         take
     }
 
-    /// Makes room for one reference more; `false` if none of a stream that is behind was found.
+    fn wants_reference(&self, partial: Partial, length: usize) -> bool {
+        let stream = partial.key.and_then(|key| self.streams.get(key));
+        stream.is_some_and(|stream| stream.reset.is_none() && stream.inbox.refers_to(length))
+    }
+
+    /// Makes room for one reference more; `false` if the search came to no stream that has any.
     fn copy_one_reference(&mut self) -> bool {
-        let is_behind =
-            |stream: &Stream| stream.inbox.len() >= BEHIND && stream.inbox.references() > 0;
+        let has_references = |stream: &Stream| stream.inbox.references() > 0;
         let copied = self
             .streams
-            .search(&mut self.copying, is_behind)
+            .search(&mut self.copying, has_references)
             .is_some_and(|stream| stream.inbox.copy_oldest_reference());
         self.references -= usize::from(copied);
         copied
