@@ -64,7 +64,10 @@ pub struct TunnelLimits {
     /// What the windows of one tunnel may hold beyond 16 KiB a stream
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size(1 << 20, 16 << 30))]
     pub limit_windows: ByteSize,
-    /// What windows and unacknowledged bytes of all tunnels together may hold [default: a quarter of the memory]
+    /// What the streams of one tunnel may together have queued to send beyond 4 KiB a stream
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size(128 << 10, 1 << 30))]
+    pub limit_queues: ByteSize,
+    /// What windows, queues and unacknowledged bytes of all tunnels together may hold [default: a quarter of the memory]
     #[arg(long, value_name = "SIZE", value_parser = size(MEMORY_LEAST, 1 << 50))]
     pub limit_memory: Option<ByteSize>,
 }
@@ -78,6 +81,7 @@ impl TunnelLimits {
             pending_opens: self.limit_pending_opens,
             max_window: narrow(self.limit_window),
             growth_budget: self.limit_windows.get(),
+            send_queues: narrow(self.limit_queues) as usize,
             budget: Arc::new(Budget::new(self.memory())),
             max_frame: narrow(self.limit_frame),
             max_metadata: narrow(self.limit_metadata) as usize,
@@ -194,7 +198,7 @@ mod tests {
     fn every_flag_arrives() {
         let flags = "--limit-streams 7 --limit-opens 1:2 --limit-failed-opens 3 --limit-early-resets 400:5000 --limit-pending-opens 9 \
             --limit-empty-frames 6:7 --limit-messages 8:9 --limit-datagrams 10:11 --limit-datagram-queue 128KiB \
-            --limit-frame 2KiB --limit-metadata 8KiB --limit-window 1MiB --limit-windows 2MiB --limit-memory 64MiB";
+            --limit-frame 2KiB --limit-metadata 8KiB --limit-window 1MiB --limit-windows 2MiB --limit-queues 1MiB --limit-memory 64MiB";
         let flags: Vec<&str> = flags.split_whitespace().collect();
         let config = parse(&flags).unwrap();
         let rates = &config.rates;
@@ -212,7 +216,10 @@ mod tests {
             (config.max_window, config.growth_budget),
             (1 << 20, 2 << 20)
         );
-        assert_eq!(config.budget.total(), 64 << 20);
+        assert_eq!(
+            (config.send_queues, config.budget.total()),
+            (1 << 20, 64 << 20)
+        );
     }
 
     #[test]

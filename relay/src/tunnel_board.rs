@@ -142,6 +142,7 @@ impl TunnelBoard {
                 "budget_bytes": budget.total(),
                 "windows_bytes": budget.growth_used(),
                 "log_bytes": budget.log_used(),
+                "queues_bytes": budget.queues_used(),
             },
             "tunnels": tunnels,
         }))
@@ -214,6 +215,7 @@ impl Entry {
             "resumes": report.stats.resumes,
             "retained_bytes": report.stats.retained_bytes,
             "unread_bytes": report.stats.unread_bytes,
+            "queued_bytes": report.stats.queued_bytes,
             "windows_bytes": report.stats.growth_used,
             "windows_budget_bytes": report.growth_budget,
             "datagrams_sent": report.stats.datagrams_sent,
@@ -348,6 +350,7 @@ impl Collector for TunnelBoard {
         for (kind, bytes) in [
             ("windows", budget.growth_used()),
             ("log", budget.log_used()),
+            ("queues", budget.queues_used()),
             ("budget", budget.total()),
         ] {
             let bytes = ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX));

@@ -43,6 +43,7 @@ const LIMITS: [Case; 15] = [
     ("limit-metadata", "2KiB", &[]),
     ("limit-window", "65KiB", &[]),
     ("limit-windows", "2MiB", &[]),
+    ("limit-queues", "2MiB", &[]),
     ("limit-memory", "1GiB", &[]),
 ];
 

@@ -1,9 +1,9 @@
-//! Memory that all tunnels of a process share: what their streams may grow to, and what their logs keep.
+//! Memory that all tunnels of a process share: what their streams may grow to and queue, and what their logs keep.
 //!
 //! Every tunnel and stream is sure of a little without asking. What is above that is taken from here
 //! first, exactly, and comes back when it is not needed any more; a [`Share`] that is dropped returns
-//! the rest of what it took. Windows get at most three quarters, so that a process whose streams have
-//! all grown can still keep what its tunnels need to be resumed.
+//! the rest of what it took. Windows get at most three quarters, and queues of bytes to send an eighth, so that a process
+//! whose streams have all grown can still keep what its tunnels need to be resumed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct Budget {
     total: u64,
-    /// Sum of the two below, and of nothing else.
+    /// Sum of those below, and of nothing else.
     used: AtomicU64,
     growth: AtomicU64,
     log: AtomicU64,
+    queues: AtomicU64,
 }
 
 impl Budget {
@@ -27,6 +28,7 @@ impl Budget {
             used: AtomicU64::new(0),
             growth: AtomicU64::new(0),
             log: AtomicU64::new(0),
+            queues: AtomicU64::new(0),
         }
     }
 
@@ -54,10 +56,17 @@ impl Budget {
         self.log.load(Ordering::Relaxed)
     }
 
+    /// Bytes that streams may have queued to send above what each tunnel is sure of.
+    #[must_use]
+    pub fn queues_used(&self) -> u64 {
+        self.queues.load(Ordering::Relaxed)
+    }
+
     fn limit(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Growth => self.total / 4 * 3,
             Kind::Log => self.total,
+            Kind::Queues => self.total / 8,
         }
     }
 
@@ -65,6 +74,7 @@ impl Budget {
         match kind {
             Kind::Growth => &self.growth,
             Kind::Log => &self.log,
+            Kind::Queues => &self.queues,
         }
     }
 
@@ -98,6 +108,7 @@ fn add(counter: &AtomicU64, bytes: u64, limit: u64) -> bool {
 enum Kind {
     Growth,
     Log,
+    Queues,
 }
 
 /// What one tunnel has taken for one purpose.
@@ -117,6 +128,11 @@ impl Share {
     /// For logged bytes that are kept.
     pub(crate) fn log(budget: Arc<Budget>) -> Self {
         Self::new(budget, Kind::Log)
+    }
+
+    /// For bytes that are queued to send.
+    pub(crate) fn queues(budget: Arc<Budget>) -> Self {
+        Self::new(budget, Kind::Queues)
     }
 
     fn new(budget: Arc<Budget>, kind: Kind) -> Self {

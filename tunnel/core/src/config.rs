@@ -23,13 +23,15 @@ pub struct Config {
     pub max_window: u32,
     /// Bytes of credit that all streams together may hold above `base_window` each.
     pub growth_budget: u64,
-    /// What all tunnels of the process may hold together: credit above `base_window`, and sent bytes that
-    /// are kept for a resumption.
+    /// What all tunnels of the process may hold together: credit above `base_window`, sent bytes that are kept for a
+    /// resumption, and bytes that are queued to send above 1 MiB a tunnel.
     pub budget: Arc<Budget>,
     /// Largest payload of a DATA frame that this side accepts, in bytes; 1,024 to 65,528.
     pub max_frame: u32,
     /// Bytes that one stream may have queued to send.
     pub send_queue: usize,
+    /// Bytes that all streams of the tunnel may have queued to send; each is sure of 4 KiB.
+    pub send_queues: usize,
     /// Longest metadata of an OPEN that this side accepts, in bytes.
     pub max_metadata: usize,
     /// CONTROL messages that may wait to be sent.
@@ -150,6 +152,7 @@ impl Default for Config {
             budget: Arc::new(Budget::unlimited()),
             max_frame: 16_376,
             send_queue: 128 * 1024,
+            send_queues: 16 * 1024 * 1024,
             max_metadata: 4096,
             control_queue: 256,
             control_backlog: 1024,

@@ -43,6 +43,7 @@ use crate::keepalive::Keepalive;
 use crate::limits::{Guard, Limit, LimitCounts};
 use crate::log::Log;
 use crate::scheduler::{EPOCH_MS, Scheduler};
+use crate::send_queues::SendQueues;
 use crate::stream::Key;
 use crate::table::Table;
 use crate::window::Pool;
@@ -71,6 +72,8 @@ pub struct Stats {
     pub growth_used: u64,
     /// Received bytes that wait for their application.
     pub unread_bytes: u64,
+    /// Bytes of streams that wait to be sent.
+    pub queued_bytes: u64,
     /// Datagrams handed to the transport.
     pub datagrams_sent: u64,
     /// Datagrams received for a flow that was there.
@@ -149,6 +152,8 @@ pub struct Connection {
     copying: usize,
     /// Bytes in all inboxes.
     unread_bytes: usize,
+    /// Bytes in all outboxes.
+    send_queues: SendQueues,
 
     settings_sent: bool,
     /// When the peer's must have come.
@@ -218,6 +223,7 @@ impl Connection {
             references: 0,
             copying: 0,
             unread_bytes: 0,
+            send_queues: SendQueues::new(Arc::clone(&config.budget)),
             settings_sent: false,
             settings_due: now + config.settings_time,
             pong: None,
@@ -334,10 +340,14 @@ impl Connection {
         let [tunnel, process] = self.log.refused();
         limits.count(Limit::TunnelLog, tunnel);
         limits.count(Limit::ProcessLog, process);
+        let [tunnel, process] = self.send_queues.refused();
+        limits.count(Limit::TunnelQueues, tunnel);
+        limits.count(Limit::ProcessQueues, process);
         Stats {
             limits,
             growth_used: self.pool.used(),
             unread_bytes: self.unread_bytes as u64,
+            queued_bytes: self.send_queues.queued() as u64,
             retained_bytes: self.log.retained(),
             ..self.stats
         }

@@ -42,6 +42,7 @@ mod log;
 mod queue;
 mod report;
 mod scheduler;
+mod send_queues;
 mod stream;
 mod table;
 mod window;

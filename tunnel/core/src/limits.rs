@@ -170,11 +170,15 @@ pub enum Limit {
     TunnelLog,
     /// The same, because the [`crate::Budget`] of the process was used up.
     ProcessLog,
+    /// Writers here that waited because all streams together had queued [`crate::Config::send_queues`].
+    TunnelQueues,
+    /// The same, because the [`crate::Budget`] of the process was used up.
+    ProcessQueues,
 }
 
 impl Limit {
     /// All of them, in the order in which they are declared.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Streams,
         Self::Opens,
         Self::FailedOpens,
@@ -203,6 +207,8 @@ impl Limit {
         Self::ProcessGrowth,
         Self::TunnelLog,
         Self::ProcessLog,
+        Self::TunnelQueues,
+        Self::ProcessQueues,
     ];
 
     /// The word for metrics.
@@ -237,6 +243,8 @@ impl Limit {
             Self::ProcessGrowth => "process-growth",
             Self::TunnelLog => "tunnel-log",
             Self::ProcessLog => "process-log",
+            Self::TunnelQueues => "tunnel-queues",
+            Self::ProcessQueues => "process-queues",
         }
     }
 }

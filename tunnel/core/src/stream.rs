@@ -153,16 +153,19 @@ impl Stream {
         }
     }
 
-    /// Bytes that the application may queue now.
-    pub(crate) fn write_budget(&self, send_queue: usize) -> usize {
+    /// Bytes that the application may queue now, if it may have `limit` of them queued.
+    pub(crate) fn write_budget(&self, limit: usize) -> usize {
+        self.write_credit()
+            .min(limit.saturating_sub(self.outbox.len()))
+    }
+
+    /// Bytes that the peer takes of it beyond those that are queued.
+    pub(crate) fn write_credit(&self) -> usize {
         if self.phase != Phase::Open || self.fin_out != Fin::No || self.reset.is_some() {
             return 0;
         }
-        let queued = self.outbox.len();
-        let credit = self.send_limit.saturating_sub(self.sent + queued as u64);
-        usize::try_from(credit)
-            .unwrap_or(usize::MAX)
-            .min(send_queue.saturating_sub(queued))
+        let promised = self.sent + self.outbox.len() as u64;
+        usize::try_from(self.send_limit.saturating_sub(promised)).unwrap_or(usize::MAX)
     }
 
     /// Whether there is data or a FIN to send.

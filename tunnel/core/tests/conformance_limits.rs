@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sg_tunnel::code::{self, close};
 use sg_tunnel::frame::{Frame, MAX_DATAGRAM, Settings};
-use sg_tunnel::{Budget, Config, Incoming, Key, Limit, OpenRefusal, Rate, Read, StreamEnd};
+use sg_tunnel::{Budget, Config, Event, Incoming, Key, Limit, OpenRefusal, Rate, Read, StreamEnd};
 use support::{Pair, Solo};
 
 fn open(id: u32) -> Frame {
@@ -113,6 +113,44 @@ fn unacknowledged(budget: Budget) -> Solo {
             return solo;
         }
     }
+}
+
+/// Writes to twenty streams as much as they take, of which nothing can be sent for now, and then sends it
+/// (protocol 508).
+fn stuffed(config: Config) -> Solo {
+    let mut solo = Solo::node(config);
+    let mut open = |_| solo.end.open(Bytes::new()).unwrap();
+    let keys: Vec<_> = (0..20).map(&mut open).collect();
+    solo.sent();
+    for id in (1..40).step_by(2) {
+        solo.frame(&Frame::OpenOk {
+            id,
+            credit: 1 << 30,
+            answer: Bytes::new(),
+        });
+    }
+    while solo.end.poll_event().is_some() {}
+    let mut queued = [0; 20];
+    for (key, queued) in keys.iter().zip(&mut queued) {
+        loop {
+            match solo.end.write_budget(*key).unwrap().min(5000) {
+                0 => break,
+                room => *queued += solo.end.write(*key, &mut vec![0; room].into()).unwrap(),
+            }
+        }
+    }
+    assert!(queued.iter().all(|queued| *queued >= 4096), "{queued:?}");
+    let all: usize = queued.iter().sum();
+    assert_eq!(solo.end.stats().queued_bytes, all as u64);
+    // When it has left, all writers are told, and nothing is held any more.
+    while !solo.sent().is_empty() {}
+    let told: Vec<_> = std::iter::from_fn(|| solo.end.poll_event()).collect();
+    for key in keys {
+        assert!(told.contains(&Event::Writable(key)));
+        assert!(solo.end.write_budget(key).unwrap() > 0);
+    }
+    assert_eq!(solo.end.stats().queued_bytes, 0);
+    solo
 }
 
 /// A tunnel that has met this limit, and how it ended if it did.
@@ -326,6 +364,24 @@ fn meet(limit: Limit) -> (Solo, Option<u32>) {
         Limit::ProcessLog => {
             let solo = unacknowledged(Budget::new(300_000));
             assert_eq!(solo.end.stats().limit(Limit::TunnelLog), 0);
+            (solo, None)
+        }
+        Limit::TunnelQueues => {
+            let solo = stuffed(Config {
+                send_queues: 200_000,
+                ..Config::default()
+            });
+            assert_eq!(solo.end.stats().limit(Limit::ProcessQueues), 0);
+            (solo, None)
+        }
+        Limit::ProcessQueues => {
+            let budget = Arc::new(Budget::new(4_000_000));
+            let solo = stuffed(Config {
+                budget: Arc::clone(&budget),
+                ..Config::default()
+            });
+            assert_eq!(solo.end.stats().limit(Limit::TunnelQueues), 0);
+            assert_eq!(budget.queues_used(), 0);
             (solo, None)
         }
     }

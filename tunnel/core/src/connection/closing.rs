@@ -76,7 +76,7 @@ impl Connection {
         self.partial = None;
         for key in self.streams.keys() {
             if let Some(stream) = self.streams.get_mut(key) {
-                stream.outbox.clear();
+                self.send_queues.forget(&mut stream.outbox);
                 stream.pending = crate::stream::Pending::default();
                 let complete = stream.fin_in && stream.reset.is_none();
                 self.events.push_back(Event::Ended(key));
@@ -100,7 +100,7 @@ impl Connection {
             return;
         }
         stream.reset = Some(code);
-        stream.outbox.clear();
+        self.send_queues.forget(&mut stream.outbox);
         stream.words = Bytes::new();
         stream.pending.open_ok = false;
         stream.pending.window = false;
@@ -129,7 +129,7 @@ impl Connection {
         stream.reset_in = true;
         if stream.reset.is_none() {
             stream.reset = Some(code);
-            stream.outbox.clear();
+            self.send_queues.forget(&mut stream.outbox);
             stream.pending.open_ok = false;
             stream.pending.window = false;
             if stream.fin_out != Fin::Sent {

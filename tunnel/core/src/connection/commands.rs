@@ -121,6 +121,7 @@ impl Connection {
                 chunk.split_to(count)
             };
             stream.outbox.push(piece);
+            self.send_queues.add(count);
             self.scheduler.mark_data(stream, self.epoch);
         }
         Ok(count)
@@ -132,7 +133,7 @@ impl Connection {
     ///
     /// The stream can take no more, ever. A flow takes no bytes at all.
     pub fn write_budget(&mut self, key: Key) -> Result<usize, StreamEnd> {
-        let send_queue = self.config.send_queue;
+        let limit = self.send_queues.limit(&self.config);
         let stream = self.streams.get_mut(key).ok_or(StreamEnd::Lost)?;
         if let Some(code) = stream.reset {
             return Err(StreamEnd::Reset(code));
@@ -143,8 +144,11 @@ impl Connection {
         if stream.fin_out != Fin::No || stream.flow.is_some() {
             return Err(StreamEnd::Finished);
         }
-        let budget = stream.write_budget(send_queue);
+        let budget = stream.write_budget(limit);
         stream.want_write = budget == 0;
+        if budget == 0 && limit < self.config.send_queue && stream.write_credit() > 0 {
+            self.send_queues.count_refusal();
+        }
         Ok(budget)
     }
 

@@ -368,7 +368,8 @@ impl Connection {
             stream.fin_out = Fin::Sent;
         }
         self.scheduler.requeue(stream, length);
-        let room = stream.write_budget(self.config.send_queue);
+        self.send_queues.remove(length);
+        let room = stream.write_budget(self.send_queues.limit(&self.config));
         if stream.want_write && (room >= WAKE_ROOM || (room > 0 && stream.outbox.is_empty())) {
             stream.want_write = false;
             self.events.push_back(Event::Writable(key));

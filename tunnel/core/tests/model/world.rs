@@ -53,7 +53,7 @@ pub(crate) struct World {
     shape: Shape,
     faults: Faults,
     attempt: Option<Attempt>,
-    configs: [Config; 2],
+    pub(crate) configs: [Config; 2],
     pub(crate) streams: Vec<Stream>,
     /// Stream of each key, by the key's index.
     keys: [HashMap<Key, usize>; 2],
@@ -73,6 +73,9 @@ pub(crate) struct World {
     trace: bool,
 }
 
+/// More than all streams of a run together have queued.
+pub(crate) const ROOMY: usize = 16 * 1024 * 1024;
+
 impl World {
     pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut random = Random(seed);
@@ -83,6 +86,7 @@ impl World {
             growth_budget: random.below(300_000) as u64,
             max_frame: [1024, 16_376, 65_528][random.below(3)],
             send_queue: 1024 + [0, random.below(100_000)][random.below(2)],
+            send_queues: [1024, 50_000, ROOMY][random.below(3)],
             base_window: [1000, 4096, 16_384][random.below(3)],
             initial_window: [4096, 16_384, 65_536][random.below(3)],
             resume_time: resume,
@@ -565,6 +569,9 @@ impl World {
             let promise = end.conn.streams() as u64 * u64::from(config.base_window);
             // What was promised before a window shrank is promised still.
             assert!(stats.unread_bytes <= promise + config.growth_budget);
+            assert!(
+                stats.queued_bytes <= config.send_queues as u64 + end.conn.streams() as u64 * 4096
+            );
             assert!(stats.retained_bytes <= 16 * 1024 * 1024 + 64 * 1024);
             if let Some(since) = end.detached_at.filter(|_| end.conn.is_detached()) {
                 assert!(
@@ -691,11 +698,11 @@ impl World {
             assert_eq!(end.conn.streams(), 0, "streams left behind");
             let stats = end.conn.stats();
             assert_eq!(stats.growth_used, 0, "credit is not given back");
-            assert_eq!(stats.unread_bytes, 0);
+            assert_eq!((stats.unread_bytes, stats.queued_bytes), (0, 0));
             assert_eq!(stats.retained_bytes, 0, "retained bytes left behind");
         }
         let budget = &self.configs[0].budget;
-        let used = budget.growth_used() + budget.log_used();
+        let used = budget.growth_used() + budget.log_used() + budget.queues_used();
         assert_eq!(used, 0, "the budget of the process");
     }
 
