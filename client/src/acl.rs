@@ -3,17 +3,24 @@
 //!
 //! All lists must allow a target. Nothing that comes over the network can widen what a file here
 //! allows, and before a node has told the gateway's list nothing is allowed at all.
+//!
+//! Open streams stand in a [`Carried`] of their tunnel; a new list is decided over all of them before
+//! anybody else learns of it.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sg_model::{Acl, AclVersion, Action, CanonicalPath, HostPort, Scope, canonical_address};
 use tokio::sync::watch;
+
+use crate::session::carried::{Carried, Streams};
 
 /// The lists of one gateway; one writer at a time, many readers.
 #[derive(Debug)]
 pub struct AclState {
     current: watch::Sender<Arc<Policy>>,
+    /// The streams of each tunnel.
+    carried: Mutex<Vec<Weak<Streams>>>,
 }
 
 /// The lists as they are at one moment.
@@ -46,10 +53,11 @@ impl AclState {
                 gateway: None,
                 local,
             })),
+            carried: Mutex::default(),
         }
     }
 
-    /// Puts a list in force if it is newer than the present one.
+    /// Puts a list in force if it is newer than the present one. Streams that it forbids have ended when this returns.
     pub fn offer(&self, acl: Acl) -> Offer {
         let mut answer = Offer::Applied;
         self.current.send_if_modified(|current| {
@@ -64,10 +72,37 @@ impl AclState {
                     gateway: Some(acl),
                     local: current.local.clone(),
                 });
+                self.redecide(current);
             }
             answer == Offer::Applied
         });
         answer
+    }
+
+    /// A place for the streams of one more tunnel.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        let carried = Carried::default();
+        let mut all = self.lock();
+        all.retain(|streams| streams.strong_count() > 0);
+        all.push(carried.streams());
+        carried
+    }
+
+    fn redecide(&self, policy: &Policy) {
+        for streams in self.lock().iter().filter_map(Weak::upgrade) {
+            streams.redecide(policy);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Streams>>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lists in force.
+    #[must_use]
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.current.borrow())
     }
 
     /// To read the lists and to be told of changes.
@@ -214,7 +249,7 @@ mod tests {
     fn policy(gateway: &str, local: Option<&str>) -> Arc<Policy> {
         let state = AclState::new(local.into_iter().map(|text| acl(0, text)).collect());
         state.offer(acl(1, gateway));
-        Arc::clone(&state.subscribe().borrow())
+        state.policy()
     }
 
     fn target(text: &str) -> HostPort {
@@ -228,12 +263,12 @@ mod tests {
     #[test]
     fn nothing_is_allowed_before_a_node_has_told_the_list() {
         let state = AclState::new(vec![acl(0, "acl allow :")]);
-        assert!(!state.subscribe().borrow().allows(&target("db:1")));
-        assert!(!state.subscribe().borrow().allows_address(
-            &target("db:1"),
-            ip("10.0.0.1"),
-            Scope::Stream
-        ));
+        assert!(!state.policy().allows(&target("db:1")));
+        assert!(
+            !state
+                .policy()
+                .allows_address(&target("db:1"), ip("10.0.0.1"), Scope::Stream)
+        );
         assert_eq!(state.version(), None);
     }
 
@@ -262,12 +297,12 @@ mod tests {
         assert_eq!(state.offer(acl(4, "acl allow b:1")), Offer::Older);
         assert_eq!(state.offer(acl(5, "acl allow a:1")), Offer::Same);
         assert_eq!(state.offer(acl(5, "acl allow c:1")), Offer::Conflict);
-        assert!(state.subscribe().borrow().allows(&target("a:1")));
+        assert!(state.policy().allows(&target("a:1")));
         assert_eq!(state.offer(acl(6, "acl allow b:1")), Offer::Applied);
         let mut restored = acl(1, "acl allow d:1");
         restored.version.epoch = 2;
         assert_eq!(state.offer(restored), Offer::Applied);
-        assert!(!state.subscribe().borrow().allows(&target("b:1")));
+        assert!(!state.policy().allows(&target("b:1")));
     }
 
     #[test]

@@ -209,7 +209,7 @@ async fn change(gateway: &GatewayContext, edit: &AclEdit, said: &str) -> Result<
 
 /// The list that is enforced, and what else narrows it.
 fn show(gateway: &GatewayContext) -> String {
-    let policy = Arc::clone(&gateway.acl.subscribe().borrow());
+    let policy = gateway.acl.policy();
     let name = gateway.name();
     let Some(acl) = policy.gateway() else {
         return format!("gateway {name}: no node has told the list yet, so everything is denied\n");

@@ -171,7 +171,7 @@ impl Session {
         let version = acl.version;
         match self.gateway.acl.offer(acl) {
             Offer::Applied => {
-                let summary = self.gateway.acl.subscribe().borrow().summary();
+                let summary = self.gateway.acl.policy().summary();
                 tracing::info!(gateway = %self.gateway.gateway, epoch = version.epoch,
                     generation = version.generation, summary, "access control list in force");
             }

@@ -7,7 +7,7 @@
 //! another client. Work that nobody waits for any more stops: a dial ends when its opener gives up.
 
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,14 +21,12 @@ use sg_relay::{
     Approach, ByteCounters, DialError, JoinOptions, Parties, Purpose, ReachError, Reached, Redial,
     Relaying, StreamAccount, StreamEnd,
 };
-use sg_runtime::gate::{First, race};
 use sg_tunnel_io::{IncomingStream, code};
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::acl::{self, Policy};
+use crate::acl::{self, AclState, Policy};
 use crate::gateway::GatewayContext;
 use crate::session::carried::Carried;
 
@@ -107,14 +105,13 @@ async fn open(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) -> Optio
         incoming.refuse(code::INTERNAL);
         return None;
     };
-    let mut policy = tunnel.gateway.acl.subscribe();
     let is_flow = incoming.is_flow();
     let connected = tokio::select! {
         biased;
         // The opener gave up, or the tunnel is gone: dropping the dial ends it.
         why = incoming.cancelled() => Err(Refusal::from(why.code())),
         () = tunnel.end.cancelled() => Err(Refusal::from(code::REFUSED_RETRY)),
-        connected = connect(&tunnel, &open, &resource, is_flow, &mut policy) => connected,
+        connected = connect(&tunnel, &open, &resource, is_flow) => connected,
     };
     // Accepted if it is understood, and there is room for one more.
     let compression = Grant::take(open.compression.parse().unwrap_or_default());
@@ -130,7 +127,7 @@ async fn open(tunnel: Arc<TunnelContext>, mut incoming: IncomingStream) -> Optio
     Some(carry(
         tunnel,
         account,
-        (policy, resource),
+        resource,
         (connected, open),
         (incoming, compression),
     ))
@@ -198,7 +195,6 @@ async fn connect(
     open: &StreamOpen,
     resource: &HostPort,
     is_flow: bool,
-    policy: &mut watch::Receiver<Arc<Policy>>,
 ) -> Result<Connected, Refusal> {
     let protocol = open.protocol.parse::<Protocol>();
     if !protocol.is_ok_and(|protocol| (protocol == Protocol::Udp) == is_flow) {
@@ -209,7 +205,8 @@ async fn connect(
         epoch: open.acl_epoch,
         generation: open.acl_generation,
     };
-    let present = wait_for_version(policy, asked).await;
+    let lists = &tunnel.gateway.acl;
+    let present = wait_for_version(lists, asked).await;
     decide(tunnel, &present, resource, scope_of(open))?;
     let limit = limit_of(open);
     let Some(permission) = tunnel.gateway.shared.dials.enter(limit).await else {
@@ -225,8 +222,10 @@ async fn connect(
     };
     // The lists may have changed during the dial.
     let address = connected.address();
-    let policy = policy.borrow_and_update();
-    if !policy.allows_open(resource, address, scope_of(open)) {
+    if !lists
+        .policy()
+        .allows_open(resource, address, scope_of(open))
+    {
         return Err(code::ACL_DENIED.into());
     }
     Ok(connected)
@@ -329,42 +328,44 @@ async fn reach(
 }
 
 /// The lists, once they are as new as the node's; after [`ACL_WAIT`] as they are.
-async fn wait_for_version(
-    policy: &mut watch::Receiver<Arc<Policy>>,
-    asked: AclVersion,
-) -> Arc<Policy> {
-    let new_enough =
-        policy.wait_for(|policy| policy.version().is_some_and(|present| present >= asked));
-    if let Ok(Ok(policy)) = timeout(ACL_WAIT, new_enough).await {
-        return Arc::clone(&policy);
+async fn wait_for_version(lists: &AclState, asked: AclVersion) -> Arc<Policy> {
+    let is_new_enough = |policy: &Arc<Policy>| policy.version() >= Some(asked);
+    let present = lists.policy();
+    if is_new_enough(&present) {
+        return present;
     }
-    Arc::clone(&policy.borrow())
+    let mut changes = lists.subscribe();
+    // Boxed: it is seldom needed.
+    let newer = Box::pin(timeout(ACL_WAIT, changes.wait_for(is_new_enough)));
+    drop(newer.await);
+    lists.policy()
 }
 
 /// An accepted stream on its way to its end.
 type Carrying = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Accepts a stream; the future relays until it ends, or may no longer go on, and closes the books.
+/// Accepts a stream; the future relays until it ends, or is ended because it may no longer go on, and closes the books.
 fn carry(
     tunnel: Arc<TunnelContext>,
     mut account: StreamAccount,
-    (mut policy, resource): (watch::Receiver<Arc<Policy>>, HostPort),
+    resource: HostPort,
     (connected, open): (Connected, StreamOpen),
     (incoming, compression): (IncomingStream, Option<Grant>),
 ) -> Carrying {
     let end = StreamEnd::new();
     let address = connected.address();
     let scope = scope_of(&open);
+    let lists = &tunnel.gateway.acl;
     let entered = tunnel
         .carried
-        .enter(resource.clone(), address, scope, end.clone());
+        .enter(lists, resource, address, scope, end.clone());
     let options = JoinOptions {
         idle_timeout: None,
         counters: account.counters(),
-        end: end.clone(),
+        end,
         compression: None,
     };
-    let mut relaying: Relaying = match connected {
+    let relaying: Relaying = match connected {
         Connected::Stream(approach, reached) => {
             let answer = StreamAnswer {
                 compression: compression
@@ -384,7 +385,6 @@ fn carry(
                 tunnel: Arc::clone(&tunnel),
                 open: Box::new(open),
                 approach: approach.clone(),
-                policies: policy.clone(),
             });
             approach.carry(stream, *reached, http, options, redial, drain)
         }
@@ -394,10 +394,7 @@ fn carry(
         }
     };
     Box::pin(async move {
-        let reason = {
-            let revoked = pin!(revoked(&tunnel, &mut policy, (&resource, address, scope)));
-            unless_revoked(&mut relaying, revoked, &end).await
-        };
+        let reason = relaying.await;
         drop(entered);
         account.set_reason(reason);
     })
@@ -408,14 +405,13 @@ struct ClientRedial {
     tunnel: Arc<TunnelContext>,
     open: Box<StreamOpen>,
     approach: Approach,
-    policies: watch::Receiver<Arc<Policy>>,
 }
 
 impl Redial for ClientRedial {
     async fn connect(&self) -> Result<Reached, &'static str> {
-        let policy = Arc::clone(&self.policies.borrow());
         let resource = self.approach.resource();
         let tunnel = &self.tunnel;
+        let policy = tunnel.gateway.acl.policy();
         decide(tunnel, &policy, resource, Scope::AnyPath).map_err(|refusal| refusal.word)?;
         let limit = limit_of(&self.open);
         let permission = tunnel.gateway.shared.dials.enter(limit).await;
@@ -426,40 +422,8 @@ impl Redial for ClientRedial {
     }
 
     fn permit_path(&self, path: &CanonicalPath) -> Result<(), &'static str> {
-        let policy = Arc::clone(&self.policies.borrow());
+        let policy = self.tunnel.gateway.acl.policy();
         let resource = self.approach.resource();
         decide(&self.tunnel, &policy, resource, Scope::Path(path)).map_err(|refusal| refusal.word)
-    }
-}
-
-async fn unless_revoked(
-    relaying: &mut Relaying,
-    revoked: Pin<&mut impl Future<Output = u32>>,
-    end: &StreamEnd,
-) -> &'static str {
-    match race(relaying.as_mut(), revoked).await {
-        First::Main(word) => word,
-        First::Seldom(code) => {
-            end.end(code);
-            relaying.await
-        }
-    }
-}
-
-/// Waits until the stream may no longer go on; answers the code that says why.
-async fn revoked(
-    tunnel: &TunnelContext,
-    policy: &mut watch::Receiver<Arc<Policy>>,
-    (resource, address, scope): (&HostPort, Option<IpAddr>, Scope<'_>),
-) -> u32 {
-    let forbidden = policy.wait_for(|policy| !policy.allows_open(resource, address, scope));
-    tokio::select! {
-        biased;
-        () = tunnel.end.cancelled() => code::DRAINED,
-        changed = forbidden => match changed {
-            Ok(_) => code::POLICY_CHANGED,
-            // The gateway's task is gone, and its tunnels with it.
-            Err(_) => code::DRAINED,
-        }
     }
 }

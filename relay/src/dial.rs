@@ -208,7 +208,8 @@ impl Dial<'_> {
                 .unwrap_or(Err(DialError::Timeout));
         };
         let mut stage = Stage::default();
-        let attempt = timeout(self.limit, self.through(via, &mut stage)).await;
+        // Boxed, so that those without a proxy do not need the room for it.
+        let attempt = timeout(self.limit, Box::pin(self.through(via, &mut stage))).await;
         attempt.unwrap_or_else(|_| match stage {
             Stage::Greeting => Err(SocksError::Timeout.into()),
             Stage::Asked => Err(DialError::Timeout),

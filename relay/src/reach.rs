@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use sg_model::{
     CanonicalPath, Destination, HostPort, Preface, ProxyProtocol, ResourceHttp,
     ResourceTls as Mode, UserFacts,
@@ -26,7 +27,7 @@ use crate::material::{self, MaterialProblem};
 use crate::proxy_protocol::{self, Facts, Version};
 use crate::socks::Socks;
 use crate::tls::{ResourceTls, ResourceTlsSettings, TlsError};
-use crate::{JoinOptions, Local, LocalIo, StreamIo, join};
+use crate::{EndReason, JoinOptions, Local, LocalIo, StreamIo, join};
 
 /// Application protocols of HTTP, as ALPN names them.
 const H2: &[u8] = b"h2";
@@ -204,9 +205,15 @@ impl Approach {
         };
         if let Some(version) = version {
             let left = deadline.saturating_duration_since(Instant::now());
-            proxy_protocol::send(&mut tcp, &Facts::from(purpose.user), version, left)
-                .await
-                .map_err(|_| ReachError::Broken)?;
+            // Boxed, like the handshake below: most connections do without, and should not need the room for it.
+            Box::pin(proxy_protocol::send(
+                &mut tcp,
+                &Facts::from(purpose.user),
+                version,
+                left,
+            ))
+            .await
+            .map_err(|_| ReachError::Broken)?;
         }
         let Some(tls) = &inner.tls else {
             return Ok(Reached {
@@ -217,7 +224,7 @@ impl Approach {
             });
         };
         let offer = inner.offer(&purpose);
-        let (stream, facts) = tls.connect_offering(tcp, offer, deadline).await?;
+        let (stream, facts) = Box::pin(tls.connect_offering(tcp, offer, deadline)).await?;
         let http = match (inner.http, facts.alpn.as_deref()) {
             (_, Some(H2)) => HttpVersion::Http2,
             (Some(ResourceHttp::Two), None) => HttpVersion::Http2,
@@ -304,7 +311,7 @@ impl Approach {
     ) -> Relaying {
         let Some((version, redial)) = http.zip(redial) else {
             let join = join(reached.local, stream, options);
-            return Box::pin(async { join.await.reason.as_str() });
+            return Box::pin(join.map(|ended| ended.reason.as_str()));
         };
         let Ok(base) = self.http_options() else {
             stream.reset(code::INTERNAL);
@@ -321,7 +328,7 @@ impl Approach {
         let upstream = Resources(redial);
         let first = Some(reached.into_http());
         let serve = http::serve_stream(io, version, http_options, upstream, first);
-        Box::pin(async { serve.await.as_str() })
+        Box::pin(serve.map(EndReason::as_str))
     }
 }
 

@@ -8,6 +8,7 @@
 //! end. Where streams come from, and who may have one, is the [`Opener`]'s.
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use sg_model::{
 };
 use sg_runtime::shutdown::CancellationToken;
 use sg_tunnel_io::{TunnelStream, code};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
 use crate::carrier_io::StreamIo;
 use crate::compress::Grant;
@@ -166,40 +169,54 @@ impl Reception {
     }
 
     /// Serves a user's connection to its end; answers the word for it.
-    pub async fn serve<O: Opener>(
+    pub fn serve<O: Opener>(
         self,
         tcp: ResetOnDrop,
         opener: O,
         options: ReceiveOptions,
-    ) -> &'static str {
+    ) -> impl Future<Output = &'static str> + Send {
         if self.0.http.is_some() {
-            return Box::pin(self.serve_http(tcp, opener, options)).await;
+            return Either::Left(Box::pin(self.serve_http(tcp, opener, options)));
         }
+        let ReceiveOptions {
+            idle_timeout,
+            counters,
+            end,
+            ..
+        } = options;
         // Boxed, so that an open stream does not keep the room that its opening needed.
-        let begun = Box::pin(self.begin(tcp, opener, &options.end)).await;
-        let (local, opened) = match begun {
-            Ok(begun) => begun,
-            Err(word) => return word,
+        let begin: Beginning = match self.0.tls {
+            None => Box::pin(begin_plain(tcp, opener, end.clone())),
+            Some(_) => Box::pin(self.begin_tls(tcp, opener, end.clone())),
         };
-        let joined = JoinOptions {
-            idle_timeout: options.idle_timeout,
-            counters: options.counters,
-            end: options.end,
-            compression: opened.compression,
-        };
-        join(local, opened.stream, joined).await.reason.as_str()
+        Either::Right(async move {
+            let (local, opened) = match begin.await {
+                Ok(begun) => begun,
+                Err(word) => return word,
+            };
+            let joined = JoinOptions {
+                idle_timeout,
+                counters,
+                end,
+                compression: opened.compression,
+            };
+            // Boxed, so that it does not stand in those around it several times.
+            Box::pin(join(local, opened.stream, joined))
+                .await
+                .reason
+                .as_str()
+        })
     }
 
-    /// Everything before bytes flow.
-    async fn begin<O: Opener>(
+    /// Everything before bytes flow, for users with TLS.
+    async fn begin_tls<O: Opener>(
         self,
         tcp: ResetOnDrop,
         opener: O,
-        end: &StreamEnd,
+        end: StreamEnd,
     ) -> Result<(Local, Opened), &'static str> {
         let Some(tls) = &self.0.tls else {
-            let opened = unless_over(&tcp, end, opener.open(Wish::default())).await?;
-            return Ok((tcp.into(), opened));
+            return Err(code::word(code::INTERNAL));
         };
         let hello = tokio::select! {
             biased;
@@ -218,7 +235,8 @@ impl Reception {
                 http: None,
             };
             let local = Local::from(stream);
-            let opened = unless_over_tcp(local.tcp(), end, opener.open(wish)).await?;
+            let opening = pin!(opener.open(wish));
+            let opened = unless_over(local.tcp(), &end, opening).await?;
             return Ok((local, opened));
         }
         let offered = hello.alpn();
@@ -240,7 +258,8 @@ impl Reception {
             alpn,
             http: None,
         };
-        let opened = unless_over_tcp(hello.tcp(), end, opener.open(wish)).await?;
+        let opening = pin!(opener.open(wish));
+        let opened = unless_over(hello.tcp(), &end, opening).await?;
         let choice = opened.alpn.clone().unwrap_or_default();
         let (stream, _) = hello
             .finish(Some(&choice), deadline())
@@ -313,6 +332,9 @@ impl Reception {
     }
 }
 
+/// An opening, and what it comes to: the user's end and a stream, or the word for why there is none.
+type Beginning = Pin<Box<dyn Future<Output = Result<(Local, Opened), &'static str>> + Send>>;
+
 /// Streams for the requests of one user.
 struct Streams<O> {
     opener: O,
@@ -367,19 +389,22 @@ fn told(error: &TlsError) -> &'static str {
     error.as_str()
 }
 
-async fn unless_over<T>(
-    tcp: &ResetOnDrop,
-    end: &StreamEnd,
-    opening: impl Future<Output = Result<T, &'static str>>,
-) -> Result<T, &'static str> {
-    unless_over_tcp(tcp.tcp(), end, opening).await
+/// Everything before bytes flow, for users whose bytes are taken as they are.
+async fn begin_plain<O: Opener>(
+    tcp: ResetOnDrop,
+    opener: O,
+    end: StreamEnd,
+) -> Result<(Local, Opened), &'static str> {
+    let opening = pin!(opener.open(Wish::default()));
+    let opened = unless_over(tcp.tcp(), &end, opening).await?;
+    Ok((tcp.into(), opened))
 }
 
 /// Ends from outside and the user's own reset end every wait of an opening; none of them loses anything.
-async fn unless_over_tcp<T>(
-    tcp: &tokio::net::TcpStream,
+async fn unless_over<T>(
+    tcp: &TcpStream,
     end: &StreamEnd,
-    opening: impl Future<Output = Result<T, &'static str>>,
+    opening: Pin<&mut impl Future<Output = Result<T, &'static str>>>,
 ) -> Result<T, &'static str> {
     tokio::select! {
         biased;

@@ -22,7 +22,6 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::carried::Carried;
 use super::establish::{ConnectError, NodeStream, take_over};
 use super::exchange;
 use super::resume::{Answer, Return, Ticket};
@@ -113,7 +112,7 @@ impl<'a> Serving<'a> {
             node: node.as_str().into(),
             bytes: Arc::new(ByteCounters::new()),
             user_bytes: Arc::new(ByteCounters::new()),
-            carried: Carried::default(),
+            carried: session.gateway.acl.carried(),
             end: CancellationToken::new(),
         });
         let info = TunnelInfo {
@@ -260,8 +259,6 @@ impl<'a> Serving<'a> {
         if let Some(acl) = &accepted.acl {
             self.session.offer(acl);
         }
-        let policy = Arc::clone(&self.session.gateway.acl.subscribe().borrow());
-        self.streams.carried.redecide(&policy);
         match Ticket::take(&mut accepted) {
             Ok((Some(new), _)) if self.ticket.as_ref().is_some_and(|t| t.same_tunnel(&new)) => {
                 self.ticket = Some(new);
@@ -431,6 +428,7 @@ impl<'a> Serving<'a> {
     /// Ends all streams; answers until when their resets may leave.
     fn last_words(&self) -> Instant {
         self.streams.end.cancel();
+        self.streams.carried.end_all(code::DRAINED);
         Instant::now() + LAST_WORDS
     }
 

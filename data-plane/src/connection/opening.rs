@@ -11,7 +11,7 @@ use sg_proto::tunnel::StreamAnswer;
 use sg_relay::compress::Grant;
 use sg_relay::{Opened, Opener, Wish};
 use sg_tunnel_io::{OpenError, TunnelStream, code};
-use tokio::time::{Instant, interval, sleep_until, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Asked, Refusal, Story, metadata, permit};
 use crate::balancers::Ends;
@@ -139,7 +139,7 @@ impl Connection<'_> {
             let mut chosen = self.choose(Health::Good, &tried);
             if chosen.is_none() && !held {
                 held = true;
-                match self.hold(&tried).await {
+                match Box::pin(self.hold(&tried)).await {
                     Wait::Over => continue,
                     Wait::InVain => {}
                     Wait::NoRoom => last = last.or(Some("hold-full")),
@@ -186,26 +186,24 @@ impl Connection<'_> {
         tried: &[u64],
     ) -> Result<TunnelStream, OpenError> {
         let deadline = Instant::now() + self.destination.connect_timeout + ANSWER_GRACE;
-        // Dropped when another arm is first: that resets the stream, so that a late answer opens nothing.
+        // Dropped when it is given up: that resets the stream, so that a late answer opens nothing.
         let open = session.tunnel.open(metadata.clone());
         tokio::pin!(open);
-        let mut check = interval(SUSPECT_CHECK);
-        check.tick().await;
         loop {
-            tokio::select! {
-                biased;
-                opened = &mut open => return opened,
-                () = sleep_until(deadline) => {
-                    return Err(OpenError::Reset { code: code::CONNECT_TIMEOUT });
-                }
-                _ = check.tick() => {
-                    let registry = &self.node.registry;
-                    if (session.tunnel.is_suspect() || session.tunnel.is_detached())
-                        && registry.has_other(&self.gateway.id, session.number, tried)
-                    {
-                        return Err(OpenError::Reset { code: code::REFUSED_RETRY });
-                    }
-                }
+            let check = deadline.min(Instant::now() + SUSPECT_CHECK);
+            if let Ok(opened) = timeout_at(check, &mut open).await {
+                return opened;
+            }
+            if check == deadline {
+                let code = code::CONNECT_TIMEOUT;
+                return Err(OpenError::Reset { code });
+            }
+            let registry = &self.node.registry;
+            if (session.tunnel.is_suspect() || session.tunnel.is_detached())
+                && registry.has_other(&self.gateway.id, session.number, tried)
+            {
+                let code = code::REFUSED_RETRY;
+                return Err(OpenError::Reset { code });
             }
         }
     }
