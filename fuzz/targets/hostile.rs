@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use sg_tunnel::{Batch, Budget, Config, Connection, Event, Incoming, Key, Rate, Read, Side, code};
+use sg_tunnel::{
+    Batch, Budget, Config, Connection, Event, Incoming, Key, Peek, Rate, Read, Side, code,
+};
 
 use crate::targets::script::{self, ACK, Ids, LOGGED, RESUME, Script, UNLOGGED};
 use crate::targets::wire::{Peer, Tap};
@@ -169,6 +171,11 @@ impl Hostile {
                 let max = usize::from(script.wide());
                 if let Ok(Read::Chunk(chunk)) = end.read(key, max) {
                     assert!(!chunk.is_empty() && chunk.len() <= max.max(1));
+                }
+                let mut shown = Vec::new();
+                if let Ok(Peek::Bytes(count)) = end.peek(key, max, &mut shown) {
+                    assert_eq!(shown.iter().map(Bytes::len).sum::<usize>(), count);
+                    end.consume(key, count / 2);
                 }
             }
             (13, Some(key)) => done(end.finish(key)),

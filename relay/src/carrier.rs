@@ -33,6 +33,19 @@ pub(crate) trait Carrier: Send {
         max: usize,
     ) -> Poll<Result<usize, EndReason>>;
 
+    /// Takes the next `done` bytes, which the call before has shown, and appends those that follow to `out`, of about `max` bytes in
+    /// all and without taking them; answers how many, 0 after the end.
+    fn poll_peek_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: usize,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, EndReason>>;
+
+    /// Takes the next `done` bytes, which [`Self::poll_peek_chunks`] has shown.
+    fn consume(&mut self, done: usize);
+
     /// Completes when the far side has reset the stream or the tunnel has ended.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
 
@@ -68,6 +81,21 @@ impl Carrier for TunnelStream {
         max: usize,
     ) -> Poll<Result<usize, EndReason>> {
         self.poll_read_chunks(cx, out, max).map_err(EndReason::from)
+    }
+
+    fn poll_peek_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: usize,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, EndReason>> {
+        self.poll_peek_chunks(cx, done, out, max)
+            .map_err(EndReason::from)
+    }
+
+    fn consume(&mut self, done: usize) {
+        self.consume(done);
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {

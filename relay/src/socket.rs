@@ -111,7 +111,7 @@ pub(crate) fn poll_send(
 pub(crate) fn poll_send_with(
     cx: &mut Context<'_>,
     tcp: &TcpStream,
-    send: impl Fn() -> io::Result<(usize, usize)>,
+    mut send: impl FnMut() -> io::Result<(usize, usize)>,
 ) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;

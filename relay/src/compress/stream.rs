@@ -4,6 +4,7 @@
 //! more is read, so at most one waits. Receiving: blocks are opened when the socket has taken what came
 //! before.
 
+use std::collections::VecDeque;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -26,6 +27,8 @@ pub(crate) struct Compressed {
     taken: usize,
     /// The stream has ended.
     ended: bool,
+    /// Opened, and not yet taken.
+    opened: VecDeque<Bytes>,
     _grant: Grant,
 }
 
@@ -38,6 +41,7 @@ impl Compressed {
             output: Bytes::new(),
             taken: 0,
             ended: false,
+            opened: VecDeque::new(),
             _grant: grant,
         }
     }
@@ -51,17 +55,23 @@ impl Compressed {
         Poll::Ready(Ok(()))
     }
 
-    /// Opens blocks that are there, up to `max` bytes but at least one; answers how many bytes.
-    fn open_blocks(&mut self, out: &mut Vec<Bytes>, max: usize) -> Result<usize, Corrupt> {
+    /// Opens blocks that are there, up to `max` bytes but at least one.
+    fn open_blocks(&mut self, max: usize) -> Result<(), Corrupt> {
         let mut count = 0;
         while count < max {
             let Some(piece) = self.decoder.next()? else {
                 break;
             };
             count += piece.len();
-            out.push(piece);
+            self.opened.push_back(piece);
         }
-        Ok(count)
+        Ok(())
+    }
+
+    /// Shows what is opened; answers how many bytes.
+    fn show(&self, out: &mut Vec<Bytes>) -> usize {
+        out.extend(self.opened.iter().cloned());
+        self.opened.iter().map(Bytes::len).sum()
     }
 }
 
@@ -112,12 +122,27 @@ impl Carrier for Compressed {
         out: &mut Vec<Bytes>,
         max: usize,
     ) -> Poll<Result<usize, EndReason>> {
+        let shown = ready!(self.poll_peek_chunks(cx, 0, out, max));
+        self.opened.clear();
+        Poll::Ready(shown)
+    }
+
+    fn poll_peek_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: usize,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, EndReason>> {
+        self.consume(done);
         // One block is the most that is opened beyond what was asked for.
         let max = max.clamp(1, LONGEST);
         loop {
-            let count = self.open_blocks(out, max)?;
-            if count > 0 {
-                return Poll::Ready(Ok(count));
+            if self.opened.is_empty() {
+                self.open_blocks(max)?;
+            }
+            if !self.opened.is_empty() {
+                return Poll::Ready(Ok(self.show(out)));
             }
             if self.ended {
                 return Poll::Ready(match self.decoder.is_between_blocks() {
@@ -130,6 +155,19 @@ impl Carrier for Compressed {
                 None => self.ended = true,
             }
         }
+    }
+
+    fn consume(&mut self, mut done: usize) {
+        while let Some(piece) = self.opened.front_mut() {
+            if done < piece.len() {
+                piece.advance(done);
+                return;
+            }
+            done -= piece.len();
+            self.opened.pop_front();
+        }
+        // An idle stream keeps no room for it.
+        self.opened = VecDeque::new();
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {

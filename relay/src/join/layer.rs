@@ -48,7 +48,7 @@ pub(super) trait Layer: Send {
     /// While nobody takes bytes: looks for an end of the connection that only reading shows.
     fn watch(&mut self, cx: &mut Context<'_>, tcp: &mut ReadHalf<'_>) -> Outcome<()>;
 
-    /// Ready when everything that was written before is with the socket.
+    /// Ready when everything that was written before is with the socket, and that may take more.
     fn poll_flush(&mut self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<Outcome<()>>;
 
     /// One write of `chunks`, which are not empty, as far as it is taken.
@@ -68,11 +68,13 @@ pub(super) trait Layer: Send {
 pub(super) struct Raw {
     /// Read before the join, and to be relayed first.
     front: Bytes,
+    /// The socket took less than it was offered.
+    full: bool,
 }
 
 impl Raw {
     pub(super) fn new(front: Bytes) -> Self {
-        Self { front }
+        Self { front, full: false }
     }
 }
 
@@ -107,7 +109,11 @@ impl Layer for Raw {
         Ok(())
     }
 
-    fn poll_flush(&mut self, _: &mut Context<'_>, _: &TcpStream) -> Poll<Outcome<()>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<Outcome<()>> {
+        if self.full {
+            ready!(tcp.poll_write_ready(cx)).map_err(|error| failed("write", &error))?;
+            self.full = false;
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -117,7 +123,14 @@ impl Layer for Raw {
         tcp: &TcpStream,
         chunks: &[Bytes],
     ) -> Poll<Outcome<usize>> {
-        poll_send_with(cx, tcp, || send(tcp, chunks)).map_err(|error| failed("write", &error))
+        let mut all = 0;
+        let sent = poll_send_with(cx, tcp, || {
+            let (offered, taken) = send(tcp, chunks)?;
+            all = offered;
+            Ok((offered, taken))
+        });
+        self.full = !matches!(sent, Poll::Ready(Ok(taken)) if taken == all);
+        sent.map_err(|error| failed("write", &error))
     }
 
     fn poll_finish(&mut self, _: &mut Context<'_>, tcp: &TcpStream) -> Poll<Outcome<()>> {

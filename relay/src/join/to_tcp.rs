@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::EndReason;
@@ -18,19 +18,18 @@ const KEPT: usize = 4;
 #[derive(Default)]
 pub(super) struct ToTcp {
     state: State,
-    /// Chunks taken from the stream; those before `first` are written.
+    /// What waits in the stream, for one write; empty between two of them.
     batch: Vec<Bytes>,
-    first: usize,
-    /// Bytes in `batch` that are still to be written.
-    length: usize,
+    /// Bytes that were written, and are still in the stream.
+    written: usize,
 }
 
 #[derive(Default)]
 enum State {
     #[default]
     Reading,
-    /// The stream has ended; what is in the batch is still to be written.
-    Flushing,
+    /// The stream has ended.
+    Finishing,
     Finished,
 }
 
@@ -46,55 +45,50 @@ impl ToTcp {
     ) -> Poll<Result<(), EndReason>> {
         loop {
             ready!(layer.poll_flush(cx, tcp))?;
-            if self.length == 0 {
-                match self.state {
-                    State::Reading => ready!(self.fill(cx, stream))?,
-                    State::Flushing => {
-                        ready!(layer.poll_finish(cx, tcp))?;
-                        self.state = State::Finished;
-                    }
-                    State::Finished => return Poll::Ready(Ok(())),
+            match self.state {
+                State::Reading => ready!(self.pass_on(cx, layer, tcp, stream, counters))?,
+                State::Finishing => {
+                    ready!(layer.poll_finish(cx, tcp))?;
+                    self.state = State::Finished;
                 }
-                continue;
+                State::Finished => return Poll::Ready(Ok(())),
             }
-            let chunks = self.batch.get(self.first..).unwrap_or_default();
-            let written = ready!(layer.poll_write(cx, tcp, chunks))?;
-            counters.add_to_tcp(written as u64);
-            self.advance(written);
         }
     }
 
-    /// Takes a batch from the stream; afterwards there is one, or the stream has ended.
-    fn fill(
+    /// Writes what waits in the stream, as far as it is taken. The rest stays there: a local end that takes nothing
+    /// more holds on to nothing either.
+    fn pass_on(
         &mut self,
         cx: &mut Context<'_>,
+        layer: &mut impl Layer,
+        tcp: &TcpStream,
         stream: &mut impl Carrier,
+        counters: &ByteCounters,
     ) -> Poll<Result<(), EndReason>> {
-        match stream.poll_read_chunks(cx, &mut self.batch, BATCH) {
-            Poll::Ready(Ok(0)) => self.state = State::Flushing,
-            Poll::Ready(Ok(length)) => self.length = length,
+        let done = std::mem::take(&mut self.written);
+        let length = match stream.poll_peek_chunks(cx, done, &mut self.batch, BATCH) {
+            Poll::Ready(Ok(0)) => {
+                self.state = State::Finishing;
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Ok(length)) => length,
             Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
             Poll::Pending => {
                 self.batch.shrink_to(KEPT);
                 return Poll::Pending;
             }
+        };
+        let result = layer.poll_write(cx, tcp, &self.batch);
+        self.batch.clear();
+        let written = ready!(result)?;
+        counters.add_to_tcp(written as u64);
+        if written == length {
+            // Said with the next look.
+            self.written = written;
+        } else {
+            stream.consume(written);
         }
         Poll::Ready(Ok(()))
-    }
-
-    fn advance(&mut self, mut written: usize) {
-        self.length -= written;
-        while let Some(chunk) = self.batch.get_mut(self.first) {
-            if written < chunk.len() {
-                chunk.advance(written);
-                return;
-            }
-            written -= chunk.len();
-            // Let go of its memory now, not when the whole batch is written.
-            *chunk = Bytes::new();
-            self.first += 1;
-        }
-        self.batch.clear();
-        self.first = 0;
     }
 }

@@ -53,6 +53,17 @@ pub enum Read {
     Fin,
 }
 
+/// Answer to a look at what may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peek {
+    /// So many bytes wait, at least 1.
+    Bytes(usize),
+    /// Nothing now; an event will tell.
+    Pending,
+    /// The peer has finished.
+    Fin,
+}
+
 /// Where an open is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenState {

@@ -57,7 +57,7 @@ pub use closed::{CloseReason, Closed};
 pub use config::{Config, DatagramLimits, Rate, Rates};
 pub use connection::{Connection, Side, Stats};
 pub use error::{ControlRefusal, OpenRefusal, StreamEnd, Violation};
-pub use event::{Event, Incoming, OpenState, Read};
+pub use event::{Event, Incoming, OpenState, Peek, Read};
 pub use limits::Limit;
 pub use report::{Datagrams, Report, StreamReport, Waiting};
 pub use stream::Key;

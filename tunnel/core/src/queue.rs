@@ -10,6 +10,8 @@ use bytes::{Bytes, BytesMut};
 const SMALL: usize = 1024;
 const TAIL_MIN: usize = 256;
 const TAIL_MAX: usize = 16 * 1024;
+/// Pieces that are shown at a time: what one vectored write of the relay takes.
+const PEEKED: usize = 16;
 /// Entries that an empty queue may keep allocated.
 const KEEP_ENTRIES: usize = 16;
 
@@ -118,6 +120,32 @@ impl ByteQueue {
         Some(piece)
     }
 
+    /// Appends up to `max` bytes from the front, and up to [`PEEKED`] pieces, to `out`, and keeps them; answers how many bytes.
+    pub(crate) fn peek(&mut self, max: usize, out: &mut Vec<Bytes>) -> usize {
+        if self.len - self.tail.len() < max {
+            self.seal_tail();
+        }
+        let mut left = max;
+        for chunk in self.chunks.iter().take(PEEKED) {
+            if left == 0 {
+                break;
+            }
+            let length = chunk.bytes.len().min(left);
+            out.push(chunk.bytes.slice(..length));
+            left -= length;
+        }
+        max - left
+    }
+
+    /// Drops up to `count` bytes from the front; answers how many.
+    pub(crate) fn advance(&mut self, count: usize) -> usize {
+        let mut left = count;
+        while let Some(piece) = self.pop(left).filter(|_| left > 0) {
+            left -= piece.len();
+        }
+        count - left
+    }
+
     /// Replaces the oldest reference by a copy of its bytes; `false` if there is none.
     pub(crate) fn copy_oldest_reference(&mut self) -> bool {
         while let Some(chunk) = self.chunks.get_mut(self.copied) {
@@ -165,6 +193,16 @@ mod tests {
             }
         }
         assert_eq!(queue.len(), expected.len());
+        let mut seen = Vec::new();
+        assert_eq!(queue.peek(1000, &mut seen), 1000);
+        assert_eq!(seen.concat(), expected[..1000]);
+        assert_eq!((queue.advance(0), queue.advance(700)), (0, 700));
+        expected.drain(..700);
+        seen.clear();
+        let count = queue.peek(usize::MAX, &mut seen);
+        assert_eq!(seen.len(), PEEKED);
+        assert_eq!(seen.concat(), expected[..count]);
+        drop(seen);
         let mut got = Vec::new();
         while let Some(piece) = queue.pop(777) {
             assert!(!piece.is_empty() && piece.len() <= 777);
@@ -172,6 +210,7 @@ mod tests {
         }
         assert_eq!(got, expected);
         assert!(queue.is_empty());
+        assert_eq!((queue.advance(1), queue.peek(1, &mut Vec::new())), (0, 0));
         assert_eq!((queue.pieces(), queue.references()), (0, 0));
     }
 

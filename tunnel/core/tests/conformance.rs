@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use sg_tunnel::code::{self, close};
 use sg_tunnel::frame::{Frame, Settings};
 use sg_tunnel::record::kind;
-use sg_tunnel::{Config, Event, Incoming, Key, OpenState, Read, StreamEnd};
+use sg_tunnel::{Config, Event, Incoming, Key, OpenState, Peek, Read, StreamEnd};
 use support::{Solo, record};
 
 fn open(id: u32) -> Frame {
@@ -686,6 +686,66 @@ fn pieces_are_copied_where_the_search_for_a_reference_comes_to_none() {
     peer.solo.frame(&Frame::Reset { id: 2, code: 1 });
     peer.send(80, 512);
     assert_eq!(peer.read(idle[38], 512), (512, 0));
+}
+
+/// protocol 505, 506
+#[test]
+fn what_is_shown_and_not_taken_is_unread() {
+    let mut peer = Referring::new();
+    let (stopped, running) = (peer.stream(2), peer.stream(4));
+    peer.send(2, 512);
+    // Shown as it is, in as many pieces as one write takes, as often as somebody looks.
+    let mut shown = Vec::new();
+    for _ in 0..2 {
+        shown.clear();
+        let all = peer.solo.end.peek(stopped, 1 << 20, &mut shown);
+        assert_eq!(all, Ok(Peek::Bytes(16 * Referring::FRAME)));
+        assert_eq!(shown.len(), 16);
+        assert!(shown.concat().iter().all(|byte| *byte == 7));
+    }
+    shown.clear();
+    assert_eq!(
+        peer.solo.end.stats().unread_bytes,
+        512 * Referring::FRAME as u64
+    );
+    // They can be copied for others, since nobody holds on to them: of both streams in turn.
+    peer.send(4, 100);
+    assert_eq!(peer.read(running, 100), (50, 50));
+    let part = peer.solo.end.peek(stopped, 5, &mut shown);
+    assert_eq!(part, Ok(Peek::Bytes(5)));
+    peer.solo.end.consume(stopped, 3);
+    assert_eq!(
+        peer.solo.end.peek(stopped, 1997, &mut shown),
+        Ok(Peek::Bytes(1997))
+    );
+    peer.solo.end.consume(stopped, 1997);
+    assert_eq!(peer.read(stopped, 511), (462, 49));
+    shown.clear();
+    assert_eq!(
+        peer.solo.end.peek(stopped, 1, &mut shown),
+        Ok(Peek::Pending)
+    );
+    // Of the credit only what was taken comes back.
+    let (mut solo, key) = accepted();
+    solo.data(2, &[0; 16_000], false);
+    solo.data(2, &[0; 16_000], false);
+    solo.data(2, &[0; 16_000], false);
+    assert_eq!(
+        solo.end.peek(key, 48_000, &mut shown),
+        Ok(Peek::Bytes(48_000))
+    );
+    assert_eq!(solo.sent(), Bytes::new());
+    solo.end.consume(key, 48_000);
+    assert!(!solo.sent().is_empty());
+    solo.data(2, &[0; 100], true);
+    assert_eq!(solo.end.peek(key, 1, &mut shown), Ok(Peek::Bytes(1)));
+    solo.end.consume(key, 100);
+    assert_eq!(solo.end.peek(key, 1, &mut shown), Ok(Peek::Fin));
+    // A reset is final for what was shown as well.
+    solo.end.reset(key, 7);
+    assert_eq!(solo.end.peek(key, 1, &mut shown), Err(StreamEnd::Reset(7)));
+    solo.end.consume(key, 1);
+    assert_eq!(solo.end.stats().unread_bytes, 0);
 }
 
 /// protocol 601, 602

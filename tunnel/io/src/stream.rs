@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use sg_tunnel::{Key, Read, StreamEnd};
+use sg_tunnel::{Key, Peek, Read, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::StreamError;
@@ -148,6 +148,62 @@ impl TunnelStream {
             }
             Poll::Ready(Ok(count))
         })
+    }
+
+    /// Takes the next `done` bytes, which the call before has shown, and appends those that follow to `out`, up to `max` bytes, up
+    /// to 16 pieces, and without taking them; all under one lock. Returns the number of bytes; 0 after the peer's FIN.
+    ///
+    /// What is shown and not taken counts as unread, so that the tunnel can bound what it holds on to, and the peer gets
+    /// no credit for it: let go of `out` when it cannot be passed on now, and ask again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::poll_read_chunk`].
+    pub fn poll_peek_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        done: usize,
+        out: &mut Vec<Bytes>,
+        max: usize,
+    ) -> Poll<Result<usize, StreamError>> {
+        let done = self.consume_rest(done);
+        if !self.rest.is_empty() {
+            out.push(self.rest.clone());
+            return Poll::Ready(Ok(self.rest.len()));
+        }
+        let key = self.held.key;
+        self.held.shared.command(|state| {
+            if done > 0 {
+                state.core.consume(key, done);
+            }
+            match state.core.peek(key, max, out) {
+                Ok(Peek::Bytes(count)) => Poll::Ready(Ok(count)),
+                Ok(Peek::Fin) => Poll::Ready(Ok(0)),
+                Ok(Peek::Pending) => {
+                    state.wait_for(key, Interest::Read, cx);
+                    Poll::Pending
+                }
+                Err(end) => Poll::Ready(Err(state.error(end))),
+            }
+        })
+    }
+
+    /// Takes the next `done` bytes, which [`Self::poll_peek_chunks`] has shown.
+    pub fn consume(&mut self, done: usize) {
+        let done = self.consume_rest(done);
+        if done > 0 {
+            let key = self.held.key;
+            self.held
+                .shared
+                .command(|state| state.core.consume(key, done));
+        }
+    }
+
+    /// Answers how many bytes are behind what [`AsyncRead`] had no room for.
+    fn consume_rest(&mut self, done: usize) -> usize {
+        let of_rest = done.min(self.rest.len());
+        self.rest.advance(of_rest);
+        done - of_rest
     }
 
     /// Takes bytes from the front of `chunk`, without copying, as far as the stream can take them;

@@ -6,7 +6,7 @@ use super::Connection;
 use crate::closed::{CloseReason, Closed};
 use crate::code::close;
 use crate::error::{ControlRefusal, OpenRefusal, StreamEnd};
-use crate::event::{OpenState, Read};
+use crate::event::{OpenState, Peek, Read};
 use crate::frame::{MAX_ANSWER, MAX_CONTROL, Settings};
 use crate::limits::Limit;
 use crate::scheduler::MAX_WEIGHT;
@@ -201,12 +201,57 @@ impl Connection {
             };
         };
         self.references -= before - stream.inbox.references();
-        self.unread_bytes -= chunk.len();
-        if stream.window.consume(chunk.len()) && !stream.fin_in && !stream.pending.window {
+        self.has_read(key, chunk.len());
+        Ok(Read::Chunk(chunk))
+    }
+
+    /// Appends the next received bytes to `out`, up to `max` and as many pieces as fit one write, without taking them: they count as unread, and as part of
+    /// the credit, until [`Self::consume`]. For whoever passes them on, and may not get rid of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn peek(&mut self, key: Key, max: usize, out: &mut Vec<Bytes>) -> Result<Peek, StreamEnd> {
+        let stream = self.streams.get_mut(key).ok_or(StreamEnd::Lost)?;
+        if let Some(code) = stream.reset {
+            return Err(StreamEnd::Reset(code));
+        }
+        match stream.inbox.peek(max.max(1), out) {
+            0 if stream.fin_in => Ok(Peek::Fin),
+            0 if self.closed.is_some() => Err(StreamEnd::Lost),
+            0 => {
+                stream.want_read = true;
+                Ok(Peek::Pending)
+            }
+            count => Ok(Peek::Bytes(count)),
+        }
+    }
+
+    /// Takes the next `count` bytes, which [`Self::peek`] has shown. Those of a stream that has ended by a
+    /// reset or with the tunnel are gone already.
+    pub fn consume(&mut self, key: Key, count: usize) {
+        let Some(stream) = self.streams.get_mut(key).filter(|s| s.reset.is_none()) else {
+            return;
+        };
+        let before = stream.inbox.references();
+        let taken = stream.inbox.advance(count);
+        debug_assert!(
+            taken == count || self.closed.is_some(),
+            "more than was shown"
+        );
+        self.references -= before - stream.inbox.references();
+        self.has_read(key, taken);
+    }
+
+    fn has_read(&mut self, key: Key, bytes: usize) {
+        self.unread_bytes -= bytes;
+        let Some(stream) = self.streams.get_mut(key) else {
+            return;
+        };
+        if stream.window.consume(bytes) && !stream.fin_in && !stream.pending.window {
             stream.pending.window = true;
             self.scheduler.mark_control(stream);
         }
-        Ok(Read::Chunk(chunk))
     }
 
     /// Sets the share of a stream among those that send in bulk: 1 (as at first) to 16. A stream of

@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use sg_tunnel::{Incoming, Key, OpenState, Read, StreamEnd, code};
+use sg_tunnel::{Connection, Incoming, Key, OpenState, Peek, Read, StreamEnd, code};
 
 use crate::world::World;
 
@@ -242,7 +242,8 @@ impl World {
         let [one, two] = &mut self.streams[number].ends;
         let (half, peer) = if side == 0 { (one, two) } else { (two, one) };
         let key = half.key.unwrap();
-        match self.ends[side].conn.read(key, max) {
+        let part = self.random.next();
+        match take(&mut self.ends[side].conn, key, max, part) {
             Ok(Read::Chunk(chunk)) => {
                 assert_eq!(half.failed, None, "bytes after an error");
                 assert!(!half.fin_read, "bytes after FIN");
@@ -487,4 +488,24 @@ impl World {
             assert!(stream.broken() || whole, "{number}: {stream:?}");
         }
     }
+}
+
+/// Reads, or looks and takes a part of what it sees.
+fn take(conn: &mut Connection, key: Key, max: usize, part: u64) -> Result<Read, StreamEnd> {
+    if part.is_multiple_of(2) {
+        return conn.read(key, max);
+    }
+    let mut shown = Vec::new();
+    Ok(match conn.peek(key, max, &mut shown)? {
+        Peek::Bytes(count) => {
+            assert!(shown.iter().all(|piece| !piece.is_empty()));
+            let all = shown.concat();
+            assert_eq!(all.len(), count);
+            let taken = 1 + (part / 2) as usize % count;
+            conn.consume(key, taken);
+            Read::Chunk(Bytes::from(all).slice(..taken))
+        }
+        Peek::Pending => Read::Pending,
+        Peek::Fin => Read::Fin,
+    })
 }
