@@ -12,6 +12,8 @@
 //! `writer` are its halves; this file knows the order.
 
 mod gather;
+#[cfg(test)]
+mod idle;
 mod link;
 mod reader;
 mod writer;

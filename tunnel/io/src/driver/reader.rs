@@ -99,48 +99,20 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSlice;
-
+    use super::super::idle::Idle;
     use super::*;
-
-    /// A peer that has always something to say, in pieces of this length.
-    struct Talker(usize);
-
-    impl Transport for Talker {
-        fn poll_read(
-            &mut self,
-            _: &mut Context<'_>,
-            pieces: &mut VecDeque<BytesMut>,
-        ) -> Poll<io::Result<usize>> {
-            pieces.push_back(BytesMut::zeroed(self.0));
-            Poll::Ready(Ok(self.0))
-        }
-
-        fn poll_write(
-            &mut self,
-            _: &mut Context<'_>,
-            _: &[IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn release(&mut self) {}
-    }
 
     #[test]
     fn one_turn_is_bounded_in_bytes_and_in_pieces() {
         for (length, pieces) in [(1, MANY), (16 * 1024, ENOUGH / (16 * 1024))] {
             let mut reader = Reader::default();
             let cx = &mut Context::from_waker(std::task::Waker::noop());
-            assert!(reader.fill(&mut Talker(length), cx) == Filled::Stopped);
+            // A peer that has always something to say.
+            let mut io = Idle {
+                says: Some(length),
+                ..Idle::default()
+            };
+            assert!(reader.fill(&mut io, cx) == Filled::Stopped);
             assert_eq!(reader.pieces.len(), pieces);
             assert_eq!(reader.fresh, pieces * length);
         }

@@ -141,6 +141,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods)]
+    use super::super::idle::Idle;
     use super::*;
 
     /// What is told after a batch of `size` bytes that took `millis`, with or without a refusal on the way.
@@ -180,47 +181,14 @@ mod tests {
         assert_eq!(writer.limit, MIN_BATCH);
     }
 
-    /// A connection that has room for nothing, but gets rid of what it has.
-    struct Slow {
-        progress: u64,
-    }
-
-    impl Transport for Slow {
-        fn poll_read(
-            &mut self,
-            _: &mut Context<'_>,
-            _: &mut std::collections::VecDeque<bytes::BytesMut>,
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_write(
-            &mut self,
-            _: &mut Context<'_>,
-            _: &[IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn progress(&self) -> u64 {
-            self.progress
-        }
-
-        fn release(&mut self) {}
-    }
-
     #[test]
     fn a_batch_that_leaves_slowly_has_not_stalled() {
         let cx = &mut Context::from_waker(std::task::Waker::noop());
-        let mut io = Slow { progress: 5 };
+        // It has room for nothing, but gets rid of what it has.
+        let mut io = Idle {
+            progress: 5,
+            ..Idle::default()
+        };
         let mut writer = Writer {
             unflushed: true,
             ..Writer::default()
