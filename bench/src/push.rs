@@ -108,7 +108,7 @@ impl Api {
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
             let stream = stream.take();
-            async move { stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
+            async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
         });
         let endpoint = Endpoint::from_static("http://control-plane");
         let channel = endpoint.connect_with_connector(connector).await;

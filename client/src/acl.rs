@@ -10,7 +10,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use sg_model::{Acl, AclVersion, Action, CanonicalPath, HostPort, Scope, canonical_address};
+use sg_model::{Acl, AclVersion, Action, HostPort, Scope, canonical_address};
 use tokio::sync::watch;
 
 use crate::session::carried::{Carried, Streams};
@@ -57,7 +57,8 @@ impl AclState {
         }
     }
 
-    /// Puts a list in force if it is newer than the present one. Streams that it forbids have ended when this returns.
+    /// Puts a list in force if it is newer than the present one. When this returns, the streams that it forbids have been
+    /// told to end, and none of them begins another turn.
     pub fn offer(&self, acl: Acl) -> Offer {
         let mut answer = Offer::Applied;
         self.current.send_if_modified(|current| {
@@ -156,12 +157,6 @@ impl Policy {
         self.all(|acl| acl.allows_address(target, address, scope))
     }
 
-    /// Whether an open stream to `address` may go on.
-    #[must_use]
-    pub fn allows_stream(&self, target: &HostPort, address: Option<IpAddr>) -> bool {
-        self.allows_open(target, address, Scope::Stream)
-    }
-
     /// Whether an open connection to `address` may go on, of which `scope` says what it carries.
     #[must_use]
     pub fn allows_open(
@@ -172,17 +167,6 @@ impl Policy {
     ) -> bool {
         self.allows_for(target, scope)
             && address.is_none_or(|address| self.allows_address(target, address, scope))
-    }
-
-    /// Whether one HTTP request may be sent to `address`.
-    #[must_use]
-    pub fn allows_request(
-        &self,
-        target: &HostPort,
-        address: Option<IpAddr>,
-        path: &CanonicalPath,
-    ) -> bool {
-        self.allows_open(target, address, Scope::Path(path))
     }
 
     fn all(&self, fits: impl Fn(&Acl) -> bool) -> bool {
@@ -288,6 +272,16 @@ mod tests {
                 "{gateway} / {local:?}"
             );
         }
+    }
+
+    #[test]
+    fn tunnels_that_are_gone_are_forgotten() {
+        let state = AclState::new(Vec::new());
+        for _ in 0..3 {
+            drop(state.carried());
+        }
+        let _last = state.carried();
+        assert_eq!(state.lock().len(), 1);
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct TunnelContext {
     pub user_bytes: Arc<ByteCounters>,
     /// Its open streams.
     pub carried: Carried,
-    /// Ends all streams of the tunnel.
+    /// Ends the dials of all streams that are being opened.
     pub end: CancellationToken,
 }
 
@@ -383,6 +383,7 @@ fn carry(
             let drain = tunnel.gateway.shared.draining.clone();
             let redial = http.map(|_| ClientRedial {
                 tunnel: Arc::clone(&tunnel),
+                number: entered.number(),
                 open: Box::new(open),
                 approach: approach.clone(),
             });
@@ -403,6 +404,8 @@ fn carry(
 /// Makes further connections for the requests of one stream.
 struct ClientRedial {
     tunnel: Arc<TunnelContext>,
+    /// The stream's, in the tunnel's [`Carried`].
+    number: u64,
     open: Box<StreamOpen>,
     approach: Approach,
 }
@@ -416,9 +419,15 @@ impl Redial for ClientRedial {
         let limit = limit_of(&self.open);
         let permission = tunnel.gateway.shared.dials.enter(limit).await;
         let permission = permission.ok_or(code::word(code::LIMIT))?;
-        reach(tunnel, &self.open, &self.approach, &policy, permission.left)
+        let reached = reach(tunnel, &self.open, &self.approach, &policy, permission.left)
             .await
-            .map_err(|refusal| refusal.word)
+            .map_err(|refusal| refusal.word)?;
+        // The lists may have changed during the dial; from here on they are decided over this address as well.
+        let lists = &tunnel.gateway.acl;
+        match tunnel.carried.reaches(lists, self.number, reached.address) {
+            true => Ok(reached),
+            false => Err(code::word(code::ACL_DENIED)),
+        }
     }
 
     fn permit_path(&self, path: &CanonicalPath) -> Result<(), &'static str> {

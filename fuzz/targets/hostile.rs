@@ -59,6 +59,7 @@ impl Hostile {
             growth_budget: 100_000,
             control_backlog: 10,
             resume_time: Duration::from_secs([0, 1, 30, 30][usize::from(shape >> 2 & 3)]),
+            send_queues: 100_000,
             ..Config::default()
         };
         if shape & 0x10 != 0 {
@@ -317,6 +318,7 @@ impl Hostile {
             "{} unread",
             stats.unread_bytes
         );
+        assert!(stats.queued_bytes <= self.config.send_queues as u64 + streams * 4096);
         assert!(stats.retained_bytes <= 1024 * 1024 + 64 * 1024 + 300 * 4200);
         let given = stats.received_bytes + 130_000 * self.operations;
         assert!(stats.sent_bytes <= ANSWER * given + ANSWER_PER_OPERATION * self.operations);
@@ -338,7 +340,10 @@ impl Hostile {
             (0, 0, 0)
         );
         drop(self.end);
-        assert_eq!(self.budget.growth_used() + self.budget.log_used(), 0);
+        assert_eq!(stats.queued_bytes, 0);
+        let shared = &self.budget;
+        let used = shared.growth_used() + shared.log_used() + shared.queues_used();
+        assert_eq!(used, 0);
     }
 }
 

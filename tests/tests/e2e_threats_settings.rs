@@ -28,7 +28,7 @@ const COMMON: [Case; 5] = [
 ];
 
 /// What tunnels may take, of client and node.
-const LIMITS: [Case; 15] = [
+const LIMITS: [Case; 16] = [
     ("worker-threads", "7", &[]),
     ("limit-streams", "7", &[]),
     ("limit-opens", "7:9", &[]),

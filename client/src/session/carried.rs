@@ -31,10 +31,19 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     resource: HostPort,
+    /// Where it was connected first; `None`: only a proxy knows it.
     address: Option<IpAddr>,
+    /// Where it was connected later, for further requests.
+    further: Vec<IpAddr>,
     scope: Scope<'static>,
     end: StreamEnd,
 }
+
+/// Further addresses that are remembered of one stream; the oldest is forgotten.
+const FURTHER: usize = 8;
+
+/// What is decided about a resource at an address, for bytes or for requests: many streams have the same.
+type Verdicts<'a> = HashMap<(&'a HostPort, Option<IpAddr>, bool), bool>;
 
 /// One stream; dropping it takes it off.
 #[derive(Debug)]
@@ -57,6 +66,7 @@ impl Carried {
         let entry = Entry {
             resource,
             address,
+            further: Vec::new(),
             scope,
             end,
         };
@@ -65,12 +75,27 @@ impl Carried {
         // changes the list waits for it.
         let policy = lists.policy();
         if let Some(entry) = self.0.lock().open.get(&number) {
-            entry.decide(&policy);
+            entry.decide(&policy, &mut Verdicts::new());
         }
         Entered {
             number,
             all: self.clone(),
         }
+    }
+
+    /// A stream has been connected once more, at `address`; answers whether it may, and ends it if it may not.
+    #[must_use]
+    pub fn reaches(&self, lists: &AclState, number: u64, address: Option<IpAddr>) -> bool {
+        if let Some(entry) = self.0.lock().open.get_mut(&number) {
+            entry.add(address);
+        }
+        let policy = lists.policy();
+        let table = self.0.lock();
+        let Some(entry) = table.open.get(&number) else {
+            return false;
+        };
+        entry.decide(&policy, &mut Verdicts::new());
+        entry.end.code().is_none()
     }
 
     /// Ends every stream, those that are still to come included.
@@ -89,10 +114,12 @@ impl Carried {
 }
 
 impl Streams {
-    /// Ends every stream that `policy` forbids: when this returns, none of them carries another byte.
+    /// Ends every stream that `policy` forbids: when this returns, none of them begins another turn.
     pub(crate) fn redecide(&self, policy: &Policy) {
-        for entry in self.lock().open.values() {
-            entry.decide(policy);
+        let table = self.lock();
+        let mut verdicts = Verdicts::new();
+        for entry in table.open.values() {
+            entry.decide(policy, &mut verdicts);
         }
     }
 
@@ -113,10 +140,36 @@ impl Table {
 }
 
 impl Entry {
-    fn decide(&self, policy: &Policy) {
-        if !policy.allows_open(&self.resource, self.address, self.scope) {
+    fn add(&mut self, address: Option<IpAddr>) {
+        let Some(address) = address.filter(|_| address != self.address) else {
+            return;
+        };
+        self.further.retain(|known| *known != address);
+        if self.further.len() == FURTHER {
+            self.further.remove(0);
+        }
+        self.further.push(address);
+    }
+
+    fn decide<'a>(&'a self, policy: &Policy, verdicts: &mut Verdicts<'a>) {
+        let is_stream = matches!(self.scope, Scope::Stream);
+        let further = self.further.iter().copied().map(Some);
+        let allowed = std::iter::once(self.address).chain(further).all(|address| {
+            *verdicts
+                .entry((&self.resource, address, is_stream))
+                .or_insert_with(|| policy.allows_open(&self.resource, address, self.scope))
+        });
+        if !allowed {
             self.end.end(code::POLICY_CHANGED);
         }
+    }
+}
+
+impl Entered {
+    /// For [`Carried::reaches`].
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
     }
 }
 
@@ -175,13 +228,32 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_that_is_gone_is_forgotten() {
+    fn every_address_of_a_stream_is_decided_over() {
         let lists = AclState::new(Vec::new());
-        let gone = lists.carried();
-        let weak = gone.streams();
-        drop(gone);
-        let _other = lists.carried();
-        assert!(weak.upgrade().is_none());
-        lists.offer(list(1, ""));
+        lists.offer(list(1, "acl allow web:80"));
+        let ip = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        let (carried, end) = (lists.carried(), StreamEnd::new());
+        let resource: HostPort = "web:80".parse().unwrap();
+        let entered = carried.enter(&lists, resource, ip(1), Scope::AnyPath, end.clone());
+        for last in [1, 2, 3, 2, 4, 5, 6, 7, 8, 9, 10] {
+            assert!(carried.reaches(&lists, entered.number(), ip(last)));
+        }
+        let known: Vec<usize> = {
+            let table = carried.0.lock();
+            table
+                .open
+                .values()
+                .map(|entry| entry.further.len())
+                .collect()
+        };
+        assert_eq!(known, [FURTHER]);
+        lists.offer(list(2, "acl allow web:80\nacl deny 10.0.0.3:"));
+        assert_eq!(end.code(), None, "forgotten");
+        lists.offer(list(3, "acl allow web:80\nacl deny 10.0.0.2:"));
+        assert_eq!(end.code(), Some(code::POLICY_CHANGED));
+        assert!(!carried.reaches(&lists, entered.number(), ip(4)));
+        let number = entered.number();
+        drop(entered);
+        assert!(!carried.reaches(&lists, number, ip(4)));
     }
 }

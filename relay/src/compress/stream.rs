@@ -16,6 +16,9 @@ use super::{Corrupt, Grant, LONGEST};
 use crate::EndReason;
 use crate::carrier::Carrier;
 
+/// Pieces that are shown at a time: one write takes no more.
+const SHOWN: usize = 16;
+
 /// A stream whose bytes are compressed both ways.
 pub(crate) struct Compressed {
     stream: TunnelStream,
@@ -68,10 +71,28 @@ impl Compressed {
         Ok(())
     }
 
-    /// Shows what is opened; answers how many bytes.
-    fn show(&self, out: &mut Vec<Bytes>) -> usize {
-        out.extend(self.opened.iter().cloned());
-        self.opened.iter().map(Bytes::len).sum()
+    /// Waits until something is opened, about `max` bytes; nothing is after the end.
+    fn poll_open(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<(), EndReason>> {
+        // One block is the most that is opened beyond what was asked for.
+        let max = max.clamp(1, LONGEST);
+        loop {
+            if self.opened.is_empty() {
+                self.open_blocks(max)?;
+            }
+            if !self.opened.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended {
+                return Poll::Ready(match self.decoder.is_between_blocks() {
+                    true => Ok(()),
+                    false => Err(Corrupt("the stream ends within a block").into()),
+                });
+            }
+            match ready!(self.stream.poll_read_chunk(cx))? {
+                Some(bytes) => self.decoder.push(bytes),
+                None => self.ended = true,
+            }
+        }
     }
 }
 
@@ -122,9 +143,10 @@ impl Carrier for Compressed {
         out: &mut Vec<Bytes>,
         max: usize,
     ) -> Poll<Result<usize, EndReason>> {
-        let shown = ready!(self.poll_peek_chunks(cx, 0, out, max));
-        self.opened.clear();
-        Poll::Ready(shown)
+        ready!(self.poll_open(cx, max))?;
+        let before = out.len();
+        out.extend(std::mem::take(&mut self.opened));
+        Poll::Ready(Ok(out[before..].iter().map(Bytes::len).sum()))
     }
 
     fn poll_peek_chunks(
@@ -135,26 +157,10 @@ impl Carrier for Compressed {
         max: usize,
     ) -> Poll<Result<usize, EndReason>> {
         self.consume(done);
-        // One block is the most that is opened beyond what was asked for.
-        let max = max.clamp(1, LONGEST);
-        loop {
-            if self.opened.is_empty() {
-                self.open_blocks(max)?;
-            }
-            if !self.opened.is_empty() {
-                return Poll::Ready(Ok(self.show(out)));
-            }
-            if self.ended {
-                return Poll::Ready(match self.decoder.is_between_blocks() {
-                    true => Ok(0),
-                    false => Err(Corrupt("the stream ends within a block").into()),
-                });
-            }
-            match ready!(self.stream.poll_read_chunk(cx))? {
-                Some(bytes) => self.decoder.push(bytes),
-                None => self.ended = true,
-            }
-        }
+        ready!(self.poll_open(cx, max))?;
+        let before = out.len();
+        out.extend(self.opened.iter().take(SHOWN).cloned());
+        Poll::Ready(Ok(out[before..].iter().map(Bytes::len).sum()))
     }
 
     fn consume(&mut self, mut done: usize) {

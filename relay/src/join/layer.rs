@@ -48,7 +48,7 @@ pub(super) trait Layer: Send {
     /// While nobody takes bytes: looks for an end of the connection that only reading shows.
     fn watch(&mut self, cx: &mut Context<'_>, tcp: &mut ReadHalf<'_>) -> Outcome<()>;
 
-    /// Ready when everything that was written before is with the socket, and that may take more.
+    /// Ready when everything that was written before is with the socket, and a write may be worth its while.
     fn poll_flush(&mut self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<Outcome<()>>;
 
     /// One write of `chunks`, which are not empty, as far as it is taken.

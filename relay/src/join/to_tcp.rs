@@ -10,7 +10,7 @@ use super::layer::Layer;
 use crate::ByteCounters;
 use crate::carrier::Carrier;
 
-/// Bytes that are taken from the stream for one write.
+/// Bytes of the stream that are looked at for one write.
 const BATCH: usize = 128 * 1024;
 /// Places for chunks kept between two bursts.
 const KEPT: usize = 4;
@@ -44,7 +44,14 @@ impl ToTcp {
         counters: &ByteCounters,
     ) -> Poll<Result<(), EndReason>> {
         loop {
-            ready!(layer.poll_flush(cx, tcp))?;
+            match layer.poll_flush(cx, tcp) {
+                Poll::Ready(flushed) => flushed?,
+                Poll::Pending => {
+                    // What is sealed for the socket already must not be kept twice.
+                    stream.consume(std::mem::take(&mut self.written));
+                    return Poll::Pending;
+                }
+            }
             match self.state {
                 State::Reading => ready!(self.pass_on(cx, layer, tcp, stream, counters))?,
                 State::Finishing => {
@@ -56,8 +63,8 @@ impl ToTcp {
         }
     }
 
-    /// Writes what waits in the stream, as far as it is taken. The rest stays there: a local end that takes nothing
-    /// more holds on to nothing either.
+    /// Writes what waits in the stream, as far as it is taken. The rest stays there, where what it holds on to is
+    /// bounded.
     fn pass_on(
         &mut self,
         cx: &mut Context<'_>,

@@ -140,7 +140,10 @@ impl ByteQueue {
     /// Drops up to `count` bytes from the front; answers how many.
     pub(crate) fn advance(&mut self, count: usize) -> usize {
         let mut left = count;
-        while let Some(piece) = self.pop(left).filter(|_| left > 0) {
+        while left > 0 {
+            let Some(piece) = self.pop(left) else {
+                break;
+            };
             left -= piece.len();
         }
         count - left

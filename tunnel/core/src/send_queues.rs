@@ -16,8 +16,6 @@ const LEAST: usize = 4 * 1024;
 const SURE: u64 = 1024 * 1024;
 /// The process is asked for so many bytes at a time.
 const STEP: u64 = 256 * 1024;
-/// It gets back what is more than this above what is queued.
-const SPARE: u64 = 1024 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct SendQueues {
@@ -70,10 +68,12 @@ impl SendQueues {
     pub(crate) fn remove(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.queued);
         self.queued = self.queued.saturating_sub(bytes);
-        let spare = self.allowed() - (self.queued as u64).min(self.allowed());
-        if spare > SPARE {
-            let excess = (spare - SPARE).next_multiple_of(STEP);
-            self.share.give_back(excess.min(self.share.used()));
+        let queued = self.queued as u64;
+        let needed = queued.saturating_sub(SURE).next_multiple_of(STEP);
+        // One step is kept while it may be needed again soon.
+        let kept = needed + if queued > SURE / 2 { STEP } else { 0 };
+        if self.share.used() > kept {
+            self.share.give_back(self.share.used() - kept);
         }
     }
 
@@ -147,10 +147,13 @@ mod tests {
         assert_eq!(queues.limit(&config), config.send_queue);
         queues.count_refusal();
         assert_eq!(queues.refused(), [1, 1]);
-        // Some is kept for the next burst, and all comes back.
-        queues.remove(700 * 1024);
+        // A little is kept for the next burst, and all comes back.
         assert_eq!(budget.queues_used(), STEP);
-        queues.remove(324 * 1024);
+        queues.remove(500 * 1024);
+        assert_eq!(budget.queues_used(), STEP);
+        queues.remove(100 * 1024);
         assert_eq!(budget.queues_used(), 0);
+        queues.remove(424 * 1024);
+        assert_eq!(queues.queued(), 0);
     }
 }

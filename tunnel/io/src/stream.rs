@@ -113,7 +113,7 @@ impl TunnelStream {
     }
 
     /// Appends received pieces to `out` until they make up `max` bytes or nothing more waits, under
-    /// one lock: for vectored writes. Returns the number of bytes; 0 after the peer's FIN.
+    /// one lock. Returns the number of bytes; 0 after the peer's FIN.
     ///
     /// # Errors
     ///
@@ -203,6 +203,10 @@ impl TunnelStream {
     fn consume_rest(&mut self, done: usize) -> usize {
         let of_rest = done.min(self.rest.len());
         self.rest.advance(of_rest);
+        if self.rest.is_empty() {
+            // An empty slice keeps its buffer as well.
+            self.rest = Bytes::new();
+        }
         done - of_rest
     }
 
@@ -329,7 +333,9 @@ impl AsyncRead for TunnelStream {
         let count = chunk.len().min(buf.remaining());
         buf.put_slice(&chunk[..count]);
         chunk.advance(count);
-        self.rest = chunk;
+        if !chunk.is_empty() {
+            self.rest = chunk;
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -145,8 +145,9 @@ impl Connection {
             return Err(StreamEnd::Finished);
         }
         let budget = stream.write_budget(limit);
-        stream.want_write = budget == 0;
-        if budget == 0 && limit < self.config.send_queue && stream.write_credit() > 0 {
+        let waited = std::mem::replace(&mut stream.want_write, budget == 0);
+        let limited = limit < self.config.send_queue && stream.write_credit() > 0;
+        if budget == 0 && limited && !waited {
             self.send_queues.count_refusal();
         }
         Ok(budget)

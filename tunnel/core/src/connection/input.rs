@@ -292,7 +292,7 @@ impl Connection {
     }
 
     fn on_window(&mut self, now: Instant, key: Key, limit: u64) -> Result<(), Violation> {
-        let send_limit = self.send_queues.limit(&self.config);
+        let queue_limit = self.send_queues.limit(&self.config);
         let Some(stream) = self.streams.get_mut(key) else {
             return Ok(());
         };
@@ -318,7 +318,7 @@ impl Connection {
         }
         let tiny = limit - stream.send_limit < MIN_GRANT;
         stream.send_limit = limit;
-        if stream.want_write && stream.write_budget(send_limit) > 0 {
+        if stream.want_write && stream.write_budget(queue_limit) > 0 {
             stream.want_write = false;
             self.events.push_back(Event::Writable(key));
         }
