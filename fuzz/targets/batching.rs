@@ -248,7 +248,6 @@ impl Run {
             .push(format!("{numbers:?} {:?}", self.end.closed()));
     }
 
-    /// Sends everything in batches of `limit`; what each stream carries is put together again.
     /// Sends everything in batches of `limit`; what each stream carries is put together again. The peer
     /// acknowledges each batch, so that nothing waits for the log.
     fn transmit(&mut self, limit: usize) {

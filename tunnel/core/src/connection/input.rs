@@ -235,13 +235,14 @@ impl Connection {
             stream.send_limit = credit.into();
         }
         let key = stream.key;
+        // A refused one is a stream as well until its RESET has left, and must not count from whatever comes next.
+        self.keepalive.set_active(true, now);
         if let Some(code) = refusal {
             // Nobody was asked: it is not one that the application has failed.
             stream.phase = Phase::Open;
             self.release(key, code);
             return Ok(());
         }
-        self.keepalive.set_active(true, now);
         self.offered += 1;
         self.stats.streams_accepted += 1;
         self.push_incoming(Incoming::Offer { key, metadata });
