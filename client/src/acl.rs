@@ -214,14 +214,15 @@ fn is_of_this_machine(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
+    //! Lists for tests.
     #![allow(clippy::unwrap_used)]
 
     use sg_model::AclFile;
 
     use super::*;
 
-    fn acl(generation: u64, text: &str) -> Acl {
+    pub(crate) fn list(generation: u64, text: &str) -> Acl {
         let mut acl = AclFile::parse(text).unwrap().acl;
         acl.version = AclVersion {
             epoch: 1,
@@ -229,10 +230,18 @@ mod tests {
         };
         acl
     }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::testing::list;
+    use super::*;
 
     fn policy(gateway: &str, local: Option<&str>) -> Arc<Policy> {
-        let state = AclState::new(local.into_iter().map(|text| acl(0, text)).collect());
-        state.offer(acl(1, gateway));
+        let state = AclState::new(local.into_iter().map(|text| list(0, text)).collect());
+        state.offer(list(1, gateway));
         state.policy()
     }
 
@@ -246,7 +255,7 @@ mod tests {
 
     #[test]
     fn nothing_is_allowed_before_a_node_has_told_the_list() {
-        let state = AclState::new(vec![acl(0, "acl allow :")]);
+        let state = AclState::new(vec![list(0, "acl allow :")]);
         assert!(!state.policy().allows(&target("db:1")));
         assert!(
             !state
@@ -287,13 +296,13 @@ mod tests {
     #[test]
     fn the_newest_list_stays_whoever_offers_another() {
         let state = AclState::new(Vec::new());
-        assert_eq!(state.offer(acl(5, "acl allow a:1")), Offer::Applied);
-        assert_eq!(state.offer(acl(4, "acl allow b:1")), Offer::Older);
-        assert_eq!(state.offer(acl(5, "acl allow a:1")), Offer::Same);
-        assert_eq!(state.offer(acl(5, "acl allow c:1")), Offer::Conflict);
+        assert_eq!(state.offer(list(5, "acl allow a:1")), Offer::Applied);
+        assert_eq!(state.offer(list(4, "acl allow b:1")), Offer::Older);
+        assert_eq!(state.offer(list(5, "acl allow a:1")), Offer::Same);
+        assert_eq!(state.offer(list(5, "acl allow c:1")), Offer::Conflict);
         assert!(state.policy().allows(&target("a:1")));
-        assert_eq!(state.offer(acl(6, "acl allow b:1")), Offer::Applied);
-        let mut restored = acl(1, "acl allow d:1");
+        assert_eq!(state.offer(list(6, "acl allow b:1")), Offer::Applied);
+        let mut restored = list(1, "acl allow d:1");
         restored.version.epoch = 2;
         assert_eq!(state.offer(restored), Offer::Applied);
         assert!(!state.policy().allows(&target("b:1")));

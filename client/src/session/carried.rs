@@ -75,7 +75,7 @@ impl Carried {
         // changes the list waits for it.
         let policy = lists.policy();
         if let Some(entry) = self.0.lock().open.get(&number) {
-            entry.decide(&policy, &mut Verdicts::new());
+            entry.decide(|address| entry.is_allowed(&policy, address));
         }
         Entered {
             number,
@@ -94,7 +94,7 @@ impl Carried {
         let Some(entry) = table.open.get(&number) else {
             return false;
         };
-        entry.decide(&policy, &mut Verdicts::new());
+        entry.decide(|address| entry.is_allowed(&policy, address));
         entry.end.code().is_none()
     }
 
@@ -119,7 +119,12 @@ impl Streams {
         let table = self.lock();
         let mut verdicts = Verdicts::new();
         for entry in table.open.values() {
-            entry.decide(policy, &mut verdicts);
+            let is_stream = matches!(entry.scope, Scope::Stream);
+            entry.decide(|address| {
+                *verdicts
+                    .entry((&entry.resource, address, is_stream))
+                    .or_insert_with(|| entry.is_allowed(policy, address))
+            });
         }
     }
 
@@ -151,15 +156,14 @@ impl Entry {
         self.further.push(address);
     }
 
-    fn decide<'a>(&'a self, policy: &Policy, verdicts: &mut Verdicts<'a>) {
-        let is_stream = matches!(self.scope, Scope::Stream);
+    fn is_allowed(&self, policy: &Policy, address: Option<IpAddr>) -> bool {
+        policy.allows_open(&self.resource, address, self.scope)
+    }
+
+    /// Ends the stream unless each of its addresses is allowed.
+    fn decide(&self, is_allowed: impl FnMut(Option<IpAddr>) -> bool) {
         let further = self.further.iter().copied().map(Some);
-        let allowed = std::iter::once(self.address).chain(further).all(|address| {
-            *verdicts
-                .entry((&self.resource, address, is_stream))
-                .or_insert_with(|| policy.allows_open(&self.resource, address, self.scope))
-        });
-        if !allowed {
+        if !std::iter::once(self.address).chain(further).all(is_allowed) {
             self.end.end(code::POLICY_CHANGED);
         }
     }
@@ -184,16 +188,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use sg_model::{Acl, AclFile, AclVersion};
-
-    fn list(generation: u64, text: &str) -> Acl {
-        let mut acl = AclFile::parse(text).unwrap().acl;
-        acl.version = AclVersion {
-            epoch: 1,
-            generation,
-        };
-        acl
-    }
+    use crate::acl::testing::list;
 
     #[test]
     fn what_is_forbidden_ends_and_the_rest_stays() {
