@@ -5,6 +5,7 @@ mod rig;
 
 use rig::{LIMIT, Rig, fill, pattern, read_all};
 use sg_relay::EndReason;
+use sg_tunnel_io::code;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -106,4 +107,18 @@ async fn a_reader_that_sleeps_stops_nobody_and_loses_nothing() {
     end.unwrap();
     assert_eq!(received.len(), written);
     assert!(received.iter().all(|byte| *byte == 7));
+}
+
+/// What the socket has not taken is with the tunnel, which bounds what it holds on to; the relay has nothing of it.
+#[tokio::test]
+async fn what_a_stopped_reader_leaves_stays_in_the_stream() {
+    let mut rig = Rig::new().await;
+    let mut pair = rig.connect().await;
+    fill(&mut pair.user).await;
+    let report = rig.client.report(1);
+    let stream = report.list.first().unwrap();
+    pair.end.end(code::DRAINED);
+    let ended = rig.client_end().await;
+    assert!(stream.unread > 0, "{stream:?}");
+    assert_eq!(ended.to_tcp + stream.unread, stream.received);
 }
