@@ -1,7 +1,8 @@
 //! What carries the bytes of a connection: the stream of a tunnel as it is, or with a compression around it.
 
+use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use sg_tunnel_io::{StreamError, TunnelStream};
@@ -25,16 +26,9 @@ pub(crate) trait Carrier: Send {
     /// Ends the sending direction after what was written.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndReason>>;
 
-    /// Appends received pieces to `out`, of about `max` bytes in all; answers how many, 0 after the end.
-    fn poll_read_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Vec<Bytes>,
-        max: usize,
-    ) -> Poll<Result<usize, EndReason>>;
-
     /// Takes the next `done` bytes, which the call before has shown, and appends those that follow to `out`, of about `max` bytes in
-    /// all and without taking them; answers how many, 0 after the end.
+    /// all and without taking them; answers how many, 0 after the end. The `done` bytes are taken also when it is pending:
+    /// say them once.
     fn poll_peek_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -53,6 +47,13 @@ pub(crate) trait Carrier: Send {
     fn reset(self, code: u32);
 }
 
+/// How a stream has ended that is used as [`tokio::io::AsyncRead`] and [`tokio::io::AsyncWrite`].
+pub(crate) fn end_reason(error: &io::Error) -> EndReason {
+    StreamError::from_io(error)
+        .cloned()
+        .map_or(EndReason::TunnelLost, EndReason::from)
+}
+
 impl Carrier for TunnelStream {
     fn poll_write_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, EndReason>> {
         self.poll_write_ready(cx).map_err(EndReason::from)
@@ -67,20 +68,9 @@ impl Carrier for TunnelStream {
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndReason>> {
-        Poll::Ready(ready!(Pin::new(self).poll_shutdown(cx)).map_err(|error| {
-            StreamError::from_io(&error)
-                .cloned()
-                .map_or(EndReason::TunnelLost, EndReason::from)
-        }))
-    }
-
-    fn poll_read_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Vec<Bytes>,
-        max: usize,
-    ) -> Poll<Result<usize, EndReason>> {
-        self.poll_read_chunks(cx, out, max).map_err(EndReason::from)
+        Pin::new(self)
+            .poll_shutdown(cx)
+            .map_err(|error| end_reason(&error))
     }
 
     fn poll_peek_chunks(

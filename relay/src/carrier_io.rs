@@ -8,12 +8,12 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use sg_tunnel_io::{StreamError, TunnelStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::EndReason;
-use crate::carrier::Carrier as _;
+use crate::carrier::{Carrier as _, end_reason};
 use crate::compress::{Compressed, Grant};
 
 /// Bytes that one write takes at most.
@@ -22,8 +22,6 @@ const MOST_WRITTEN: usize = 64 * 1024;
 /// One stream of a tunnel, to be read and written.
 pub struct StreamIo {
     carrier: Either,
-    /// Received, and not yet taken.
-    received: Vec<Bytes>,
     /// Taken from the writer, and not yet by the stream.
     pending: Bytes,
 }
@@ -77,7 +75,6 @@ impl StreamIo {
         };
         Self {
             carrier,
-            received: Vec::new(),
             pending: Bytes::new(),
         }
     }
@@ -110,35 +107,15 @@ impl AsyncRead for StreamIo {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        if this.received.is_empty() {
-            let max = buffer.remaining();
-            ready!(carrier!(
-                this,
-                poll_read_chunks(cx, &mut this.received, max)
-            ))
-            .map_err(broken)?;
+        match &mut self.carrier {
+            Either::Plain(stream) => Pin::new(stream)
+                .poll_read(cx, buffer)
+                .map_err(|error| broken(end_reason(&error))),
+            Either::Compressed(stream) => stream.poll_read(cx, buffer).map_err(broken),
         }
-        let mut taken = 0;
-        for chunk in &mut this.received {
-            let count = chunk.len().min(buffer.remaining());
-            buffer.put_slice(&chunk[..count]);
-            chunk.advance(count);
-            if !chunk.is_empty() {
-                break;
-            }
-            taken += 1;
-        }
-        if taken == this.received.len() {
-            // An idle stream keeps nothing.
-            this.received = Vec::new();
-        } else {
-            this.received.drain(..taken);
-        }
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -134,6 +134,15 @@ mod tests {
         plain
     }
 
+    /// What a compressed block with these contents, which says it has `plain` bytes, becomes.
+    fn decode_one(codec: Codec, plain: usize, contents: &[u8]) -> Result<Option<Bytes>, Corrupt> {
+        let mut wire = block::header(block::COMPRESSED, plain, contents.len()).to_vec();
+        wire.extend_from_slice(contents);
+        let mut decoder = Decoder::new(codec);
+        decoder.push(wire.into());
+        decoder.next()
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
@@ -231,17 +240,28 @@ mod tests {
     }
 
     #[test]
+    fn the_beginning_of_a_block_holds_on_to_no_buffer() {
+        let wire = Encoder::new(Codec::Zstd)
+            .encode(&sample(3000, 40, 1))
+            .unwrap();
+        let mut decoder = Decoder::new(Codec::Zstd);
+        for byte in &wire[..wire.len() - 1] {
+            let buffer = Bytes::from(vec![*byte; 4096]);
+            decoder.push(buffer.slice(..1));
+            assert!(decoder.next().unwrap().is_none());
+            assert!(buffer.is_unique());
+        }
+        assert!(!decoder.is_between_blocks());
+        decoder.push(wire.slice(wire.len() - 1..));
+        assert_eq!(decoder.next().unwrap().unwrap(), sample(3000, 40, 1));
+        assert!(decoder.is_between_blocks());
+    }
+
+    #[test]
     fn a_block_that_becomes_more_than_it_says_is_refused() {
         // 1 MiB of zeros, as one block that says it has 64 KiB.
         let bomb = zstd::stream::encode_all(&vec![0; 1 << 20][..], 1).unwrap();
-        let mut decoder = Decoder::new(Codec::Zstd);
-        decoder.push(
-            block::header(block::COMPRESSED, LONGEST, bomb.len())
-                .to_vec()
-                .into(),
-        );
-        decoder.push(bomb.into());
-        assert!(decoder.next().is_err());
+        assert!(decode_one(Codec::Zstd, LONGEST, &bomb).is_err());
     }
 
     #[test]
@@ -250,15 +270,7 @@ mod tests {
         encoder.window_log(20).unwrap();
         std::io::Write::write_all(&mut encoder, &sample(LONGEST, 30, 9)).unwrap();
         std::io::Write::flush(&mut encoder).unwrap();
-        let content = encoder.get_ref().clone();
-        let mut decoder = Decoder::new(Codec::Zstd);
-        decoder.push(
-            block::header(block::COMPRESSED, LONGEST, content.len())
-                .to_vec()
-                .into(),
-        );
-        decoder.push(content.into());
-        assert!(decoder.next().is_err());
+        assert!(decode_one(Codec::Zstd, LONGEST, encoder.get_ref()).is_err());
 
         use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
         let info = FrameInfo::new()
@@ -267,15 +279,7 @@ mod tests {
         let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
         std::io::Write::write_all(&mut encoder, b"small").unwrap();
         std::io::Write::flush(&mut encoder).unwrap();
-        let content = encoder.get_ref().clone();
-        let mut decoder = Decoder::new(Codec::Lz4);
-        decoder.push(
-            block::header(block::COMPRESSED, 5, content.len())
-                .to_vec()
-                .into(),
-        );
-        decoder.push(content.into());
-        assert!(decoder.next().is_err());
+        assert!(decode_one(Codec::Lz4, 5, encoder.get_ref()).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use sg_model::{Host, HostPort};
+use sg_runtime::net;
 use sg_tunnel_io::code;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -411,7 +412,7 @@ async fn connect(
     address: SocketAddr,
     keepalive: Option<Duration>,
 ) -> Result<(TcpStream, SocketAddr), DialError> {
-    let tcp = TcpStream::connect(address)
+    let tcp = net::connect_tcp(address)
         .await
         .map_err(DialError::from_connect)?;
     // A connection to a free port of this machine can be answered by itself, when the system happens to give it

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 /// Connections that the system holds for us until we accept them.
 pub const BACKLOG: i32 = 1024;
@@ -36,9 +36,41 @@ pub fn bind_tcp_with(
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
+    spare_pacing(SockRef::from(&socket), address);
     options(SockRef::from(&socket))?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Connects to `address`. No time limit but the system's.
+///
+/// # Errors
+/// What the system answers: `ConnectionRefused`, `HostUnreachable`, `TimedOut`.
+pub async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    spare_pacing(SockRef::from(&socket), address);
+    socket.connect(address).await
+}
+
+/// Where the system's congestion control is bbr, a connection of a loopback address gets another one: bbr paces each
+/// 64 KiB with a timer, which there costs up to two fifths of the CPU of a byte (`docs/benchmarks.md`) and gives nothing. It
+/// has to be said before there is a connection, because pacing is not taken back; those that a listener accepts have
+/// it from the listener.
+fn spare_pacing(socket: SockRef<'_>, address: SocketAddr) {
+    #[cfg(target_os = "linux")]
+    if address.ip().to_canonical().is_loopback()
+        && socket
+            .tcp_congestion()
+            .is_ok_and(|name| name.starts_with(b"bbr"))
+        && let Err(error) = socket.set_tcp_congestion(b"reno")
+    {
+        tracing::debug!(%error, "a loopback connection stays paced");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (socket, address);
 }
 
 /// Binds a datagram socket, exclusively.
@@ -160,6 +192,28 @@ mod tests {
         let udp = bind_udp(ANY).unwrap();
         let taken = bind_udp(udp.local_addr().unwrap()).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn what_stays_on_this_machine_is_not_paced() {
+        let listener = bind_tcp(ANY).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(connect_tcp(address), listener.accept());
+        for tcp in [near.unwrap(), far.unwrap().0] {
+            let name = SockRef::from(&tcp).tcp_congestion().unwrap();
+            assert!(!name.starts_with(b"bbr"), "{name:?}");
+        }
+        // Where the system has bbr, and lets us ask for it.
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 1));
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        if socket.set_tcp_congestion(b"bbr").is_ok() {
+            for (address, paced) in [(elsewhere, true), (address, false)] {
+                spare_pacing(SockRef::from(&socket), address);
+                let name = socket.tcp_congestion().unwrap();
+                assert_eq!(name.starts_with(b"bbr"), paced, "{address}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,5 @@
 //! Blocks → bytes, one block at a time and only when somebody asks for it.
 
-use std::collections::VecDeque;
 use std::io::{self, Read};
 
 use bytes::{Buf as _, Bytes};
@@ -19,9 +18,10 @@ pub(super) struct Decoder {
     codec: Codec,
     state: State,
     /// Received and not looked at.
-    input: VecDeque<Bytes>,
-    /// Bytes in `input`.
-    waiting: usize,
+    input: Bytes,
+    /// The beginning of a header or of a block's contents, copied: what was received may be a few bytes each time,
+    /// and hold on to a whole buffer.
+    begun: Vec<u8>,
     /// The block whose contents are to come.
     block: Option<Block>,
 }
@@ -40,21 +40,21 @@ impl Decoder {
         Self {
             codec,
             state: State::Fresh,
-            input: VecDeque::new(),
-            waiting: 0,
+            input: Bytes::new(),
+            begun: Vec::new(),
             block: None,
         }
     }
 
-    /// Adds received bytes.
+    /// Adds received bytes, when [`Self::next`] wants more.
     pub(super) fn push(&mut self, bytes: Bytes) {
-        self.waiting += bytes.len();
-        self.input.push_back(bytes);
+        debug_assert!(self.input.is_empty(), "what came before is looked at");
+        self.input = bytes;
     }
 
     /// Whether a stream may end here.
     pub(super) fn is_between_blocks(&self) -> bool {
-        self.waiting == 0 && self.block.is_none()
+        self.input.is_empty() && self.begun.is_empty() && self.block.is_none()
     }
 
     /// The contents of the next block, at most [`super::LONGEST`] bytes; `None`: more has to be received first.
@@ -64,18 +64,19 @@ impl Decoder {
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Corrupt> {
         let block = match self.block {
             Some(block) => block,
-            None if self.waiting < HEADER => return Ok(None),
             None => {
+                let Some(mut bytes) = self.take(HEADER) else {
+                    return Ok(None);
+                };
                 let mut header = [0; HEADER];
-                self.take(&mut header);
+                bytes.copy_to_slice(&mut header);
                 *self.block.insert(Block::read(header)?)
             }
         };
-        if self.waiting < block.length {
+        let Some(contents) = self.take(block.length) else {
             return Ok(None);
-        }
+        };
         self.block = None;
-        let contents = self.take_contents(block.length);
         if !block.compressed {
             self.state = State::Off;
             return Ok(Some(contents));
@@ -93,39 +94,24 @@ impl Decoder {
         Ok(Some(plain.into()))
     }
 
-    /// Moves received bytes to `out`; there are enough.
-    fn take(&mut self, out: &mut [u8]) {
-        let mut filled = 0;
-        while filled < out.len() {
-            let Some(front) = self.input.front_mut() else {
-                break;
-            };
-            let count = front.len().min(out.len() - filled);
-            front.copy_to_slice(&mut out[filled..filled + count]);
-            filled += count;
-            if front.is_empty() {
-                self.input.pop_front();
-            }
+    /// The next `length` received bytes, without copying if they came together; `None`, and no input is left, while there are fewer.
+    fn take(&mut self, length: usize) -> Option<Bytes> {
+        if self.begun.is_empty() && self.input.len() >= length {
+            let taken = self.input.split_to(length);
+            self.let_go();
+            return Some(taken);
         }
-        self.waiting -= filled;
+        let more = self.input.len().min(length - self.begun.len());
+        self.begun.extend_from_slice(&self.input[..more]);
+        self.input.advance(more);
+        self.let_go();
+        (self.begun.len() == length).then(|| std::mem::take(&mut self.begun).into())
     }
 
-    /// The next `length` received bytes, without copying if they lie together; there are enough.
-    fn take_contents(&mut self, length: usize) -> Bytes {
-        match self.input.front_mut() {
-            Some(front) if front.len() >= length => {
-                let contents = front.split_to(length);
-                if front.is_empty() {
-                    self.input.pop_front();
-                }
-                self.waiting -= length;
-                contents
-            }
-            _ => {
-                let mut contents = vec![0; length];
-                self.take(&mut contents);
-                contents.into()
-            }
+    /// An empty slice keeps its buffer as well.
+    fn let_go(&mut self) {
+        if self.input.is_empty() {
+            self.input = Bytes::new();
         }
     }
 }

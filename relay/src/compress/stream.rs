@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use sg_tunnel_io::{StreamError, TunnelStream, code};
+use tokio::io::ReadBuf;
 
 use super::decoder::Decoder;
 use super::encoder::Encoder;
@@ -55,6 +56,21 @@ impl Compressed {
         }
         // Let go of its memory now.
         self.output = Bytes::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fills `buffer`, which has room, with what is there, at least one byte; with none at the end.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), EndReason>> {
+        ready!(self.poll_open(cx, buffer.remaining()))?;
+        let before = buffer.remaining();
+        for piece in &self.opened {
+            buffer.put_slice(&piece[..piece.len().min(buffer.remaining())]);
+        }
+        self.consume(before - buffer.remaining());
         Poll::Ready(Ok(()))
     }
 
@@ -135,18 +151,6 @@ impl Carrier for Compressed {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndReason>> {
         ready!(self.poll_flush(cx))?;
         self.stream.poll_finish(cx)
-    }
-
-    fn poll_read_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Vec<Bytes>,
-        max: usize,
-    ) -> Poll<Result<usize, EndReason>> {
-        ready!(self.poll_open(cx, max))?;
-        let before = out.len();
-        out.extend(std::mem::take(&mut self.opened));
-        Poll::Ready(Ok(out[before..].iter().map(Bytes::len).sum()))
     }
 
     fn poll_peek_chunks(

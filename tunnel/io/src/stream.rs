@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use sg_tunnel::{Key, Peek, Read, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -63,18 +63,11 @@ pub struct TunnelStream {
     held: Held,
     id: u32,
     answer: Bytes,
-    /// What [`AsyncRead`] had no room for.
-    rest: Bytes,
 }
 
 impl TunnelStream {
     pub(crate) fn new(held: Held, id: u32, answer: Bytes) -> Self {
-        Self {
-            held,
-            id,
-            answer,
-            rest: Bytes::new(),
-        }
+        Self { held, id, answer }
     }
 
     /// The next received bytes, never empty; `None` after the peer's FIN. No copy is made.
@@ -86,9 +79,6 @@ impl TunnelStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(Ok(Some(std::mem::take(&mut self.rest))));
-        }
         let key = self.held.key;
         self.held
             .shared
@@ -112,46 +102,9 @@ impl TunnelStream {
         poll_fn(|cx| self.poll_read_chunk(cx)).await
     }
 
-    /// Appends received pieces to `out` until they make up `max` bytes or nothing more waits, under
-    /// one lock. Returns the number of bytes; 0 after the peer's FIN.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::poll_read_chunk`].
-    pub fn poll_read_chunks(
-        &mut self,
-        cx: &mut Context<'_>,
-        out: &mut Vec<Bytes>,
-        max: usize,
-    ) -> Poll<Result<usize, StreamError>> {
-        let key = self.held.key;
-        let mut count = self.rest.len();
-        if count > 0 {
-            out.push(std::mem::take(&mut self.rest));
-        }
-        self.held.shared.command(|state| {
-            while count < max {
-                match state.core.read(key, max - count) {
-                    Ok(Read::Chunk(chunk)) => {
-                        count += chunk.len();
-                        out.push(chunk);
-                    }
-                    // The next call tells it again.
-                    Ok(_) | Err(_) if count > 0 => break,
-                    Ok(Read::Fin) => break,
-                    Ok(Read::Pending) => {
-                        state.wait_for(key, Interest::Read, cx);
-                        return Poll::Pending;
-                    }
-                    Err(end) => return Poll::Ready(Err(state.error(end))),
-                }
-            }
-            Poll::Ready(Ok(count))
-        })
-    }
-
     /// Takes the next `done` bytes, which the call before has shown, and appends those that follow to `out`, up to `max` bytes, up
-    /// to 16 pieces, and without taking them; all under one lock. Returns the number of bytes; 0 after the peer's FIN.
+    /// to 16 pieces, and without taking them; all under one lock. Returns the number of bytes; 0 after the peer's FIN. The
+    /// `done` bytes are taken also when it is pending: say them once.
     ///
     /// What is shown and not taken counts as unread, so that the tunnel can bound what it holds on to, and the peer gets
     /// no credit for it: let go of `out` when it cannot be passed on now, and ask again.
@@ -166,11 +119,6 @@ impl TunnelStream {
         out: &mut Vec<Bytes>,
         max: usize,
     ) -> Poll<Result<usize, StreamError>> {
-        let done = self.consume_rest(done);
-        if !self.rest.is_empty() {
-            out.push(self.rest.clone());
-            return Poll::Ready(Ok(self.rest.len()));
-        }
         let key = self.held.key;
         self.held.shared.command(|state| {
             if done > 0 {
@@ -190,24 +138,12 @@ impl TunnelStream {
 
     /// Takes the next `done` bytes, which [`Self::poll_peek_chunks`] has shown.
     pub fn consume(&mut self, done: usize) {
-        let done = self.consume_rest(done);
         if done > 0 {
             let key = self.held.key;
             self.held
                 .shared
                 .command(|state| state.core.consume(key, done));
         }
-    }
-
-    /// Answers how many bytes are behind what [`AsyncRead`] had no room for.
-    fn consume_rest(&mut self, done: usize) -> usize {
-        let of_rest = done.min(self.rest.len());
-        self.rest.advance(of_rest);
-        if self.rest.is_empty() {
-            // An empty slice keeps its buffer as well.
-            self.rest = Bytes::new();
-        }
-        done - of_rest
     }
 
     /// Takes bytes from the front of `chunk`, without copying, as far as the stream can take them;
@@ -320,23 +256,28 @@ impl TunnelStream {
 
 impl AsyncRead for TunnelStream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
-        }
-        let Some(mut chunk) = ready!(self.poll_read_chunk(cx))? else {
-            return Poll::Ready(Ok(()));
-        };
-        let count = chunk.len().min(buf.remaining());
-        buf.put_slice(&chunk[..count]);
-        chunk.advance(count);
-        if !chunk.is_empty() {
-            self.rest = chunk;
-        }
-        Poll::Ready(Ok(()))
+        let key = self.held.key;
+        let before = buf.remaining();
+        self.held.shared.command(|state| {
+            while buf.remaining() > 0 {
+                match state.core.read(key, buf.remaining()) {
+                    Ok(Read::Chunk(chunk)) => buf.put_slice(&chunk),
+                    // The next call tells it again.
+                    Ok(_) | Err(_) if buf.remaining() < before => break,
+                    Ok(Read::Fin) => break,
+                    Ok(Read::Pending) => {
+                        state.wait_for(key, Interest::Read, cx);
+                        return Poll::Pending;
+                    }
+                    Err(end) => return Poll::Ready(Err(state.error(end).into())),
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 }
 
