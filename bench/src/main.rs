@@ -5,9 +5,9 @@
 //!
 //! `lineup` is who is measured: the product (`installation`), the direct way, and `peers`. `load`
 //! makes the load and `resource` answers it, on its `own_thread`; `compare` measures a case for all of them by turns,
-//! `account` and `trace` read what processes spent, `report` prints. One file for each benchmark:
+//! `account` and `trace` read what processes spent, `machine` what it was spent on, `report` prints. One file for each benchmark:
 //! `throughput`, `latency`, `open_rate`, `idle`, `udp`, `fairness`, `tunnel_core`, `resumption`,
-//! `push`. `link_tool` is no benchmark but the emulated link for use by hand.
+//! `push`, `tunnels`. `link_tool` is no benchmark but the emulated link for use by hand.
 
 mod account;
 mod compare;
@@ -18,6 +18,7 @@ mod latency;
 mod lineup;
 mod link_tool;
 mod load;
+mod machine;
 mod open_rate;
 mod own_thread;
 mod peers;
@@ -29,6 +30,7 @@ mod resumption;
 mod throughput;
 mod trace;
 mod tunnel_core;
+mod tunnels;
 mod udp;
 
 use std::path::PathBuf;
@@ -61,7 +63,7 @@ struct Arguments {
     seconds: u64,
 
     /// Streams at a time, instead of the usual series
-    #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..=8000))]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     streams: Option<u32>,
 
     /// Measurements of each kind; the median is printed
@@ -85,6 +87,10 @@ struct Arguments {
     /// Use etcd as the store instead of the embedded one
     #[arg(long, global = true)]
     etcd: bool,
+
+    /// Other destinations that are stored before (push)
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=99_000))]
+    stored: u32,
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +113,8 @@ enum Name {
     Resumption,
     /// From the call that makes a destination to its open port: 50 times --repeat
     Push,
+    /// Many idle tunnels on one node, 9,600 or as many as --streams says: memory and CPU of each
+    Tunnels,
     /// What TLS and HTTP cost: one download through destinations of each protocol, as ratios to tcp
     Protocols,
     /// Runs an emulated link by hand: rate, delay, queue, cuts
@@ -129,6 +137,7 @@ struct Plan {
     baseline: Option<PathBuf>,
     syscalls: bool,
     etcd: bool,
+    stored: usize,
 }
 
 impl Plan {
@@ -149,6 +158,7 @@ impl Plan {
             baseline: arguments.baseline.clone(),
             syscalls: arguments.syscalls,
             etcd: arguments.etcd,
+            stored: number(arguments.stored),
         })
     }
 
@@ -207,6 +217,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Option<Report>> {
             Name::Fairness => fairness::measure(&plan).await,
             Name::Resumption => resumption::measure(&plan).await,
             Name::Protocols => Box::pin(protocols::measure(&plan)).await,
+            Name::Tunnels => tunnels::measure(&plan).await,
             Name::Push => Box::pin(push::measure(&plan)).await,
             Name::TunnelCore | Name::Link(_) => anyhow::bail!("not reached"),
         }

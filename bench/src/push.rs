@@ -1,6 +1,7 @@
 //! From a change to its effect: a destination is made through the API, and its port is tried until
 //! it accepts. The time is taken twice: from the call, which is what an operator waits, and from
-//! its answer, when the change is surely committed; the commit lies between the two.
+//! its answer, when the change is surely committed; the commit lies between the two. With `--stored`, others are made
+//! before: cloud destinations of gateways without a client, which the node has to know as well.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +13,9 @@ use sg_proto::api::destinations_client::DestinationsClient;
 use sg_proto::api::{CreateDestinationRequest, DeleteDestinationRequest, Destination};
 use sg_runtime::identity::PeerKind;
 use sg_runtime::tls::{self, Trust};
-use sg_tests::within;
+use sg_tests::{Site, within};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -27,6 +29,11 @@ use crate::report::{Report, Row, median, quantile};
 /// Destinations made for each --repeat.
 const ROUNDS: usize = 50;
 
+/// Other destinations of one gateway: each has a client port of its own.
+const OF_A_GATEWAY: usize = 50_000;
+/// Of these, made at a time.
+const WRITERS: usize = 32;
+
 /// Between two tries of the port: much less than what is measured.
 const TRY_AGAIN: Duration = Duration::from_micros(300);
 
@@ -35,12 +42,15 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     let (_, port) = installation.site.ports().destinations();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut api = Api::connect(&installation).await?;
+    store_others(&api, &mut installation.site, plan.stored).await?;
+    let gateway = installation.gateway.name.clone();
     let (mut from_call, mut from_answer) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS * plan.repeat {
         let name = format!("push-{round}");
         let start = Instant::now();
+        let create = Box::pin(api.create(&gateway, on_premises(&name, port)));
         let (answered, opened) = within(GRACE, "the port opens", async {
-            tokio::join!(api.create(&name, port), opens(address))
+            tokio::join!(create, opens(address))
         })
         .await?;
         let answered = answered?.duration_since(start);
@@ -48,10 +58,11 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
         from_call.push(opened.as_secs_f64() * 1e3);
         // The port may open before the answer has come back.
         from_answer.push(opened.saturating_sub(answered).as_secs_f64() * 1e3);
-        api.delete(&name).await?;
+        api.delete(&gateway, &name).await?;
         within(GRACE, "the port closes", closes(address)).await?;
     }
-    let mut row = Row::new(format!("{} destinations, one node", from_call.len()));
+    let (made, stored) = (from_call.len(), plan.stored);
+    let mut row = Row::new(format!("{made} destinations, {stored} others, one node"));
     for (what, times) in [("call", &from_call), ("answer", &from_answer)] {
         row.figure(format!("{what}_to_open_port_median_ms"), median(times));
         row.figure(format!("{what}_to_open_port_p99_ms"), quantile(times, 0.99));
@@ -60,6 +71,53 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
     report.push(row);
     installation.finish()?;
     Ok(report)
+}
+
+/// Makes `count` destinations that nobody uses.
+async fn store_others(api: &Api, site: &mut Site, count: usize) -> Result<()> {
+    let mut gateways = Vec::new();
+    for number in 0..count.div_ceil(OF_A_GATEWAY) {
+        gateways.push(site.gateway(&format!("others-{number}")).await?.name);
+    }
+    let mut writers = JoinSet::new();
+    for first in 0..WRITERS {
+        let (mut api, gateways) = (api.clone(), gateways.clone());
+        writers.spawn(async move {
+            for index in (first..count).step_by(WRITERS) {
+                let gateway = gateways.get(index / OF_A_GATEWAY).context("a gateway")?;
+                Box::pin(api.create(gateway, cloud(index % OF_A_GATEWAY)?)).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(result) = writers.join_next().await {
+        result??;
+    }
+    Ok(())
+}
+
+fn on_premises(name: &str, port: u16) -> Destination {
+    Destination {
+        name: name.to_owned(),
+        kind: "on-premises".to_owned(),
+        protocol: "tcp".to_owned(),
+        resource_host: "127.0.0.1".to_owned(),
+        resource_port: 1,
+        cloud_port: u32::from(port),
+        ..Destination::default()
+    }
+}
+
+fn cloud(number: usize) -> Result<Destination> {
+    Ok(Destination {
+        name: format!("other-{number}"),
+        kind: "cloud".to_owned(),
+        protocol: "tcp".to_owned(),
+        resource_host: "192.0.2.1".to_owned(),
+        resource_port: 443,
+        client_port: u32::try_from(number + 1024)?,
+        ..Destination::default()
+    })
 }
 
 /// The moment when the port first accepts.
@@ -86,10 +144,10 @@ async fn accepts(address: SocketAddr) -> bool {
 }
 
 /// A connection to the control plane, as an administrator.
+#[derive(Clone)]
 struct Api {
     client: DestinationsClient<Channel>,
     authorization: MetadataValue<Ascii>,
-    gateway: String,
 }
 
 impl Api {
@@ -118,7 +176,6 @@ impl Api {
             authorization: format!("Bearer {}", token.trim())
                 .parse()
                 .context("token")?,
-            gateway: installation.gateway.name.clone(),
         })
     }
 
@@ -131,18 +188,9 @@ impl Api {
     }
 
     /// Makes a destination; answers when the answer came.
-    async fn create(&mut self, name: &str, port: u16) -> Result<Instant> {
-        let destination = Destination {
-            name: name.to_owned(),
-            kind: "on-premises".to_owned(),
-            protocol: "tcp".to_owned(),
-            resource_host: "127.0.0.1".to_owned(),
-            resource_port: 1,
-            cloud_port: u32::from(port),
-            ..Destination::default()
-        };
+    async fn create(&mut self, gateway: &str, destination: Destination) -> Result<Instant> {
         let request = self.request(CreateDestinationRequest {
-            parent: self.gateway.clone(),
+            parent: gateway.to_owned(),
             destination: Some(destination),
             ..CreateDestinationRequest::default()
         });
@@ -153,9 +201,9 @@ impl Api {
         Ok(Instant::now())
     }
 
-    async fn delete(&mut self, name: &str) -> Result<()> {
+    async fn delete(&mut self, gateway: &str, name: &str) -> Result<()> {
         let request = self.request(DeleteDestinationRequest {
-            name: format!("{}/{name}", self.gateway),
+            name: format!("{gateway}/{name}"),
             force: true,
             ..DeleteDestinationRequest::default()
         });

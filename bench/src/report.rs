@@ -4,6 +4,8 @@ use std::io::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::machine::Machine;
+
 /// The rows of one benchmark.
 #[derive(Debug)]
 pub(crate) struct Report {
@@ -84,14 +86,15 @@ impl Report {
         let text = if as_json {
             format!("{}\n", self.json())
         } else {
-            self.rows.iter().map(Row::table).collect()
+            let tables: String = self.rows.iter().map(Row::table).collect();
+            Machine::this().line() + &tables
         };
         drop(std::io::stdout().write_all(text.as_bytes()));
     }
 
     fn json(&self) -> Value {
         let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        json!({ "benchmark": self.name, "rows": rows })
+        json!({ "benchmark": self.name, "machine": Machine::this().json(), "rows": rows })
     }
 }
 

@@ -1,5 +1,6 @@
 //! A connection whose records are this module's business: received pieces out, slices in.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -24,6 +25,11 @@ const LEAST_ROOM: usize = 16 * 1024;
 /// Plaintext that is sealed at a time, at most: all that a driver takes for one batch. It leaves with one system call,
 /// and wakes the other end once (3 to 14 % less CPU in bulk than with 64 KiB, 3 to 17 % more GiB/s).
 pub(super) const BATCH: usize = 256 * 1024;
+
+thread_local! {
+    /// A receive buffer without bytes, for whichever connection of this thread reads next: one that waits holds none.
+    static SPARE: Cell<BytesMut> = Cell::default();
+}
 
 /// A connection cannot be taken out of rustls' hands. It is of no use any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -243,16 +249,28 @@ impl<T: AsyncRead + AsyncWrite + Unpin> RecordStream<T> {
             if self.closed {
                 return Poll::Ready(Ok(0));
             }
-            if self.received.capacity() - self.received.len() < LEAST_ROOM {
-                // What is left is less than a record, and stays within one buffer.
-                let room = BUFFER.saturating_sub(self.received.len());
-                self.received.reserve(room);
-            }
-            let io = Pin::new(&mut self.io);
-            if ready!(poll_read_buf(io, cx, &mut self.received))? == 0 {
+            if ready!(self.poll_receive(cx))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+    }
+
+    /// One read.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let has_room = |buffer: &BytesMut| buffer.capacity() - buffer.len() >= LEAST_ROOM;
+        if self.received.is_empty() && !has_room(&self.received) {
+            self.received = SPARE.take();
+        }
+        if !has_room(&self.received) {
+            // What is left is less than a record, and stays within one buffer.
+            let room = BUFFER.saturating_sub(self.received.len());
+            self.received.reserve(room);
+        }
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.received);
+        if self.received.is_empty() {
+            SPARE.set(std::mem::take(&mut self.received));
+        }
+        read
     }
 
     /// Opens all records that are there, up to the end or to a fault, behind which nothing is opened any more.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::pin;
+use std::task::Poll;
 
 use bytes::{Buf as _, BytesMut};
 use rustls::CipherSuite;
@@ -260,6 +261,52 @@ async fn what_leaves_piece_by_piece_is_seen_to_move() {
     assert!(near.poll_flush(cx).is_pending());
     let sent = near.sent();
     assert!(sent > 300 * 1024, "{sent}");
+}
+
+#[tokio::test]
+async fn who_waits_holds_no_buffer_and_the_next_reader_has_it() {
+    let ((near, far), (third, fourth)) = (shaken().await, shaken().await);
+    let (mut near, mut far) = (
+        RecordStream::take_over(near).unwrap(),
+        RecordStream::take_over(far).unwrap(),
+    );
+    let (mut third, mut fourth) = (
+        RecordStream::take_over(third).unwrap(),
+        RecordStream::take_over(fourth).unwrap(),
+    );
+    // By turns, so that each begins where the other has ended in the same buffer.
+    for round in 0..200 {
+        let sent = pattern(1 + round * 37, round);
+        for (from, to) in [(&mut near, &mut far), (&mut third, &mut fourth)] {
+            from.say(&sent).await.unwrap();
+            let mut heard = Vec::new();
+            while heard.len() < sent.len() {
+                heard.extend(to.hear().await.unwrap());
+            }
+            assert!(heard == sent);
+            let mut pieces = VecDeque::new();
+            let more = poll_fn(|cx| Poll::Ready(to.poll_read(cx, &mut pieces).is_ready())).await;
+            assert!(!more && pieces.is_empty());
+            to.release();
+            assert_eq!(to.held(), 0);
+        }
+    }
+    // The beginning of a record stays with its reader: not all of this fits beneath.
+    let block = pattern(200 * 1024, 1);
+    for _ in 0..2 {
+        let taken = poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(&block)])).await;
+        assert_eq!(taken.unwrap(), block.len());
+    }
+    let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+    let mut pieces = VecDeque::new();
+    while far.poll_read(cx, &mut pieces).is_ready() {}
+    assert!(far.held() > 0);
+    third.say(b"between").await.unwrap();
+    assert_eq!(fourth.hear().await.unwrap(), b"between");
+    assert!(near.poll_flush(cx).is_ready());
+    while far.poll_read(cx, &mut pieces).is_ready() {}
+    let heard: Vec<u8> = pieces.into_iter().flatten().collect();
+    assert!(heard == [&block[..], &block[..]].concat());
 }
 
 #[tokio::test]
