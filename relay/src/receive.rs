@@ -7,6 +7,7 @@
 //! [`Reception`] is built once for each version of a destination; [`Reception::serve`] serves one connection to its
 //! end. Where streams come from, and who may have one, is the [`Opener`]'s.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -218,17 +219,10 @@ impl Reception {
         let Some(tls) = &self.0.tls else {
             return Err(code::word(code::INTERNAL));
         };
-        let hello = tokio::select! {
-            biased;
-            code = end.ended() => return Err(code::word(code)),
-            hello = tls.accept(tcp, deadline()) => hello.map_err(|error| told(&error))?,
-        };
+        let hello = unless_ended(&end, tls.accept(tcp, deadline())).await?;
         if !self.0.mirror {
             // Nothing of the resource matters to the handshake, and much of the handshake does to the resource.
-            let (stream, facts) = hello
-                .finish(None, deadline())
-                .await
-                .map_err(|error| told(&error))?;
+            let (stream, facts) = unless_ended(&end, hello.finish(None, deadline())).await?;
             let wish = Wish {
                 alpn: facts.alpn.clone().into_iter().collect(),
                 tls: Some(told_of(&facts)),
@@ -259,12 +253,16 @@ impl Reception {
             http: None,
         };
         let opening = pin!(opener.open(wish));
-        let opened = unless_over(hello.tcp(), &end, opening).await?;
+        let mut opened = unless_over(hello.tcp(), &end, opening).await?;
         let choice = opened.alpn.clone().unwrap_or_default();
-        let (stream, _) = hello
-            .finish(Some(&choice), deadline())
-            .await
-            .map_err(|error| told(&error))?;
+        let finish = unless_ended(&end, hello.finish(Some(&choice), deadline()));
+        let (stream, _) = tokio::select! {
+            biased;
+            error = poll_fn(|cx| opened.stream.poll_reset(cx)) => {
+                return Err(EndReason::from(error).as_str());
+            }
+            finished = finish => finished?,
+        };
         Ok((stream.into(), opened))
     }
 
@@ -284,14 +282,9 @@ impl Reception {
                     let hello = tls.accept(tcp, deadline()).await?;
                     hello.finish(None, deadline()).await
                 };
-                let done = tokio::select! {
-                    biased;
-                    code = options.end.ended() => return code::word(code),
-                    done = handshake => done,
-                };
-                match done {
+                match unless_ended(&options.end, handshake).await {
                     Ok((stream, facts)) => (stream.into(), Some(facts)),
-                    Err(error) => return told(&error),
+                    Err(word) => return word,
                 }
             }
         };
@@ -398,6 +391,18 @@ async fn begin_plain<O: Opener>(
     let opening = pin!(opener.open(Wish::default()));
     let opened = unless_over(tcp.tcp(), &end, opening).await?;
     Ok((tcp.into(), opened))
+}
+
+/// A step of a handshake, which has a limit of its own and notices the user's reset; an end from outside ends it.
+async fn unless_ended<T>(
+    end: &StreamEnd,
+    step: impl Future<Output = Result<T, TlsError>>,
+) -> Result<T, &'static str> {
+    tokio::select! {
+        biased;
+        code = end.ended() => Err(code::word(code)),
+        done = step => done.map_err(|error| told(&error)),
+    }
 }
 
 /// Ends from outside and the user's own reset end every wait of an opening; none of them loses anything.

@@ -240,6 +240,38 @@ async fn who_does_not_begin_with_tls_is_told_apart() {
         assert_eq!(error.as_str(), "tls-failed");
     };
     tokio::join!(endless, ours);
+    // One that says it is long is not waited for.
+    let (error, _near) = says(&tls, b"\x16\x03\x01\x41\x00\x01\x00\x40\x01\x03", long).await;
+    assert!(error.to_string().contains("too long"), "{error}");
+    // A header that is spread over two records says nothing yet.
+    let spread = b"\x16\x03\x01\x00\x01\x01\x16\x03\x01\x00\x03\x00\x00";
+    let (error, _near) = says(&tls, spread, Duration::from_millis(100)).await;
+    assert_eq!(error.as_str(), "tls-timeout");
+}
+
+#[tokio::test]
+async fn a_refusal_waits_for_nobody() {
+    let ca = Ca::new("our ca");
+    let own = ca.issue(&Wish::default());
+    let tls = user_tls(&[&own], |_| {});
+    let (mut near, far) = connection().await;
+    // Takes nothing: there is no room for an alert.
+    let mut idle = 0;
+    while idle < 3 {
+        match far.try_write(&[b'S'; 65_536]) {
+            Ok(_) => idle = 0,
+            Err(_) => {
+                idle += 1;
+                tokio::time::sleep(Duration::from_millis(30)).await;
+            }
+        }
+    }
+    // A handshake message that is no ClientHello.
+    let wrong = [0x16, 3, 1, 0, 5, 2, 0, 0, 1, 0];
+    near.write_all(&wrong).await.unwrap();
+    let accept = tls.accept(far, Instant::now() + Duration::from_secs(1));
+    let refused = tokio::time::timeout(Duration::from_secs(5), accept).await;
+    assert_eq!(refused.unwrap().unwrap_err().as_str(), "tls-failed");
 }
 
 #[tokio::test]
@@ -272,6 +304,17 @@ async fn a_postgresql_client_is_answered_where_that_is_asked_for() {
         };
         tokio::join!(peer, ours);
     }
+    // Whoever asks for ever is not answered for ever.
+    let (mut near, far) = connection().await;
+    let peer = async {
+        for answer in [Some(b'S'), None] {
+            near.write_all(questions[1][0]).await.unwrap();
+            assert_eq!(near.read_u8().await.ok(), answer);
+        }
+    };
+    let ours = async { tls.accept(far, soon()).await.map(drop).unwrap_err() };
+    let ((), error) = tokio::join!(peer, ours);
+    assert_eq!(error.as_str(), "not-tls");
     // What came before our answer was not secured, and is not taken as if it were.
     let smuggled = b"\0\0\0\x08\x04\xd2\x16\x2f\x16\x03\x01";
     let (error, _near) = says(&tls, smuggled, Duration::from_secs(20)).await;

@@ -46,10 +46,12 @@ impl Decoder {
         }
     }
 
-    /// Adds received bytes, when [`Self::next`] wants more.
+    /// Adds received bytes. Without a copy when [`Self::next`] wanted more.
     pub(super) fn push(&mut self, bytes: Bytes) {
-        debug_assert!(self.input.is_empty(), "what came before is looked at");
-        self.input = bytes;
+        self.input = match self.input.is_empty() {
+            true => bytes,
+            false => [&self.input[..], &bytes[..]].concat().into(),
+        };
     }
 
     /// Whether a stream may end here.
@@ -179,7 +181,9 @@ fn lz4_block(
         .read_exact(&mut out)
         .map_err(|_| Corrupt("not LZ4, or shorter than it says"))?;
     let rest = decoder.read(&mut [0; 1]).unwrap_or_default();
-    if rest > 0 || !decoder.get_ref().0.is_empty() {
+    // Also what is read to its end holds on to its buffer.
+    let unread = std::mem::take(&mut decoder.get_mut().0);
+    if rest > 0 || !unread.is_empty() {
         return Err(Corrupt("a block with another length than it says"));
     }
     Ok(out)

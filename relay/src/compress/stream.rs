@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes};
 use sg_tunnel_io::{StreamError, TunnelStream, code};
 use tokio::io::ReadBuf;
+use tokio::task::coop::poll_proceed;
 
 use super::decoder::Decoder;
 use super::encoder::Encoder;
@@ -65,7 +66,9 @@ impl Compressed {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<(), EndReason>> {
+        let yields = ready!(poll_proceed(cx));
         ready!(self.poll_open(cx, buffer.remaining()))?;
+        yields.made_progress();
         let before = buffer.remaining();
         for piece in &self.opened {
             buffer.put_slice(&piece[..piece.len().min(buffer.remaining())]);

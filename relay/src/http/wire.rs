@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use sg_tunnel_io::{StreamError, TunnelStream, code};
+use sg_tunnel_io::{TunnelStream, code};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 
+use crate::carrier::end_reason;
 use crate::{ByteCounters, EndReason, LocalIo, StreamBroken, StreamIo};
 
 /// How long a connection that is over may take to say so: what still comes is thrown away. A reset in this time
@@ -43,9 +44,7 @@ impl Wire for TunnelStream {
     }
 
     fn reason(error: &io::Error) -> EndReason {
-        StreamError::from_io(error)
-            .cloned()
-            .map_or(EndReason::TunnelLost, EndReason::from)
+        end_reason(error)
     }
 
     fn abort(self, code: u32) {

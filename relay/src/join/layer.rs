@@ -226,7 +226,7 @@ impl Layer for Tls {
         while !self.engine.has_something() {
             ready!(self.poll_fill(cx, tcp, budget))?;
         }
-        Poll::Ready(Ok(self.engine.take()))
+        Poll::Ready(Ok(self.engine.take(budget.max(1))))
     }
 
     /// Reads a little ahead: an alert, or a record that is broken, is noticed also when nobody reads.

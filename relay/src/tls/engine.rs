@@ -76,6 +76,14 @@ impl From<Fault> for io::Error {
     }
 }
 
+/// The same bytes with little room beside them: there was room for all that was read, and it may have been tickets.
+fn fitted(bytes: BytesMut) -> Bytes {
+    match bytes.capacity() > 2 * bytes.len() {
+        true => Bytes::copy_from_slice(&bytes),
+        false => bytes.freeze(),
+    }
+}
+
 /// The records of one connection.
 pub(crate) struct Engine {
     session: Session,
@@ -158,9 +166,13 @@ impl Engine {
         }
     }
 
-    /// All plaintext that waits; empty if there is none.
-    pub(crate) fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.plain).freeze()
+    /// Plaintext that waits, at most `max` bytes; empty if there is none. It holds on to little more memory than its
+    /// own.
+    pub(crate) fn take(&mut self, max: usize) -> Bytes {
+        if self.plain.len() > max {
+            return Bytes::copy_from_slice(&self.plain.split_to(max));
+        }
+        fitted(std::mem::take(&mut self.plain))
     }
 
     /// Moves plaintext that waits into `buffer`.
@@ -431,6 +443,23 @@ impl Engine {
         match result {
             Ok(_) => Ok(()),
             Err(error) => Err(Fault::Tls(TlsError::Failed(error.to_string()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn one_byte_does_not_hold_on_to_the_room_for_many() {
+        for (length, room, kept) in [(1, 48_000, 1), (30_000, 48_000, 48_000)] {
+            let mut bytes = BytesMut::with_capacity(room);
+            bytes.resize(length, 7);
+            let taken = fitted(bytes).try_into_mut().unwrap();
+            assert_eq!((taken.len(), taken.capacity()), (length, kept));
         }
     }
 }

@@ -80,10 +80,11 @@ pub(super) async fn flush(tcp: &mut TcpStream, engine: &mut Engine) -> Result<()
     Ok(())
 }
 
-/// After a handshake that failed for a reason of ours: ends the connection so that the peer gets to read the
-/// alert. A reset, which a close with unread bytes would be, could overtake it.
-pub(super) async fn farewell(tcp: &mut TcpStream) {
+/// After a handshake that failed for a reason of ours: writes what is still to be said and ends the connection, so that the peer
+/// gets to read the alert. A reset, which a close with unread bytes would be, could overtake it.
+pub(super) async fn farewell(tcp: &mut TcpStream, last_words: &[u8]) {
     let goodbye = async {
+        tcp.write_all(last_words).await?;
         tcp.shutdown().await?;
         let mut left = MOST_INCOMING;
         let mut buffer = [0; 1024];

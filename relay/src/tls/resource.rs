@@ -160,7 +160,7 @@ impl ResourceTls {
                         | TlsError::Refused { .. }
                 );
                 if is_ours {
-                    farewell(tcp.tcp_mut()).await;
+                    farewell(tcp.tcp_mut(), &[]).await;
                     tcp.close();
                 }
                 Err(error)

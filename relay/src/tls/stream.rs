@@ -165,15 +165,18 @@ impl fmt::Debug for TlsStream {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::future::poll_fn;
+
     use sg_runtime::tls::material::Pair;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::time::{Duration, Instant};
 
+    use super::TlsStream;
     use crate::tls::{ResourceTls, ResourceTlsSettings, UserTls, UserTlsSettings};
 
-    #[tokio::test]
-    async fn a_connection_keeps_no_buffer_while_nothing_moves() {
+    /// Two ends that have shaken hands.
+    async fn pair() -> (TlsStream, TlsStream) {
         let pair = Pair::self_signed("db.example", Duration::from_secs(3600)).unwrap();
         let mut settings = ResourceTlsSettings::new("db.example");
         settings.certificates = pair.chain().to_vec();
@@ -195,7 +198,30 @@ mod tests {
             let hello = user.accept(tcp, deadline).await.unwrap();
             hello.finish(None, deadline).await.unwrap().0
         };
-        let (mut near, mut far) = tokio::join!(near, far);
+        tokio::join!(near, far)
+    }
+
+    #[tokio::test]
+    async fn no_more_is_taken_than_was_asked_for() {
+        let (mut near, mut far) = pair().await;
+        let fill = async |far: &mut TlsStream, room| {
+            let (tcp, engine) = (&mut far.tcp, &mut far.engine);
+            poll_fn(|cx| engine.poll_fill(cx, tcp.tcp_mut(), room)).await
+        };
+        near.write_all(&[7; 10_000]).await.unwrap();
+        near.flush().await.unwrap();
+        while !far.engine.has_something() {
+            fill(&mut far, 65_536).await.unwrap();
+        }
+        let taken = far.engine.take(4096);
+        assert!(taken == vec![7; 4096]);
+        assert_eq!(far.engine.take(65_536).len(), 10_000 - 4096);
+        assert!(!far.engine.has_something());
+    }
+
+    #[tokio::test]
+    async fn a_connection_keeps_no_buffer_while_nothing_moves() {
+        let (mut near, mut far) = pair().await;
         let bytes = vec![7; 300_000];
         for _ in 0..2 {
             let mut received = vec![0; bytes.len()];

@@ -27,8 +27,9 @@ use super::verify::{UserVerifier, check_dates};
 use super::{TlsError, TlsFacts, TlsSetupError, TlsStream};
 use crate::local::RawEnd;
 
-/// Longest first message of a client.
-const MOST_HELLO: usize = 64 * 1024;
+/// Longest first message of a client: several times what clients send that offer every algorithm there is. Anybody may send
+/// one, and it is held twice.
+const MOST_HELLO: usize = 16 * 1024;
 /// Protocols of a client's offer that are looked at.
 const MOST_OFFERED: usize = 32;
 
@@ -118,10 +119,8 @@ impl UserTls {
             }
             Err(refusal) => refusal,
         };
-        if let Some(alert) = refusal.alert
-            && io.tcp.tcp_mut().write_all(&alert).await.is_ok()
-        {
-            farewell(io.tcp.tcp_mut()).await;
+        if let Some(alert) = refusal.alert {
+            farewell(io.tcp.tcp_mut(), &alert).await;
             io.tcp.close();
         }
         Err(refusal.error)
@@ -132,21 +131,29 @@ impl UserTls {
         tcp: &mut TcpStream,
         bytes: &mut Vec<u8>,
     ) -> Result<(Option<String>, Vec<Vec<u8>>), Refusal> {
+        let (mut tls_asked, mut gss_asked) = (false, false);
         loop {
-            let answer: &[u8] = match begin(bytes) {
+            let question: Option<(&[u8], &mut bool)> = match begin(bytes) {
                 Begin::Tls => break,
-                Begin::Short => &[],
-                Begin::PostgresTls if self.0.postgres => b"S",
-                Begin::PostgresGss if self.0.postgres => b"N",
+                Begin::Short => None,
+                Begin::PostgresTls if self.0.postgres => Some((b"S", &mut tls_asked)),
+                Begin::PostgresGss if self.0.postgres => Some((b"N", &mut gss_asked)),
                 Begin::PostgresTls | Begin::PostgresGss => {
                     return Err(TlsError::PostgresPreface.into());
                 }
                 Begin::Other => return Err(not_tls(bytes).into()),
             };
-            if !answer.is_empty() {
-                // Nothing may come before the answer: whoever put it there wants it read as if it were secured.
-                if bytes.len() > 8 {
-                    let found = "bytes right behind a PostgreSQL client's question".to_owned();
+            if let Some((answer, asked)) = question {
+                let found = if std::mem::replace(asked, true) {
+                    Some("a PostgreSQL client's question for the second time")
+                } else if bytes.len() > 8 {
+                    // Nothing may come before the answer: whoever put it there wants it read as if it were secured.
+                    Some("bytes right behind a PostgreSQL client's question")
+                } else {
+                    None
+                };
+                if let Some(found) = found {
+                    let found = found.to_owned();
                     return Err(TlsError::NotTls { found }.into());
                 }
                 bytes.clear();
@@ -178,7 +185,7 @@ impl UserTls {
                 }
             }
             seen = bytes.len();
-            if seen > MOST_HELLO {
+            if seen > MOST_HELLO || announced(bytes) > MOST_HELLO {
                 return Err(TlsError::Failed("the first message is too long".to_owned()).into());
             }
             handshake::read(tcp, bytes).await?;
@@ -195,6 +202,17 @@ struct Refusal {
 impl From<TlsError> for Refusal {
     fn from(error: TlsError) -> Self {
         Self { error, alert: None }
+    }
+}
+
+/// How long the first handshake message says it is, once the beginning of its record is there.
+fn announced(bytes: &[u8]) -> usize {
+    match bytes {
+        // A record of fewer bytes than a message's header is allowed, and its rest is in the next one.
+        [_, _, _, high, low, _, a, b, c, ..] if u16::from_be_bytes([*high, *low]) >= 4 => [a, b, c]
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(**byte)),
+        _ => 0,
     }
 }
 
@@ -275,7 +293,7 @@ impl Hello {
                     error,
                     TlsError::Io(_) | TlsError::Timeout | TlsError::Closed
                 ) {
-                    farewell(tcp.tcp_mut()).await;
+                    farewell(tcp.tcp_mut(), &[]).await;
                     tcp.close();
                 }
                 Err(error)

@@ -24,6 +24,10 @@ const OVERHEAD: usize = 64;
 const STALE: usize = 64;
 /// Entries that an empty queue may keep allocated.
 const KEEP_ENTRIES: usize = 8;
+/// Datagrams that may wait as slices of the buffers that they came in, whatever else these hold.
+const HELD_BUFFERS: usize = 128;
+/// A longer datagram never is copied: it is an eighth of such a buffer at least.
+const LARGE: usize = 8 * 1024;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Direction {
@@ -150,6 +154,10 @@ impl Shelf {
         self.bytes += cost;
         self.waiting += 1;
         self.order.push_back((key, serial));
+        let payload = match payload.len() >= LARGE || self.waiting <= HELD_BUFFERS {
+            true => payload,
+            false => Bytes::copy_from_slice(&payload),
+        };
         let queue = flow.queue_mut(self.direction);
         queue.bytes += payload.len();
         queue.list.push_back(Waiting {
@@ -288,6 +296,30 @@ mod tests {
         assert_eq!(shelf.waiting(), 30, "what never fits drops nothing else");
         while take(&mut shelf, &mut table, keys[0]).is_some() {}
         assert_eq!((shelf.waiting(), shelf.bytes, shelf.order.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_waits_holds_on_to_few_buffers() {
+        for (length, most) in [(1, HELD_BUFFERS), (LARGE - 1, HELD_BUFFERS), (LARGE, 200)] {
+            let (mut table, keys) = flows(200);
+            let mut shelf = Shelf::new(Direction::Out);
+            let buffers: Vec<Bytes> = keys.iter().map(|_| Bytes::from(vec![7; LARGE])).collect();
+            let unbounded = DatagramLimits {
+                tunnel_bytes: usize::MAX,
+                ..limits()
+            };
+            for (key, buffer) in keys.iter().zip(&buffers) {
+                let payload = buffer.slice(..length);
+                shelf.push(&mut table, *key, Instant::now(), payload, &unbounded);
+            }
+            assert_eq!(shelf.waiting(), 200);
+            let held = buffers.iter().filter(|buffer| !buffer.is_unique());
+            assert_eq!(held.count(), most, "{length} bytes");
+            for key in keys {
+                let payload = take(&mut shelf, &mut table, key).unwrap();
+                assert_eq!(payload, vec![7; length]);
+            }
+        }
     }
 
     #[test]

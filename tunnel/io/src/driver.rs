@@ -264,6 +264,7 @@ impl Drive {
                 break;
             }
         }
+        debug_assert!(self.wakes.is_empty(), "a closed core has told everybody");
         std::task::ready!(link.poll_shutdown(cx))?;
         if matches!(closing.closed.reason, CloseReason::Peer { .. }) {
             return Poll::Ready(Ok(()));

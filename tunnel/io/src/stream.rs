@@ -5,11 +5,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use sg_tunnel::{Key, Peek, Read, StreamEnd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
 use crate::error::StreamError;
 use crate::handover::Interest;
@@ -17,6 +18,9 @@ use crate::state::{Shared, State};
 
 /// Largest piece that one read gives.
 const READ_MAX: usize = 64 * 1024;
+
+/// Most that one call of [`AsyncRead`] copies, which is done under the tunnel's lock.
+const COPIED_MAX: usize = 32 * 1024;
 
 /// A stream that somebody holds: dropping it lets go of the stream.
 pub(crate) struct Held {
@@ -260,14 +264,19 @@ impl AsyncRead for TunnelStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let yields = ready!(poll_proceed(cx));
         let key = self.held.key;
-        let before = buf.remaining();
-        self.held.shared.command(|state| {
-            while buf.remaining() > 0 {
-                match state.core.read(key, buf.remaining()) {
-                    Ok(Read::Chunk(chunk)) => buf.put_slice(&chunk),
+        let mut left = buf.remaining().min(COPIED_MAX);
+        let most = left;
+        let read = self.held.shared.command(|state| {
+            while left > 0 {
+                match state.core.read(key, left) {
+                    Ok(Read::Chunk(chunk)) => {
+                        buf.put_slice(&chunk);
+                        left -= chunk.len();
+                    }
                     // The next call tells it again.
-                    Ok(_) | Err(_) if buf.remaining() < before => break,
+                    Ok(_) | Err(_) if left < most => break,
                     Ok(Read::Fin) => break,
                     Ok(Read::Pending) => {
                         state.wait_for(key, Interest::Read, cx);
@@ -277,7 +286,11 @@ impl AsyncRead for TunnelStream {
                 }
             }
             Poll::Ready(Ok(()))
-        })
+        });
+        if read.is_ready() {
+            yields.made_progress();
+        }
+        read
     }
 }
 

@@ -19,10 +19,6 @@ use crate::stream::{Key, Phase};
 
 /// Bytes that a flow sends in one turn; a larger datagram is paid for by the turns that follow.
 const TURN: i64 = 4 * 1024;
-/// Datagrams that may wait for their reader as slices of the receive buffers that they came in.
-const HELD_BUFFERS: usize = 128;
-/// A longer datagram never is copied: it is an eighth of a receive buffer at least.
-const LARGE: usize = 8 * 1024;
 
 impl Connection {
     /// Starts to open a flow: a stream that carries datagrams. They may be sent at once.
@@ -121,13 +117,7 @@ impl Connection {
             input.advance(length);
             return Ok(());
         };
-        let payload = if length >= LARGE || self.unread_datagrams.waiting() < HELD_BUFFERS {
-            input.split_to(length).freeze()
-        } else {
-            let copy = Bytes::copy_from_slice(&input[..length]);
-            input.advance(length);
-            copy
-        };
+        let payload = input.split_to(length).freeze();
         self.stats.datagrams_received += 1;
         let limits = &self.config.datagrams;
         let dropped = self
