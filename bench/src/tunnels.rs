@@ -14,8 +14,8 @@ use crate::load;
 use crate::report::{Report, Row, Verdict, Wanted};
 use crate::resource::Resource;
 
-/// Tunnels of each client: 25 gateways with as many connections as one client may have.
-const GATEWAYS: usize = 25;
+/// Tunnels of each client: 50 gateways with as many connections as one client may have.
+const GATEWAYS: usize = 50;
 const CONNECTIONS: usize = 16;
 const OF_A_CLIENT: usize = GATEWAYS * CONNECTIONS;
 

@@ -72,12 +72,14 @@ async fn a_check_of_haproxy_is_nobodys_connection() -> Result<()> {
     let mut ports = Ports::take()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let ours = listener.local_addr()?;
-    let port = ports.server();
+    // Whoever looks whether it is there must not come out at our end.
+    let (port, ready) = (ports.server(), ports.server());
     let sections = format!(
         "listen l\n bind 127.0.0.1:{port}\n option tcp-check\n tcp-check connect send-proxy\n tcp-check send x\n\
-         server s {ours} send-proxy-v2 check-send-proxy check inter 200ms\n"
+         server s {ours} send-proxy-v2 check-send-proxy check inter 200ms\n\
+         frontend ready\n mode http\n bind 127.0.0.1:{ready}\n http-request return status 200\n"
     );
-    let _haproxy = ProxyServer::haproxy(folder.path(), port, &sections).await?;
+    let _haproxy = ProxyServer::haproxy(folder.path(), ready, &sections).await?;
     let (mut tcp, _) = within(PATIENCE, "haproxy checks", listener.accept()).await??;
     let conveyed = receive(&mut tcp, HEADER_LIMIT).await?;
     ensure!(conveyed == Conveyed::Nothing, "{conveyed:?}");

@@ -18,9 +18,9 @@ use crate::record::{RECORD_LEN, RecordHeader, kind, offset_record};
 
 /// Pieces up to this size are copied next to their header instead of being a slice of their own.
 const COPY: usize = 1024;
-/// Size of the first buffer for small things, and of later ones.
+/// Sizes of the buffers for small things: each is twice the one before, so that an idle tunnel keeps a small one.
 const FIRST_BLOCK: usize = 1024;
-const BLOCK: usize = 16 * 1024;
+const LAST_BLOCK: usize = 16 * 1024;
 /// A new buffer is taken when less than this is left.
 const MIN_BLOCK: usize = 256;
 
@@ -32,6 +32,8 @@ pub struct Batch {
     parts: VecDeque<Bytes>,
     /// Headers and small payloads of what is being built, one behind the other.
     scratch: BytesMut,
+    /// Size of its last buffer.
+    block: usize,
     building: Vec<Part>,
     record: Record,
     len: usize,
@@ -239,9 +241,8 @@ impl Batch {
         let start = self.scratch.len();
         let room = self.scratch.capacity() - start;
         if room < bytes || (start == 0 && room < MIN_BLOCK) {
-            let first = self.scratch.capacity() == 0;
-            let block = if first { FIRST_BLOCK } else { BLOCK };
-            self.scratch.reserve(bytes.max(block));
+            self.block = (2 * self.block).clamp(FIRST_BLOCK, LAST_BLOCK);
+            self.scratch.reserve(bytes.max(self.block));
         }
         start
     }
