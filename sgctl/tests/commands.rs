@@ -94,6 +94,71 @@ async fn the_security_token_is_shown_once_and_can_go_into_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_names_would_not_show_is_not_made() {
+    let mock = Mock::start().await;
+    for command in [
+        "gateway create north",
+        "gateway token rotate dev",
+        "token create ci --role viewer",
+    ] {
+        let refused = mock.run(&format!("{command} -o name")).await;
+        assert_eq!(
+            (refused.code, refused.err.as_str()),
+            (
+                2,
+                "error: -o name cannot show the token; add --token-out FILE (USAGE)\n"
+            ),
+            "{command}"
+        );
+        assert_eq!(mock.asked(), [""; 0], "{command}");
+    }
+    let file = mock.path("new.token");
+    let saved = mock
+        .run(&format!(
+            "gateway token rotate dev -o name --token-out {}",
+            file.display()
+        ))
+        .await;
+    assert_eq!((saved.code, saved.out.as_str()), (0, "dev\n"), "{saved:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "sgt_new\n");
+    let tokenless = mock.run("gateway create north --no-token -o name").await;
+    assert_eq!((tokenless.code, tokenless.out.as_str()), (0, "north\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_file_replaces_only_its_own_kind() {
+    let mock = Mock::start().await;
+    let file = mock.path("plant.token");
+    let out = file.display();
+    for (held, what) in [
+        ("sgt_old\n", "a security token"),
+        ("sga_old\n", "an admin token"),
+        ("notes\n", "something else"),
+        ("sgj_old and notes\n", "something else"),
+    ] {
+        std::fs::write(&file, held).unwrap();
+        let refused = mock
+            .run(&format!("node token create --token-out {out}"))
+            .await;
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert_eq!(
+            refused.err,
+            format!("error: {out} holds {what}; choose another file (LOCAL)\n")
+        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), held);
+    }
+    assert_eq!(mock.asked(), [""; 0], "no token was made");
+    for held in ["sgj_old\n", "\n", ""] {
+        std::fs::write(&file, held).unwrap();
+        let replaced = mock
+            .run(&format!("node token create --token-out {out}"))
+            .await;
+        assert_eq!(replaced.code, 0, "{replaced:?}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "sgj_secret\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_use_the_newest_version_and_try_again_when_somebody_was_faster() {
     let mock = Mock::start().await;
     mock.script.lock().unwrap().conflicts = 2;

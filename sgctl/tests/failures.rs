@@ -209,7 +209,9 @@ async fn a_change_that_is_sent_again_carries_the_same_request_id() {
     );
     sick.script.lock().unwrap().unavailable = true;
     let both = format!("{},{}", sick.address, live.address);
-    let run = live.run_at(&both, "gateway create north -o name").await;
+    let run = live
+        .run_at(&both, "gateway create north --no-token -o name")
+        .await;
     assert_eq!(run.out, "north\n", "{}", run.err);
     let (first, second) = (sick.asked(), live.asked());
     assert_eq!(first, second);
