@@ -145,7 +145,12 @@ fn given(global: &Global) -> Result<Context, Failure> {
     let ca = match ca.parse::<Trust>() {
         Ok(Trust::Ca(path)) => absolute(&path)?.display().to_string(),
         Ok(_) => ca,
-        Err(error) => return Err(Failure::usage(format!("--ca: {error}"))),
+        Err(error) => {
+            return Err(Failure::usage(format!(
+                "{}: {error}",
+                global.variables.flag("ca")
+            )));
+        }
     };
     let token_file = absolute(token_file)?;
     for path in [Path::new(&ca), &token_file] {
