@@ -63,6 +63,34 @@ async fn exit_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_url_in_place_of_an_address_is_refused() {
+    let mock = Mock::start().await;
+    for (command, problem) in [
+        (
+            "destination create dev/web --resource http://127.0.0.1:80",
+            "write HOST:PORT, without http://",
+        ),
+        (
+            "gateway list --server https://127.0.0.1:7400",
+            "write HOST:PORT, without https://",
+        ),
+        (
+            "acl allow dev http://web:80",
+            "write HOST:PORT[/PATH], without http://",
+        ),
+        (
+            "acl allow dev *.example.com:80",
+            "there are no wildcards; write each host",
+        ),
+    ] {
+        let refused = mock.run(command).await;
+        assert_eq!(refused.code, 2, "{command}");
+        assert!(refused.err.contains(problem), "{command}: {}", refused.err);
+    }
+    assert_eq!(mock.asked(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     let mock = Mock::start().await;
     for command in [
