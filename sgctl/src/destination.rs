@@ -157,13 +157,20 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     match command {
         Command::Create(args) => {
             let wait = args.wait;
+            let (named, rules) = (args.destination.clone(), args.fields.ends.admits_sources());
             let created = create(&api, args.try_into()?).await?;
+            if rules {
+                source::warn_unrestricted(&named, &created);
+            }
             session.one(&waited(&api, created, wait, until).await?)
         }
         Command::List { gateway } => session.list(&list(&api, &gateway).await?),
         Command::Get { destination } => session.one_with_details(&get(&api, &destination).await?),
         Command::Update(args) => {
             let updated = update(&api, &args).await?;
+            if args.fields.ends.admits_sources() {
+                source::warn_unrestricted(&args.change.change.destination, &updated);
+            }
             session.one(&waited(&api, updated, args.change.wait, until).await?)
         }
         Command::Delete(change) => {

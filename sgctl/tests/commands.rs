@@ -250,6 +250,27 @@ async fn destinations_and_what_the_nodes_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rules_that_do_not_count_are_warned_of() {
+    let mock = Mock::start().await;
+    let warning = "warning: dev/pg admits everybody; sgctl destination update dev/pg --restrict makes the rules count\n";
+    let create = "destination create dev/pg --resource db:1";
+    for (command, expected) in [
+        ("destination source add dev/pg 10.0.0.5".to_owned(), warning),
+        (
+            "destination update dev/pg --allow-source 10.0.0.5".to_owned(),
+            warning,
+        ),
+        (format!("{create} --allow-source 10.0.0.5"), warning),
+        (format!("{create} --allow-source 10.0.0.5 --restrict"), ""),
+        (format!("{create} --allow-source none"), ""),
+        (create.to_owned(), ""),
+    ] {
+        let run = mock.run(&format!("{command} -o name")).await;
+        assert_eq!((run.code, run.err.as_str()), (0, expected), "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wait_returns_when_the_generation_is_ready_and_not_before() {
     let mock = Mock::start().await;
     let state = |generation, ready| api::Destination {

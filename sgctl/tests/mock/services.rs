@@ -264,7 +264,10 @@ impl destinations_server::Destinations for Services {
             d.kind, d.protocol, d.resource_host, d.resource_port
         );
         self.asked(&r, &what, &format!("{}/{}", r.get_ref().parent, d.name))?;
-        Ok(Response::new(destination()))
+        Ok(Response::new(Destination {
+            user_end: d.user_end,
+            ..destination()
+        }))
     }
 
     async fn get_destination(&self, r: Request<GetDestinationRequest>) -> Answer<Destination> {
