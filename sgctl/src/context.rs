@@ -15,6 +15,7 @@ use crate::cli::Global;
 use crate::failure::Failure;
 use crate::output::{self, Resource};
 use crate::session::Session;
+use crate::settings;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -131,6 +132,7 @@ fn given(global: &Global) -> Result<Context, Failure> {
         .server
         .clone()
         .ok_or_else(|| missing("--server HOST:PORT"))?;
+    settings::servers(&global.variables.flag("server"), &server)?;
     let ca = global
         .ca
         .clone()

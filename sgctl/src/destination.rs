@@ -376,6 +376,9 @@ async fn versioned<T>(
 
 fn hint_list(failure: Failure, destination: &MemberRef) -> Failure {
     match failure.code() {
+        Code::NotFound if failure.is_missing("source") => {
+            failure.hint(format!("sgctl destination source list {destination}"))
+        }
         Code::NotFound => failure.hint(format!(
             "sgctl destination list {}",
             destination.gateway.as_str()

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use sg_model::{Host, HostPort};
 
 use crate::cli::{Global, Variables};
 use crate::context::store::{self, Context};
@@ -94,21 +95,7 @@ impl Settings {
             .clone()
             .or(context.server)
             .ok_or_else(|| missing("--server"))?;
-        let servers: Vec<String> = server
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect();
-        if servers.is_empty() {
-            return Err(missing("--server"));
-        }
-        for server in &servers {
-            server.parse::<sg_model::HostPort>().map_err(|invalid| {
-                let flag = self.variables.flag("server");
-                Failure::usage(format!("{flag} {server}: {}", invalid.message))
-            })?;
-        }
+        let servers = servers(&self.variables.flag("server"), &server)?;
         Ok(Target {
             servers,
             ca: self
@@ -143,6 +130,28 @@ impl Settings {
                 .unwrap_or_default()),
         }
     }
+}
+
+/// The addresses in a value of `--server`, which errors call `flag`.
+pub(crate) fn servers(flag: &str, value: &str) -> Result<Vec<String>, Failure> {
+    let given = value.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let servers: Vec<String> = given.map(str::to_owned).collect();
+    if servers.is_empty() {
+        return Err(missing("--server"));
+    }
+    for server in &servers {
+        server.parse::<HostPort>().map_err(|invalid| {
+            let failure = Failure::usage(format!("{flag} {server}: {}", invalid.message));
+            match server.parse::<Host>() {
+                Ok(host) => failure.hint(format!(
+                    "{}:7400; 7400 is the port of a control plane by default",
+                    host.bracketed()
+                )),
+                Err(_) => failure,
+            }
+        })?;
+    }
+    Ok(servers)
 }
 
 fn read_file(path: &Path) -> Result<File, Failure> {

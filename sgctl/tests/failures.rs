@@ -91,6 +91,44 @@ async fn a_url_in_place_of_an_address_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_to_try_leads_out_of_the_error() {
+    let mock = Mock::start().await;
+    for (command, code, text) in [
+        (
+            "destination get dev/nowhere",
+            3,
+            "try: sgctl gateway list\n",
+        ),
+        ("client get dev/nowhere", 3, "try: sgctl gateway list\n"),
+        (
+            "destination get dev/missing",
+            3,
+            "try: sgctl destination list dev\n",
+        ),
+        (
+            "destination source remove dev/pg 10.0.0.6",
+            3,
+            "try: sgctl destination source list dev/pg\n",
+        ),
+        ("client get dev", 2, "write GATEWAY/CLIENT"),
+        (
+            "gateway list --server 127.0.0.1",
+            2,
+            "try: 127.0.0.1:7400; 7400 is the port of a control plane by default\n",
+        ),
+        (
+            "context add site --server ::1",
+            2,
+            "try: [::1]:7400; 7400 is the port of a control plane by default\n",
+        ),
+    ] {
+        let run = mock.run(command).await;
+        assert_eq!(run.code, code, "{command}: {run:?}");
+        assert!(run.err.contains(text), "{command}: {}", run.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     let mock = Mock::start().await;
     for command in [

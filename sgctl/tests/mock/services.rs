@@ -51,6 +51,7 @@ impl Services {
             return Err(refusal(Code::Unavailable, "STORE_UNAVAILABLE"));
         }
         match name.rsplit('/').next().unwrap_or_default() {
+            "nowhere" => Err(missing("gateway")),
             "missing" => Err(refusal(Code::NotFound, "NOT_FOUND")),
             "denied" => Err(refusal(Code::PermissionDenied, "PERMISSION_DENIED")),
             "taken" => Err(refusal(Code::AlreadyExists, "NAME_TAKEN")),
@@ -79,6 +80,13 @@ impl Services {
         }
         Ok(())
     }
+}
+
+/// That a thing of this kind does not exist.
+fn missing(kind: &str) -> Status {
+    let metadata = std::collections::HashMap::from([("kind".to_owned(), kind.to_owned())]);
+    let details = ErrorDetails::with_error_info("NOT_FOUND", "secure-gateway", metadata);
+    Status::with_error_details(Code::NotFound, "the mock has none", details)
 }
 
 fn refusal(code: Code, reason: &str) -> Status {
@@ -334,6 +342,9 @@ impl destinations_server::Destinations for Services {
 
     async fn remove_source(&self, r: Request<RemoveSourceRequest>) -> Answer<Destination> {
         self.changed(&r, "remove source", &r.get_ref().name)?;
+        if r.get_ref().spec == "10.0.0.6" {
+            return Err(missing("source"));
+        }
         Ok(Response::new(destination()))
     }
 
