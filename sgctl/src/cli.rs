@@ -203,8 +203,10 @@ fn end_of_usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     output::note(&error.render().to_string());
     if wants_json(arguments) {
         let text = error.render().to_string();
-        let line = text.lines().next().unwrap_or_default();
-        let failure = Failure::usage(line.strip_prefix("error: ").unwrap_or(line));
+        // What is missing, or possible, stands in lines of its own, up to an empty one.
+        let lines = text.lines().take_while(|line| !line.trim().is_empty());
+        let message = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+        let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
         if output::print(&format!("{}\n", failure.json())).is_err() {
             return ExitCode::from(1);
         }

@@ -120,7 +120,7 @@ pub(crate) fn run(command: Command, global: &Global, session: &Session) -> Resul
         Command::Remove { name } => {
             let removed = contexts.remove(&name)?;
             store::save(&contexts)?;
-            session.deleted("context", &row(&contexts, &name, &removed))
+            session.gone("context", &row(&contexts, &name, &removed), "removed")
         }
     }
 }

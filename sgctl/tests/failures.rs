@@ -129,6 +129,17 @@ async fn what_to_try_leads_out_of_the_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scripts_are_told_what_is_missing() {
+    let mock = Mock::start().await;
+    let run = mock.run("-o json gateway create").await;
+    assert_eq!(run.code, 2);
+    assert_eq!(
+        run.json()["message"],
+        "the following required arguments were not provided: <NAME>"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     let mock = Mock::start().await;
     for command in [

@@ -57,7 +57,8 @@ async fn contexts_are_kept_for_the_owner_alone() {
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(run(home, "context use three").await.code, 3);
     assert_eq!(run(home, "context add x --server a:1").await.code, 2);
-    run(home, "context remove two").await;
+    let removed = run(home, "context remove two").await;
+    assert_eq!(removed.err, "context two removed\n");
     assert_eq!(run(home, "context current").await.code, 3);
 
     std::fs::write(&file, "nonsense = 1\n").unwrap();
