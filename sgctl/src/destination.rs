@@ -72,7 +72,7 @@ pub(crate) struct Fields {
     /// How long to try to connect to the resource [default: 10s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
-    /// Close streams that carry nothing for this long; 0 for never [default: never; udp: 60s]
+    /// Close streams that carry nothing for this long; 0: the default (tcp: never, udp: 60s)
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<HumanDuration>,
     /// Streams open at a time on each node; 0 for no limit [default: 0]

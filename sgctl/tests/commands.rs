@@ -250,6 +250,33 @@ async fn destinations_and_what_the_nodes_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_serves_is_not_called_ready_and_udp_has_its_own_idle_time() {
+    let mock = Mock::start().await;
+    let node = |state: &str| api::DestinationNodeStatus {
+        connected: true,
+        state: state.to_owned(),
+        ..Default::default()
+    };
+    for (protocol, state, shown, idle) in [
+        ("udp", "listening", "ready", "60s"),
+        ("tcp", "disabled", "disabled", "never"),
+    ] {
+        mock.script.lock().unwrap().destination = Some(api::Destination {
+            protocol: protocol.to_owned(),
+            status: Some(api::DestinationStatus {
+                ready: true,
+                nodes: vec![node(state)],
+                clients: vec![],
+            }),
+            ..mock::services::destination()
+        });
+        let wide = mock.run("destination get dev/pg -o wide").await.out;
+        let cells: Vec<&str> = lines(&wide)[1].split_whitespace().collect();
+        assert_eq!((cells[4], cells[9]), (shown, idle), "{wide}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rules_that_do_not_count_are_warned_of() {
     let mock = Mock::start().await;
     let warning = "warning: dev/pg admits everybody; sgctl destination update dev/pg --restrict makes the rules count\n";
@@ -305,9 +332,30 @@ async fn wait_returns_when_the_generation_is_ready_and_not_before() {
     assert_eq!((run.code, run.out.as_str()), (6, ""));
     assert_eq!(
         run.err,
-        "error: destination dev/pg is stored, but not every node has applied it (NOT_READY)\n\
+        "error: destination dev/pg is stored, but is not served by every node (NOT_READY)\n\
          cause: node node-1: failed, generation 0 applied, address-in-use\n\
          try: sgctl destination get dev/pg\n"
+    );
+
+    // A group that nobody is in is named, for it may be a slip.
+    let alone = api::Destination {
+        status: Some(api::DestinationStatus::default()),
+        ..state(3, false)
+    };
+    {
+        let mut script = mock.script.lock().unwrap();
+        script.destination_states = vec![alone.clone()];
+        script.destination = Some(alone);
+    }
+    let run = mock
+        .run("destination enable dev/pg --wait --timeout 1s")
+        .await;
+    assert!(
+        run.err.contains(
+            "cause: no node of group default has joined; sgctl node list -o wide shows groups\n"
+        ),
+        "{}",
+        run.err
     );
 }
 

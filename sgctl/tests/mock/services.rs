@@ -280,7 +280,8 @@ impl destinations_server::Destinations for Services {
 
     async fn get_destination(&self, r: Request<GetDestinationRequest>) -> Answer<Destination> {
         self.asked(&r, "get destination", &r.get_ref().name)?;
-        Ok(Response::new(destination()))
+        let shown = self.0.lock().unwrap().destination.clone();
+        Ok(Response::new(shown.unwrap_or_else(destination)))
     }
 
     async fn list_destinations(
@@ -317,7 +318,8 @@ impl destinations_server::Destinations for Services {
         r: Request<EnableDestinationRequest>,
     ) -> Answer<Destination> {
         self.changed(&r, "enable destination", &r.get_ref().name)?;
-        Ok(Response::new(destination()))
+        let shown = self.0.lock().unwrap().destination.clone();
+        Ok(Response::new(shown.unwrap_or_else(destination)))
     }
 
     async fn disable_destination(
