@@ -56,6 +56,10 @@ impl FromStr for Host {
                 && !l.starts_with('-')
                 && !l.ends_with('-')
         };
+        if name.contains('*') {
+            let problem = "there are no wildcards; write the name in full";
+            return Err(Invalid::new("host", problem));
+        }
         if !name.split('.').all(label) {
             return Err(Invalid::new(
                 "host",
@@ -124,6 +128,10 @@ impl FromStr for HostPort {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
+        if let Some(scheme) = scheme(text) {
+            let problem = format!("write HOST:PORT, without {scheme}://");
+            return Err(Invalid::new("address", problem));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| {
             Invalid::new(
                 "address",
@@ -148,6 +156,14 @@ impl fmt::Display for HostPort {
             Host::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }
+}
+
+/// The scheme of what is a URL where none is expected.
+pub(crate) fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.split_once("://")?;
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"+-.".contains(&b);
+    (scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.bytes().all(fits))
+        .then_some(scheme)
 }
 
 /// A port in decimal digits, without sign, never 0.
@@ -274,6 +290,21 @@ mod tests {
         for bad in ["x", "x:", "x:0", "x:70000", ":80", "::1:80"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_url_and_a_wildcard_are_told_from_other_mistakes() {
+        let problem = |text: &str| text.parse::<HostPort>().unwrap_err().message;
+        assert_eq!(
+            problem("http://127.0.0.1:80"),
+            "write HOST:PORT, without http://"
+        );
+        assert_eq!(problem("https://web"), "write HOST:PORT, without https://");
+        assert_eq!(
+            problem("*.example.com:80"),
+            "there are no wildcards; write the name in full"
+        );
+        assert!(problem("a b://c:1").contains("[ADDRESS]:PORT"));
     }
 
     #[test]

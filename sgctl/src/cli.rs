@@ -47,7 +47,8 @@ pub(crate) struct Global {
     /// File with an admin token; - reads it from stdin
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Context to use instead of the current one
+    /// Context to use instead of the current one; given as a flag it beats the variables of --server, --ca and
+    /// --token-file
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
     /// TOML file with values for server, ca, token-file, context, output and timeout
@@ -66,6 +67,37 @@ pub(crate) struct Global {
     /// Time for the whole command [default: 10s]
     #[arg(long, global = true, value_name = "DURATION")]
     pub(crate) timeout: Option<HumanDuration>,
+    /// Which of them came from variables.
+    #[arg(skip)]
+    pub(crate) variables: Variables,
+}
+
+/// The flags that say where to talk to and were not given as flags, but as variables.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Variables(Vec<&'static str>);
+
+impl Variables {
+    fn of(matches: &clap::ArgMatches) -> Self {
+        let from_variable =
+            |id: &&str| matches.value_source(id) == Some(clap::parser::ValueSource::EnvVariable);
+        let ids = ["server", "ca", "token_file", "context"];
+        Self(ids.into_iter().filter(from_variable).collect())
+    }
+
+    /// Whether the value of this flag came from its variable; flags by the names of their fields.
+    pub(crate) fn gave(&self, id: &str) -> bool {
+        self.0.contains(&id)
+    }
+
+    /// How a text about the value of this flag names it: `--ca`, or `--ca (from SG_CA)`.
+    pub(crate) fn flag(&self, id: &str) -> String {
+        let flag = format!("--{}", id.replace('_', "-"));
+        if self.gave(id) {
+            format!("{flag} (from SG_{})", id.to_uppercase())
+        } else {
+            flag
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -115,7 +147,12 @@ enum Command {
 /// is wrong with the usage.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
     let matches = grammar().try_get_matches_from(&arguments);
-    let parsed = matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    let parsed = matches.and_then(|mut matches| {
+        let variables = Variables::of(&matches);
+        let mut cli = Cli::from_arg_matches_mut(&mut matches)?;
+        cli.global.variables = variables;
+        Ok(cli)
+    });
     parsed.map_err(|error| end_of_usage(&error, &arguments))
 }
 
@@ -166,8 +203,10 @@ fn end_of_usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
     output::note(&error.render().to_string());
     if wants_json(arguments) {
         let text = error.render().to_string();
-        let line = text.lines().next().unwrap_or_default();
-        let failure = Failure::usage(line.strip_prefix("error: ").unwrap_or(line));
+        // What is missing, or possible, stands in lines of its own, up to an empty one.
+        let lines = text.lines().take_while(|line| !line.trim().is_empty());
+        let message = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+        let failure = Failure::usage(message.strip_prefix("error: ").unwrap_or(&message));
         if output::print(&format!("{}\n", failure.json())).is_err() {
             return ExitCode::from(1);
         }

@@ -24,7 +24,7 @@ pub(crate) enum Command {
     /// Show one connected client and its tunnels
     Get {
         /// Client
-        #[arg(value_name = "GATEWAY/CLIENT")]
+        #[arg(value_name = "GATEWAY/CLIENT", value_parser = client_ref)]
         client: MemberRef,
     },
     /// Cut a client's tunnels and let it in no more, whatever it shows
@@ -40,6 +40,12 @@ pub(crate) struct Named {
     /// Gateway, by name or id
     #[arg(long, value_name = "GATEWAY")]
     gateway: Option<GatewayRef>,
+}
+
+fn client_ref(text: &str) -> Result<MemberRef, String> {
+    text.parse().map_err(|_| {
+        "write GATEWAY/CLIENT; sgctl client list GATEWAY -o name shows them".to_owned()
+    })
 }
 
 impl Named {

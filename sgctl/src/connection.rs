@@ -54,12 +54,13 @@ struct Attempt {
 impl Api {
     /// Prepares connections; none is made yet. Calls end at `deadline`.
     pub(crate) fn new(target: &Target, deadline: Instant) -> Result<Self, Failure> {
+        let flag = target.variables.flag("ca");
         let trust: Trust = target
             .ca
             .parse()
-            .map_err(|error| Failure::usage(format!("--ca: {error}")))?;
+            .map_err(|error| Failure::usage(format!("{flag}: {error}")))?;
         let tls = tls::client_config(&trust, PeerKind::ControlPlane, None, &[b"h2"])
-            .map_err(|error| Failure::usage(format!("--ca {}: {error}", target.ca)))?;
+            .map_err(|error| Failure::usage(format!("{flag} {}: {error}", target.ca)))?;
         Ok(Self {
             servers: target.servers.clone().into(),
             tls,
@@ -298,9 +299,9 @@ fn is_unavailable(status: &Status) -> bool {
 
 fn authorization(target: &Target) -> Result<MetadataValue<Ascii>, Failure> {
     let path = &target.token_file;
-    let shown = path.display();
+    let shown = format!("{} {}", target.variables.flag("token_file"), path.display());
     let unreadable = |error: std::io::Error| {
-        Failure::new(Code::Unauthenticated, "NO_TOKEN", format!("--token-file {shown} cannot be read"))
+        Failure::new(Code::Unauthenticated, "NO_TOKEN", format!("{shown} cannot be read"))
             .cause(error.to_string())
             .hint("--token-file with an admin token (admin.token under the --data-dir of the control plane)")
     };
@@ -313,7 +314,7 @@ fn authorization(target: &Target) -> Result<MetadataValue<Ascii>, Failure> {
     };
     let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.expose())
         .parse()
-        .map_err(|_| Failure::usage(format!("--token-file {shown} holds no token")))?;
+        .map_err(|_| Failure::usage(format!("{shown} holds no token")))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -15,6 +15,7 @@ use crate::cli::Global;
 use crate::failure::Failure;
 use crate::output::{self, Resource};
 use crate::session::Session;
+use crate::settings;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -119,7 +120,7 @@ pub(crate) fn run(command: Command, global: &Global, session: &Session) -> Resul
         Command::Remove { name } => {
             let removed = contexts.remove(&name)?;
             store::save(&contexts)?;
-            session.deleted("context", &row(&contexts, &name, &removed))
+            session.gone("context", &row(&contexts, &name, &removed), "removed")
         }
     }
 }
@@ -131,6 +132,7 @@ fn given(global: &Global) -> Result<Context, Failure> {
         .server
         .clone()
         .ok_or_else(|| missing("--server HOST:PORT"))?;
+    settings::servers(&global.variables.flag("server"), &server)?;
     let ca = global
         .ca
         .clone()
@@ -145,7 +147,12 @@ fn given(global: &Global) -> Result<Context, Failure> {
     let ca = match ca.parse::<Trust>() {
         Ok(Trust::Ca(path)) => absolute(&path)?.display().to_string(),
         Ok(_) => ca,
-        Err(error) => return Err(Failure::usage(format!("--ca: {error}"))),
+        Err(error) => {
+            return Err(Failure::usage(format!(
+                "{}: {error}",
+                global.variables.flag("ca")
+            )));
+        }
     };
     let token_file = absolute(token_file)?;
     for path in [Path::new(&ca), &token_file] {

@@ -72,7 +72,7 @@ pub(crate) struct Fields {
     /// How long to try to connect to the resource [default: 10s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
-    /// Close streams that carry nothing for this long; 0 for never [default: never; udp: 60s]
+    /// Close streams that carry nothing for this long; 0: the default (tcp: never, udp: 60s)
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<HumanDuration>,
     /// Streams open at a time on each node; 0 for no limit [default: 0]
@@ -157,13 +157,20 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     match command {
         Command::Create(args) => {
             let wait = args.wait;
+            let (named, rules) = (args.destination.clone(), args.fields.ends.admits_sources());
             let created = create(&api, args.try_into()?).await?;
+            if rules {
+                source::warn_unrestricted(&named, &created);
+            }
             session.one(&waited(&api, created, wait, until).await?)
         }
         Command::List { gateway } => session.list(&list(&api, &gateway).await?),
         Command::Get { destination } => session.one_with_details(&get(&api, &destination).await?),
         Command::Update(args) => {
             let updated = update(&api, &args).await?;
+            if args.fields.ends.admits_sources() {
+                source::warn_unrestricted(&args.change.change.destination, &updated);
+            }
             session.one(&waited(&api, updated, args.change.wait, until).await?)
         }
         Command::Delete(change) => {
@@ -369,6 +376,9 @@ async fn versioned<T>(
 
 fn hint_list(failure: Failure, destination: &MemberRef) -> Failure {
     match failure.code() {
+        Code::NotFound if failure.is_missing("source") => {
+            failure.hint(format!("sgctl destination source list {destination}"))
+        }
         Code::NotFound => failure.hint(format!(
             "sgctl destination list {}",
             destination.gateway.as_str()

@@ -15,6 +15,8 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     hint: Option<String>,
+    /// Which kind of thing does not exist, where the server says so.
+    missing: Option<Box<str>>,
     /// The command did its work; what it found, and has printed, is the problem.
     finding: bool,
 }
@@ -28,6 +30,7 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            missing: None,
             finding: false,
         }
     }
@@ -104,9 +107,14 @@ impl Failure {
             message,
             causes,
             hint: None,
+            missing: details
+                .error_info()
+                .and_then(|info| info.metadata.get("kind").map(|kind| kind.as_str().into())),
             finding: false,
         };
         match status.code() {
+            // Whatever was looked for in it: nothing else can be seen of a gateway that is not there.
+            Code::NotFound if failure.is_missing("gateway") => failure.hint("sgctl gateway list"),
             Code::Unauthenticated => failure.hint(
                 "--token-file with an admin token of this control plane (admin.token under its --data-dir)",
             ),
@@ -118,6 +126,11 @@ impl Failure {
 
     pub(crate) fn code(&self) -> Code {
         self.code
+    }
+
+    /// Whether the server said that it is a thing of this kind that does not exist.
+    pub(crate) fn is_missing(&self, kind: &str) -> bool {
+        self.missing.as_deref() == Some(kind)
     }
 
     /// Whether the same call can succeed a moment later: nobody was there, or nobody answered.

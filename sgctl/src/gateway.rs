@@ -13,7 +13,7 @@ use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{GatewayRef, request_id};
 use crate::output;
-use crate::secret_file::TokenOut;
+use crate::secret_file::{TokenKind, TokenOut};
 use crate::session::Session;
 
 /// Largest page the server gives.
@@ -165,7 +165,10 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     let api = session.api()?;
     match command {
         Command::Create(args) => {
-            args.out.check()?;
+            // Without a token there is nothing to lose.
+            if !args.no_token {
+                args.out.check(TokenKind::Security, session.format())?;
+            }
             let out = args.out.clone();
             let gateway = create(&api, args.into()).await?;
             show_token(session, gateway, &out)
@@ -177,7 +180,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
         Command::Enable(change) => session.one(&set_enabled(&api, &change, true).await?),
         Command::Disable(change) => session.one(&set_enabled(&api, &change, false).await?),
         Command::Token(TokenCommand::Rotate(args)) => {
-            args.out.check()?;
+            args.out.check(TokenKind::Security, session.format())?;
             let days = args.days.unwrap_or_default();
             let gateway = rotate(&api, &args.gateway, days, args.no_expiry).await?;
             show_token(session, gateway, &args.out)

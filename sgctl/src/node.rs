@@ -11,7 +11,7 @@ use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::request_id;
 use crate::output::{self, Resource};
-use crate::secret_file::TokenOut;
+use crate::secret_file::{TokenKind, TokenOut};
 use crate::session::Session;
 use crate::show;
 
@@ -120,7 +120,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.one(&found)
         }
         Command::Token(TokenCommand::Create(args)) => {
-            args.out.check()?;
+            args.out.check(TokenKind::Join, session.format())?;
             let mut token = create_token(&api, args.ttl).await?;
             let saved = args.out.take(&mut token.token)?;
             if !saved {

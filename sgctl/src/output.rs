@@ -77,11 +77,20 @@ pub(crate) fn list<R: Resource>(format: Format, resources: &[R]) -> Result<(), F
             print(&names)
         }
         Format::Table | Format::Wide if resources.is_empty() => {
-            note(&format!("no {}", R::PLURAL));
+            note(&format!("no {}", words(R::PLURAL)));
             Ok(())
         }
         Format::Table | Format::Wide => print(&resource_table(format, resources)),
     }
+}
+
+/// `auditRecords` as people write it.
+fn words(key: &str) -> String {
+    let spaced = key.chars().flat_map(|c| {
+        let blank = c.is_ascii_uppercase().then_some(' ');
+        blank.into_iter().chain([c.to_ascii_lowercase()])
+    });
+    spaced.collect()
 }
 
 /// Prints one resource of a sequence that has no end: on one line, wherever the form allows it.
@@ -203,6 +212,12 @@ impl<R: Resource> Serialize for Listed<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_become_words() {
+        assert_eq!(words("auditRecords"), "audit records");
+        assert_eq!(words("nodes"), "nodes");
+    }
 
     #[test]
     fn tables_are_aligned_and_have_no_trailing_blanks() {

@@ -57,9 +57,19 @@ impl Session {
 
     /// What was deleted: data for scripts, a remark for people.
     pub(crate) fn deleted(&self, kind: &str, resource: &impl Resource) -> Result<(), Failure> {
+        self.gone(kind, resource, "deleted")
+    }
+
+    /// As [`Session::deleted`], in the word of the command.
+    pub(crate) fn gone(
+        &self,
+        kind: &str,
+        resource: &impl Resource,
+        how: &str,
+    ) -> Result<(), Failure> {
         match self.format() {
             Format::Table | Format::Wide => {
-                output::note(&format!("{kind} {} deleted", resource.reference()));
+                output::note(&format!("{kind} {} {how}", resource.reference()));
                 Ok(())
             }
             Format::Json | Format::Yaml | Format::Name => self.one(resource),

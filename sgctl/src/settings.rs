@@ -1,12 +1,13 @@
 //! Where values come from when no flag and no variable gives them: the file of `--config`, then the
-//! context, then the default.
+//! context, then the default. A context that is given as a flag comes before variables and file.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use sg_model::{Host, HostPort};
 
-use crate::cli::Global;
+use crate::cli::{Global, Variables};
 use crate::context::store::{self, Context};
 use crate::failure::Failure;
 use crate::output::Format;
@@ -22,6 +23,8 @@ pub(crate) struct Target {
     pub(crate) ca: String,
     /// Where the admin token is; `-` is stdin.
     pub(crate) token_file: PathBuf,
+    /// For errors about these values.
+    pub(crate) variables: Variables,
 }
 
 /// What flags, variables and the file say, before a context is asked.
@@ -31,6 +34,7 @@ pub(crate) struct Settings {
     ca: Option<String>,
     token_file: Option<PathBuf>,
     context: Option<String>,
+    variables: Variables,
     pub(crate) format: Format,
     pub(crate) timeout: Duration,
 }
@@ -59,11 +63,25 @@ impl Settings {
                 .map_err(|error| Failure::usage(format!("timeout = \"{text}\": {error}")))?,
             (None, None) => DEFAULT_TIMEOUT,
         };
+        let variables = global.variables.clone();
+        // A context that was typed is meant: what lies in the environment, or beneath it in the file, must not send the
+        // command to another installation.
+        let context_typed = global.context.is_some() && !variables.gave("context");
+        let takes = |id: &str| !(context_typed && variables.gave(id));
+        let beneath = |value: Option<String>| value.filter(|_| !context_typed);
+        let server = global.server.clone().filter(|_| takes("server"));
+        let ca = global.ca.clone().filter(|_| takes("ca"));
+        let token_file = global.token_file.clone().filter(|_| takes("token_file"));
         Ok(Self {
-            server: global.server.clone().or(file.server),
-            ca: global.ca.clone().or(file.ca),
-            token_file: global.token_file.clone().or(file.token_file),
+            server: server.or(beneath(file.server)),
+            ca: ca.or(beneath(file.ca)),
+            token_file: token_file.or(file.token_file.filter(|_| !context_typed)),
             context: global.context.clone().or(file.context),
+            variables: if context_typed {
+                Variables::default()
+            } else {
+                variables
+            },
             format: global.output.or(file.output).unwrap_or(Format::Table),
             timeout,
         })
@@ -77,20 +95,7 @@ impl Settings {
             .clone()
             .or(context.server)
             .ok_or_else(|| missing("--server"))?;
-        let servers: Vec<String> = server
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect();
-        if servers.is_empty() {
-            return Err(missing("--server"));
-        }
-        for server in &servers {
-            server.parse::<sg_model::HostPort>().map_err(|invalid| {
-                Failure::usage(format!("--server {server}: {}", invalid.message))
-            })?;
-        }
+        let servers = servers(&self.variables.flag("server"), &server)?;
         Ok(Target {
             servers,
             ca: self
@@ -103,6 +108,7 @@ impl Settings {
                 .clone()
                 .or(context.token_file)
                 .ok_or_else(|| missing("--token-file"))?,
+            variables: self.variables.clone(),
         })
     }
 
@@ -124,6 +130,28 @@ impl Settings {
                 .unwrap_or_default()),
         }
     }
+}
+
+/// The addresses in a value of `--server`, which errors call `flag`.
+pub(crate) fn servers(flag: &str, value: &str) -> Result<Vec<String>, Failure> {
+    let given = value.split(',').map(str::trim).filter(|s| !s.is_empty());
+    let servers: Vec<String> = given.map(str::to_owned).collect();
+    if servers.is_empty() {
+        return Err(missing("--server"));
+    }
+    for server in &servers {
+        server.parse::<HostPort>().map_err(|invalid| {
+            let failure = Failure::usage(format!("{flag} {server}: {}", invalid.message));
+            match server.parse::<Host>() {
+                Ok(host) => failure.hint(format!(
+                    "{}:7400; 7400 is the port of a control plane by default",
+                    host.bracketed()
+                )),
+                Err(_) => failure,
+            }
+        })?;
+    }
+    Ok(servers)
 }
 
 fn read_file(path: &Path) -> Result<File, Failure> {

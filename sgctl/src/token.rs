@@ -8,7 +8,7 @@ use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{GatewayRef, request_id};
 use crate::output::{self, Resource};
-use crate::secret_file::TokenOut;
+use crate::secret_file::{TokenKind, TokenOut};
 use crate::session::Session;
 use crate::show;
 
@@ -79,7 +79,7 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     let api = session.api()?;
     match command {
         Command::Create(args) => {
-            args.out.check()?;
+            args.out.check(TokenKind::Admin, session.format())?;
             let mut token = create(&api, &args).await?;
             let saved = args.out.take(&mut token.token)?;
             if !saved {

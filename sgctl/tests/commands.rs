@@ -94,6 +94,71 @@ async fn the_security_token_is_shown_once_and_can_go_into_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_names_would_not_show_is_not_made() {
+    let mock = Mock::start().await;
+    for command in [
+        "gateway create north",
+        "gateway token rotate dev",
+        "token create ci --role viewer",
+    ] {
+        let refused = mock.run(&format!("{command} -o name")).await;
+        assert_eq!(
+            (refused.code, refused.err.as_str()),
+            (
+                2,
+                "error: -o name cannot show the token; add --token-out FILE (USAGE)\n"
+            ),
+            "{command}"
+        );
+        assert_eq!(mock.asked(), [""; 0], "{command}");
+    }
+    let file = mock.path("new.token");
+    let saved = mock
+        .run(&format!(
+            "gateway token rotate dev -o name --token-out {}",
+            file.display()
+        ))
+        .await;
+    assert_eq!((saved.code, saved.out.as_str()), (0, "dev\n"), "{saved:?}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "sgt_new\n");
+    let tokenless = mock.run("gateway create north --no-token -o name").await;
+    assert_eq!((tokenless.code, tokenless.out.as_str()), (0, "north\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_file_replaces_only_its_own_kind() {
+    let mock = Mock::start().await;
+    let file = mock.path("plant.token");
+    let out = file.display();
+    for (held, what) in [
+        ("sgt_old\n", "a security token"),
+        ("sga_old\n", "an admin token"),
+        ("notes\n", "something else"),
+        ("sgj_old and notes\n", "something else"),
+    ] {
+        std::fs::write(&file, held).unwrap();
+        let refused = mock
+            .run(&format!("node token create --token-out {out}"))
+            .await;
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert_eq!(
+            refused.err,
+            format!("error: {out} holds {what}; choose another file (LOCAL)\n")
+        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), held);
+    }
+    assert_eq!(mock.asked(), [""; 0], "no token was made");
+    for held in ["sgj_old\n", "\n", ""] {
+        std::fs::write(&file, held).unwrap();
+        let replaced = mock
+            .run(&format!("node token create --token-out {out}"))
+            .await;
+        assert_eq!(replaced.code, 0, "{replaced:?}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "sgj_secret\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_use_the_newest_version_and_try_again_when_somebody_was_faster() {
     let mock = Mock::start().await;
     mock.script.lock().unwrap().conflicts = 2;
@@ -185,6 +250,54 @@ async fn destinations_and_what_the_nodes_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_serves_is_not_called_ready_and_udp_has_its_own_idle_time() {
+    let mock = Mock::start().await;
+    let node = |state: &str| api::DestinationNodeStatus {
+        connected: true,
+        state: state.to_owned(),
+        ..Default::default()
+    };
+    for (protocol, state, shown, idle) in [
+        ("udp", "listening", "ready", "60s"),
+        ("tcp", "disabled", "disabled", "never"),
+    ] {
+        mock.script.lock().unwrap().destination = Some(api::Destination {
+            protocol: protocol.to_owned(),
+            status: Some(api::DestinationStatus {
+                ready: true,
+                nodes: vec![node(state)],
+                clients: vec![],
+            }),
+            ..mock::services::destination()
+        });
+        let wide = mock.run("destination get dev/pg -o wide").await.out;
+        let cells: Vec<&str> = lines(&wide)[1].split_whitespace().collect();
+        assert_eq!((cells[4], cells[9]), (shown, idle), "{wide}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_do_not_count_are_warned_of() {
+    let mock = Mock::start().await;
+    let warning = "warning: dev/pg admits everybody; sgctl destination update dev/pg --restrict makes the rules count\n";
+    let create = "destination create dev/pg --resource db:1";
+    for (command, expected) in [
+        ("destination source add dev/pg 10.0.0.5".to_owned(), warning),
+        (
+            "destination update dev/pg --allow-source 10.0.0.5".to_owned(),
+            warning,
+        ),
+        (format!("{create} --allow-source 10.0.0.5"), warning),
+        (format!("{create} --allow-source 10.0.0.5 --restrict"), ""),
+        (format!("{create} --allow-source none"), ""),
+        (create.to_owned(), ""),
+    ] {
+        let run = mock.run(&format!("{command} -o name")).await;
+        assert_eq!((run.code, run.err.as_str()), (0, expected), "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wait_returns_when_the_generation_is_ready_and_not_before() {
     let mock = Mock::start().await;
     let state = |generation, ready| api::Destination {
@@ -219,9 +332,30 @@ async fn wait_returns_when_the_generation_is_ready_and_not_before() {
     assert_eq!((run.code, run.out.as_str()), (6, ""));
     assert_eq!(
         run.err,
-        "error: destination dev/pg is stored, but not every node has applied it (NOT_READY)\n\
+        "error: destination dev/pg is stored, but is not served by every node (NOT_READY)\n\
          cause: node node-1: failed, generation 0 applied, address-in-use\n\
          try: sgctl destination get dev/pg\n"
+    );
+
+    // A group that nobody is in is named, for it may be a slip.
+    let alone = api::Destination {
+        status: Some(api::DestinationStatus::default()),
+        ..state(3, false)
+    };
+    {
+        let mut script = mock.script.lock().unwrap();
+        script.destination_states = vec![alone.clone()];
+        script.destination = Some(alone);
+    }
+    let run = mock
+        .run("destination enable dev/pg --wait --timeout 1s")
+        .await;
+    assert!(
+        run.err.contains(
+            "cause: no node of group default has joined; sgctl node list -o wide shows groups\n"
+        ),
+        "{}",
+        run.err
     );
 }
 

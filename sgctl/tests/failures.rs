@@ -63,6 +63,83 @@ async fn exit_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_url_in_place_of_an_address_is_refused() {
+    let mock = Mock::start().await;
+    for (command, problem) in [
+        (
+            "destination create dev/web --resource http://127.0.0.1:80",
+            "write HOST:PORT, without http://",
+        ),
+        (
+            "gateway list --server https://127.0.0.1:7400",
+            "write HOST:PORT, without https://",
+        ),
+        (
+            "acl allow dev http://web:80",
+            "write HOST:PORT[/PATH], without http://",
+        ),
+        (
+            "acl allow dev *.example.com:80",
+            "there are no wildcards; write each host",
+        ),
+    ] {
+        let refused = mock.run(command).await;
+        assert_eq!(refused.code, 2, "{command}");
+        assert!(refused.err.contains(problem), "{command}: {}", refused.err);
+    }
+    assert_eq!(mock.asked(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_to_try_leads_out_of_the_error() {
+    let mock = Mock::start().await;
+    for (command, code, text) in [
+        (
+            "destination get dev/nowhere",
+            3,
+            "try: sgctl gateway list\n",
+        ),
+        ("client get dev/nowhere", 3, "try: sgctl gateway list\n"),
+        (
+            "destination get dev/missing",
+            3,
+            "try: sgctl destination list dev\n",
+        ),
+        (
+            "destination source remove dev/pg 10.0.0.6",
+            3,
+            "try: sgctl destination source list dev/pg\n",
+        ),
+        ("client get dev", 2, "write GATEWAY/CLIENT"),
+        (
+            "gateway list --server 127.0.0.1",
+            2,
+            "try: 127.0.0.1:7400; 7400 is the port of a control plane by default\n",
+        ),
+        (
+            "context add site --server ::1",
+            2,
+            "try: [::1]:7400; 7400 is the port of a control plane by default\n",
+        ),
+    ] {
+        let run = mock.run(command).await;
+        assert_eq!(run.code, code, "{command}: {run:?}");
+        assert!(run.err.contains(text), "{command}: {}", run.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_are_told_what_is_missing() {
+    let mock = Mock::start().await;
+    let run = mock.run("-o json gateway create").await;
+    assert_eq!(run.code, 2);
+    assert_eq!(
+        run.json()["message"],
+        "the following required arguments were not provided: <NAME>"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_usage_is_2_and_says_so_to_scripts_too() {
     let mock = Mock::start().await;
     for command in [
@@ -209,7 +286,9 @@ async fn a_change_that_is_sent_again_carries_the_same_request_id() {
     );
     sick.script.lock().unwrap().unavailable = true;
     let both = format!("{},{}", sick.address, live.address);
-    let run = live.run_at(&both, "gateway create north -o name").await;
+    let run = live
+        .run_at(&both, "gateway create north --no-token -o name")
+        .await;
     assert_eq!(run.out, "north\n", "{}", run.err);
     let (first, second) = (sick.asked(), live.asked());
     assert_eq!(first, second);

@@ -57,7 +57,8 @@ async fn contexts_are_kept_for_the_owner_alone() {
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(run(home, "context use three").await.code, 3);
     assert_eq!(run(home, "context add x --server a:1").await.code, 2);
-    run(home, "context remove two").await;
+    let removed = run(home, "context remove two").await;
+    assert_eq!(removed.err, "context two removed\n");
     assert_eq!(run(home, "context current").await.code, 3);
 
     std::fs::write(&file, "nonsense = 1\n").unwrap();
@@ -98,6 +99,44 @@ async fn flags_beat_variables_beat_the_file_beat_the_context() {
         .env("SG_CONFIG", &config);
     let by_variable = Run::of(command.args(["gateway", "list"]).output().await.unwrap());
     assert_eq!(by_variable.code, 6, "{by_variable:?}");
+
+    // A context that is typed beats what lies in the environment, and what is in the file; flags beat it.
+    std::fs::write(&config, "server = \"127.0.0.1:1\"\n").unwrap();
+    let surrounded = async |arguments: &str| {
+        let mut command = sgctl(home);
+        command
+            .current_dir(home)
+            .env("SG_SERVER", "127.0.0.1:1")
+            .env("SG_CA", "nonsense.pem")
+            .env("SG_TOKEN_FILE", "nothing")
+            .env("SG_CONFIG", &config)
+            .args(arguments.split(' '));
+        Run::of(command.output().await.unwrap())
+    };
+    let typed = surrounded("gateway list -o name --context here").await;
+    assert_eq!(typed.out, "dev\nsecond\n", "{typed:?}");
+    let flag = surrounded("gateway list --context here --server 127.0.0.1:1").await;
+    assert_eq!(flag.code, 6, "{flag:?}");
+    let named = surrounded("gateway list").await;
+    assert_eq!(named.code, 2, "{named:?}");
+    assert!(
+        named
+            .err
+            .starts_with("error: --ca (from SG_CA) nonsense.pem: "),
+        "{named:?}"
+    );
+    let token = surrounded("gateway list --ca ca.pem").await;
+    assert!(
+        token
+            .err
+            .starts_with("error: --token-file (from SG_TOKEN_FILE) nothing cannot be read"),
+        "{token:?}"
+    );
+    let unmarked = surrounded("gateway list --ca nonsense.pem").await;
+    assert!(
+        unmarked.err.starts_with("error: --ca nonsense.pem: "),
+        "{unmarked:?}"
+    );
 
     std::fs::write(&config, "sever = \"x:1\"\n").unwrap();
     let bad = run(home, "gateway list --config sgctl.toml").await;

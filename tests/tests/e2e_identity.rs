@@ -42,9 +42,9 @@ async fn etcd_holds_no_secret_in_the_clear() -> Result<()> {
     site.sgctl_with(&ci)
         .run(&["acl", "allow", "plant", "localhost:1"])
         .await?;
-    site.sgctl
-        .run(&["gateway", "token", "rotate", "plant", "--token-out", &out])
-        .await?;
+    let rotated = site.folder().join("rotated.token").display().to_string();
+    let rotate = ["gateway", "token", "rotate", "plant", "--token-out"];
+    site.sgctl.run(&[&rotate[..], &[&rotated]].concat()).await?;
     let _client = site.prepare_client(&gateway, ClientSetup::default())?;
 
     let etcd = site.folder().join("etcd");

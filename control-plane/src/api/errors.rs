@@ -26,7 +26,12 @@ pub(super) fn to_status(error: ServiceError) -> Status {
             details.set_bad_request(violations);
             Status::with_error_details(Code::InvalidArgument, text, details)
         }
-        ServiceError::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", &text),
+        ServiceError::NotFound { kind, .. } => {
+            // What is missing, in a word: a member of a gateway is named together with the gateway.
+            let metadata = HashMap::from([("kind".to_owned(), kind.to_owned())]);
+            let details = ErrorDetails::with_error_info("NOT_FOUND", DOMAIN, metadata);
+            Status::with_error_details(Code::NotFound, text, details)
+        }
         ServiceError::Taken { reason, .. } => status(Code::AlreadyExists, reason, &text),
         ServiceError::Precondition { reason, .. } => {
             status(Code::FailedPrecondition, reason, &text)

@@ -7,6 +7,7 @@ use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
 
 use super::harness::{Plane, fields, reason, within};
 
@@ -193,6 +194,13 @@ async fn a_gateway_lives_through_all_its_methods() {
         (status.code(), reason(&status)),
         (Code::NotFound, "NOT_FOUND".to_owned())
     );
+    let kind = |status: &tonic::Status| {
+        let details = status.get_error_details();
+        details
+            .error_info()
+            .and_then(|info| info.metadata.get("kind").cloned())
+    };
+    assert_eq!(kind(&status).as_deref(), Some("gateway"));
 
     let disable = api::DisableGatewayRequest {
         name: "plant".to_owned(),

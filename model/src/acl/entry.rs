@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Action;
-use crate::endpoint::parse_port;
+use crate::endpoint::{parse_port, scheme};
 use crate::{Host, HostPort, Invalid, IpRange, PathPrefix, PortRange};
 
 /// Which hosts an entry speaks of, if not of all.
@@ -31,6 +31,11 @@ impl HostPattern {
         let is_range = bare
             .split_once('-')
             .is_some_and(|(first, _)| first.parse::<IpAddr>().is_ok());
+        if text.contains('*') {
+            let problem =
+                "there are no wildcards; write each host, a network, or :PORT for every host";
+            return Err(Invalid::new("host", problem));
+        }
         if !is_network && !is_range {
             return text.parse().map(Self::Host);
         }
@@ -264,6 +269,11 @@ fn split(text: &str) -> Result<(&str, &str, &str), Invalid> {
         let problem = "write HOST:PORT, HOST:, :PORT or : for everything";
         return Err(Invalid::new("target", problem));
     }
+    // Else it would be a host of the scheme's name with a path, which nobody means.
+    if let Some(scheme) = scheme(text) {
+        let problem = format!("write HOST:PORT[/PATH], without {scheme}://");
+        return Err(Invalid::new("target", problem));
+    }
     let (host, rest) = split_host(text)?;
     let (port, path) = match rest.find('/').and_then(|at| rest.split_at_checked(at)) {
         Some((port, path)) => (port, path),
@@ -393,5 +403,27 @@ mod tests {
             assert!(AclEntry::parse(Action::Allow, bad).is_err(), "{bad}");
         }
         assert!(AclEntry::parse(Action::Deny, "db:80/a").is_err());
+    }
+
+    #[test]
+    fn a_url_and_a_wildcard_are_told_from_other_mistakes() {
+        let problem = |text: &str| {
+            AclEntry::parse(Action::Allow, text)
+                .map(|entry| entry.to_string())
+                .map_err(|invalid| invalid.message)
+        };
+        assert_eq!(
+            problem("http://web:80"),
+            Err("write HOST:PORT[/PATH], without http://".to_owned())
+        );
+        for text in ["*.example.com:80", "*:80", "10.0.0.*:80"] {
+            let refused = problem(text).expect_err(text);
+            assert!(refused.starts_with("there are no wildcards"), "{refused}");
+        }
+        assert_eq!(
+            problem("web:80/a://b"),
+            Ok("allow web:80/a:/b".to_owned()),
+            "of a path it is a part"
+        );
     }
 }

@@ -96,7 +96,7 @@ pub(crate) struct EndFields {
         help_heading = "User side")]
     restrict: Option<bool>,
     /// Address that may connect, repeatable: IP, IP-IP or CIDR, each with an optional source PORT or PORT:PORT, or
-    /// :PORT alone; replaces all rules that are there; none takes them out
+    /// :PORT alone; counts only with --restrict; replaces all rules that are there; none takes them out
     #[arg(long, value_name = "SPEC", help_heading = "User side")]
     allow_source: Vec<String>,
     /// X-Forwarded-* and Forwarded headers: set, append (trust what users send) or off [default: set]
@@ -114,6 +114,11 @@ impl EndFields {
         self.apply_user(destination.user_end.get_or_insert_default(), &mut paths)?;
         self.apply_resource(destination.resource_end.get_or_insert_default(), &mut paths)?;
         Ok(paths)
+    }
+
+    /// Whether rules are given of who may connect.
+    pub(super) fn admits_sources(&self) -> bool {
+        !given(&self.allow_source).is_empty()
     }
 
     /// What means nothing any more with this new protocol, or with this way to speak to the resource, beside what is

@@ -13,13 +13,13 @@ use sg_runtime::duration::HumanDuration;
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{MemberRef, request_id};
-use crate::output::Resource;
+use crate::output::{self, Resource};
 use crate::session::Session;
 use crate::show;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Admit a source; a rule of the same owner is replaced
+    /// Admit a source; a rule of the same owner is replaced; rules count once the destination has --restrict
     Add {
         /// Destination
         #[arg(value_name = "GATEWAY/NAME")]
@@ -76,6 +76,7 @@ impl Resource for Row {
 }
 
 pub(super) async fn run(api: &Api, session: &Session, command: Command) -> Result<(), Failure> {
+    let adds = matches!(command, Command::Add { .. });
     let (destination, changed) = match command {
         Command::Add {
             destination,
@@ -128,8 +129,25 @@ pub(super) async fn run(api: &Api, session: &Session, command: Command) -> Resul
         }
     };
     let changed = changed.map_err(|failure| super::hint_list(failure, &destination))?;
+    if adds {
+        warn_unrestricted(&destination, &changed);
+    }
     let rules = changed.user_end.unwrap_or_default().sources;
     session.list(&rules.into_iter().map(Row).collect::<Vec<_>>())
+}
+
+/// Rules were given to a destination that does not ask for them.
+pub(super) fn warn_unrestricted(named: &MemberRef, destination: &api::Destination) {
+    if destination
+        .user_end
+        .as_ref()
+        .is_some_and(|end| end.restrict)
+    {
+        return;
+    }
+    output::note(&format!(
+        "warning: {named} admits everybody; sgctl destination update {named} --restrict makes the rules count"
+    ));
 }
 
 fn after(ttl: Duration) -> Timestamp {

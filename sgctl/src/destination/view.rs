@@ -38,7 +38,14 @@ impl Resource for Destination {
             self.id.clone(),
             self.generation.to_string(),
             show::duration(self.connect_timeout.as_ref(), "10s"),
-            show::duration(self.idle_timeout.as_ref(), "never"),
+            show::duration(
+                self.idle_timeout.as_ref(),
+                if self.protocol == "udp" {
+                    "60s"
+                } else {
+                    "never"
+                },
+            ),
             limit,
             self.compression.clone(),
             self.description.clone(),
@@ -52,7 +59,7 @@ impl Resource for Destination {
             .map(|s| s.nodes.as_slice())
             .unwrap_or_default();
         if nodes.is_empty() {
-            return Some("no node has registered for it\n".to_owned());
+            return Some(format!("{}\n", no_node(None)));
         }
         let columns = [
             "NODE",
@@ -103,15 +110,24 @@ fn client_table(clients: &[DestinationClientStatus]) -> String {
     output::table(&columns, rows)
 }
 
-/// One line for each node: what it says of the destination.
-pub(super) fn node_states(destination: &Destination) -> Vec<String> {
+/// Nobody could serve it; often the group is mistyped.
+fn no_node(group: Option<&str>) -> String {
+    let group = group.map_or_else(
+        || "its gateway's group".to_owned(),
+        |name| format!("group {name}"),
+    );
+    format!("no node of {group} has joined; sgctl node list -o wide shows groups")
+}
+
+/// One line for each node of the group, or that there is none: what it says of the destination.
+pub(super) fn node_states(destination: &Destination, group: Option<&str>) -> Vec<String> {
     let nodes = destination
         .status
         .as_ref()
         .map(|s| s.nodes.as_slice())
         .unwrap_or_default();
     if nodes.is_empty() {
-        return vec!["no node has registered".to_owned()];
+        return vec![no_node(group)];
     }
     let clients = destination
         .status
@@ -180,6 +196,10 @@ fn state(destination: &Destination) -> String {
         Some((_, reason)) if reason.is_empty() => "failed".to_owned(),
         Some((_, reason)) => format!("failed: {reason}"),
         None if !destination.enabled => "disabled".to_owned(),
+        // Its gateway is disabled: the nodes have done what they should, and serve nothing.
+        None if ready && nodes.iter().any(|n| n.connected && n.state == "disabled") => {
+            "disabled".to_owned()
+        }
         None if ready => "ready".to_owned(),
         None => "pending".to_owned(),
     }

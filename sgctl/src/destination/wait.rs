@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::view;
 use crate::connection::{Api, WatchEnd};
 use crate::failure::Failure;
+use crate::names::GatewayRef;
 
 /// Waits until every live node of the group has applied this generation or a newer one.
 pub(crate) async fn wait_ready(
@@ -22,6 +23,12 @@ pub(crate) async fn wait_ready(
         ),
     };
     let generation = destination.generation;
+    let group = group_without_nodes(api, destination).await;
+    let what = if destination.enabled {
+        "is not served by every node"
+    } else {
+        "not every node has closed its port"
+    };
     let ready = |seen: &api::Destination| {
         seen.generation >= generation && seen.status.as_ref().is_some_and(|s| s.ready)
     };
@@ -41,9 +48,11 @@ pub(crate) async fn wait_ready(
         if failure.may_pass() {
             let failure = failure.within(
                 "NOT_READY",
-                format!("destination {name} is stored, but not every node has applied it"),
+                format!("destination {name} is stored, but {what}"),
             );
-            let nodes = last.as_ref().map(view::node_states).unwrap_or_default();
+            let nodes = last
+                .map(|last| view::node_states(&last, group.as_deref()))
+                .unwrap_or_default();
             nodes
                 .into_iter()
                 .fold(failure, Failure::cause)
@@ -52,6 +61,21 @@ pub(crate) async fn wait_ready(
             failure
         }
     })
+}
+
+/// The group that should serve it, if no node of that is known: its name may be a slip.
+async fn group_without_nodes(api: &Api, destination: &api::Destination) -> Option<String> {
+    if destination
+        .status
+        .as_ref()
+        .is_some_and(|s| !s.nodes.is_empty())
+    {
+        return None;
+    }
+    // It only makes a text clearer; whatever ails the control plane, the wait itself says so.
+    let gateway = GatewayRef::from_id(&destination.gateway_id);
+    let found = crate::gateway::get(api, &gateway).await.ok()?;
+    Some(found.group)
 }
 
 pub(super) async fn waited(

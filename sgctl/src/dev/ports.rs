@@ -1,9 +1,11 @@
 //! Which ports a run uses. Everything but the destinations may be given as 0 and is found by the
 //! system; destinations need a block, because the node says beforehand which ports it may open.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
-use sg_model::PortRange;
+use sg_model::{PortRange, Protocol};
 
 use super::resource::ResourceArg;
 use crate::failure::Failure;
@@ -32,6 +34,7 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn choose(base: Option<u16>, resources: &[ResourceArg]) -> Result<Self, Failure> {
+        check_asked(resources)?;
         let block = match base {
             Some(base) => range(base + 10, base + 9 + BLOCK)?,
             None => find_block()?,
@@ -89,6 +92,43 @@ fn assign(block: PortRange, resources: &[ResourceArg]) -> Result<Vec<u16>, Failu
     })
 }
 
+/// Refuses ports that were asked for and cannot be had: the node would try for as long as the start may take.
+fn check_asked(resources: &[ResourceArg]) -> Result<(), Failure> {
+    let mut asked = BTreeSet::new();
+    for resource in resources {
+        let Some(port) = resource.listen_port else {
+            continue;
+        };
+        let shown = format!("{}:{port}", Ipv4Addr::LOCALHOST);
+        if !asked.insert(port) {
+            return Err(Failure::usage(format!(
+                "{shown} is asked for twice; choose another =LISTEN_PORT"
+            )));
+        }
+        bind(resource.protocol, port).map_err(|error| {
+            let problem = match error.kind() {
+                io::ErrorKind::AddrInUse => "is in use",
+                _ => "cannot be used",
+            };
+            Failure::local(
+                format!("{shown} {problem}; choose another =LISTEN_PORT"),
+                &error,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Takes the port as the node will, and gives it back.
+fn bind(protocol: Protocol, port: u16) -> io::Result<()> {
+    let address = (Ipv4Addr::LOCALHOST, port);
+    if protocol == Protocol::Udp {
+        UdpSocket::bind(address).map(drop)
+    } else {
+        TcpListener::bind(address).map(drop)
+    }
+}
+
 fn is_free(port: u16) -> bool {
     let address = (Ipv4Addr::LOCALHOST, port);
     TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok()
@@ -133,6 +173,34 @@ mod tests {
         unique.sort_unstable();
         unique.dedup();
         assert_eq!(unique.len(), 3);
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_had_is_refused_at_once() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let refused = Ports::choose(None, &resources(&[&format!("a:1={port}")])).unwrap_err();
+        let text = refused.text();
+        let wanted =
+            format!("error: 127.0.0.1:{port} is in use; choose another =LISTEN_PORT (LOCAL)\n");
+        assert!(text.starts_with(&wanted), "{text}");
+        assert_eq!(
+            check_asked(&resources(&["a:1", "b:1"]))
+                .err()
+                .map(|f| f.text()),
+            None
+        );
+
+        drop(taken);
+        let twice = [format!("a:1={port}"), format!("udp://b:2={port}")];
+        let twice = twice.each_ref().map(String::as_str);
+        let refused = Ports::choose(None, &resources(&twice)).unwrap_err();
+        assert_eq!(
+            refused.text(),
+            format!(
+                "error: 127.0.0.1:{port} is asked for twice; choose another =LISTEN_PORT (USAGE)\n"
+            )
+        );
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::ports::Ports;
 use super::process::{Family, Program};
 use super::report::{DestinationLine, Pids, Up};
 use super::resource::{self, ResourceArg};
+use crate::cli::Variables;
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::secret_file;
@@ -68,6 +69,7 @@ async fn bring_up(
         servers: vec![grpc.clone()],
         ca: ca_file.display().to_string(),
         token_file: token_file.clone(),
+        variables: Variables::default(),
     };
     let api = Api::new(&target, limit)?;
 

@@ -40,6 +40,8 @@ pub struct Script {
     pub destination_states: Vec<api::Destination>,
     /// The same for access control lists.
     pub acl_states: Vec<api::Acl>,
+    /// What getting and enabling a destination shows, if not the usual one.
+    pub destination: Option<api::Destination>,
     /// The gateway `dev` that is there already; creating it is refused, and asking shows this one.
     pub existing: Option<api::Gateway>,
     /// Answer everything with UNAVAILABLE.

@@ -51,6 +51,7 @@ impl Services {
             return Err(refusal(Code::Unavailable, "STORE_UNAVAILABLE"));
         }
         match name.rsplit('/').next().unwrap_or_default() {
+            "nowhere" => Err(missing("gateway")),
             "missing" => Err(refusal(Code::NotFound, "NOT_FOUND")),
             "denied" => Err(refusal(Code::PermissionDenied, "PERMISSION_DENIED")),
             "taken" => Err(refusal(Code::AlreadyExists, "NAME_TAKEN")),
@@ -79,6 +80,13 @@ impl Services {
         }
         Ok(())
     }
+}
+
+/// That a thing of this kind does not exist.
+fn missing(kind: &str) -> Status {
+    let metadata = std::collections::HashMap::from([("kind".to_owned(), kind.to_owned())]);
+    let details = ErrorDetails::with_error_info("NOT_FOUND", "secure-gateway", metadata);
+    Status::with_error_details(Code::NotFound, "the mock has none", details)
 }
 
 fn refusal(code: Code, reason: &str) -> Status {
@@ -264,12 +272,16 @@ impl destinations_server::Destinations for Services {
             d.kind, d.protocol, d.resource_host, d.resource_port
         );
         self.asked(&r, &what, &format!("{}/{}", r.get_ref().parent, d.name))?;
-        Ok(Response::new(destination()))
+        Ok(Response::new(Destination {
+            user_end: d.user_end,
+            ..destination()
+        }))
     }
 
     async fn get_destination(&self, r: Request<GetDestinationRequest>) -> Answer<Destination> {
         self.asked(&r, "get destination", &r.get_ref().name)?;
-        Ok(Response::new(destination()))
+        let shown = self.0.lock().unwrap().destination.clone();
+        Ok(Response::new(shown.unwrap_or_else(destination)))
     }
 
     async fn list_destinations(
@@ -306,7 +318,8 @@ impl destinations_server::Destinations for Services {
         r: Request<EnableDestinationRequest>,
     ) -> Answer<Destination> {
         self.changed(&r, "enable destination", &r.get_ref().name)?;
-        Ok(Response::new(destination()))
+        let shown = self.0.lock().unwrap().destination.clone();
+        Ok(Response::new(shown.unwrap_or_else(destination)))
     }
 
     async fn disable_destination(
@@ -331,6 +344,9 @@ impl destinations_server::Destinations for Services {
 
     async fn remove_source(&self, r: Request<RemoveSourceRequest>) -> Answer<Destination> {
         self.changed(&r, "remove source", &r.get_ref().name)?;
+        if r.get_ref().spec == "10.0.0.6" {
+            return Err(missing("source"));
+        }
         Ok(Response::new(destination()))
     }
 
