@@ -36,7 +36,7 @@ pub struct CommonArgs {
     /// Form of the log lines on stderr [default: text on a terminal, json otherwise]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// What to log: error, warn, info, debug, trace, off, or target=level,...
+    /// What to log: error, warn, info, debug, trace, off, or target=level,... (then error for the rest)
     #[arg(
         long,
         value_name = "FILTER",

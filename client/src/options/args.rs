@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long)]
     pub once: bool,
 
-    /// ERROR, INFO, DEBUG or TRACE; stronger than --log-level
+    /// ERROR, WARN, INFO, DEBUG or TRACE; stronger than --log-level
     #[arg(short = 'l', long, alias = "l", value_name = "LEVEL[--LEVEL...]")]
     pub loglevel: Option<String>,
 
