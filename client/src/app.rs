@@ -66,7 +66,10 @@ impl AppError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Trust(_) => u8::try_from(EXIT_USAGE).unwrap_or(2),
+            Self::Trust(_)
+            | Self::Identity(IdentityError::Locked(_) | IdentityError::Directory { .. }) => {
+                u8::try_from(EXIT_USAGE).unwrap_or(2)
+            }
             _ => 1,
         }
     }

@@ -18,7 +18,7 @@ use sg_model::{Acl, AclFile, HostPort};
 use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::Invalid;
-use sg_runtime::secret::Secret;
+use sg_runtime::secret::{Secret, TokenKind};
 use sg_runtime::telemetry::{LogFilter, LogFormat};
 use sg_runtime::threads::Threads;
 use sg_runtime::tls::Trust;
@@ -243,14 +243,15 @@ impl Args {
             let text = token.expose();
             // Other texts may be tokens of later versions; the node decides. The text itself stays
             // out of the message.
-            let (problem, remedy) = if text.starts_with("sga_") || text.starts_with("sgj_") {
+            let kind = TokenKind::of(text).filter(|kind| *kind != TokenKind::Security);
+            let (problem, remedy) = if let Some(kind) = kind {
                 (
-                    "this is not a security token",
+                    format!("this is {kind} and not a security token"),
                     "give the one that `sgctl gateway create` answered (sgt_...)",
                 )
             } else if text.len() > 4096 || !text.bytes().all(|b| b.is_ascii_graphic()) {
                 (
-                    "a token has a character that tokens do not have, or is too long",
+                    "a token has a character that tokens do not have, or is too long".to_owned(),
                     "copy the token again",
                 )
             } else {

@@ -16,7 +16,7 @@ use sg_runtime::identity::{
     CertificateDer, KeyFileError, KeyPair, PeerIdentity, certificates_to_pem, csr_der, is_root,
     spki_sha256,
 };
-use sg_runtime::secret::Secret;
+use sg_runtime::secret::{Secret, TokenKind};
 use sg_runtime::tls::{Credentials, PeerKind, SetupError, Trust, client_config};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
@@ -55,12 +55,10 @@ pub(crate) enum EnrollError {
         source: io::Error,
     },
     /// The token is no join token.
-    #[error("the join token is malformed: it is {PREFIX} and 128 hexadecimal digits")]
-    Malformed,
-    /// The control plane says no, and will say so again.
-    #[error(
-        "the control plane refused the join token: {0}; make a new one with sgctl node token create"
-    )]
+    #[error("{0}")]
+    NotOne(String),
+    /// The control plane says no, and will say so again. Its words say what to do.
+    #[error("the control plane refused the join token: {0}")]
     Refused(String),
     /// The control plane's answer cannot be used.
     #[error("the control plane's answer cannot be used: {0}")]
@@ -74,6 +72,16 @@ pub(crate) enum EnrollError {
     /// TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] SetupError),
+}
+
+impl EnrollError {
+    /// Whether whoever started the node has to mend what was given.
+    pub(crate) const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoToken | Self::TokenFile { .. } | Self::NotOne(_)
+        )
+    }
 }
 
 /// The identity in the data directory; `None` before the node has joined.
@@ -98,7 +106,15 @@ pub(crate) async fn join(settings: &Settings) -> Result<Identity, EnrollError> {
         path: file.display().to_string(),
         source,
     })?;
-    let pin = pin_of(token.expose()).ok_or(EnrollError::Malformed)?;
+    let pin = pin_of(token.expose()).ok_or_else(|| {
+        let shown = file.display();
+        EnrollError::NotOne(match TokenKind::of(token.expose()) {
+            Some(kind) if kind != TokenKind::Join => {
+                format!("{shown} holds {kind}; a node needs {}", TokenKind::Join)
+            }
+            _ => format!("{shown} holds no join token: it is {PREFIX} and 128 hexadecimal digits"),
+        })
+    })?;
     let tls = client_config(
         &Trust::Pin(pin),
         PeerKind::ControlPlane,

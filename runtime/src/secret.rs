@@ -65,6 +65,49 @@ impl<T: Zeroize> From<T> for Secret<T> {
     }
 }
 
+/// What a token is for, as its first letters tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// For operators and their programs.
+    Admin,
+    /// For nodes, once.
+    Join,
+    /// For clients of a gateway.
+    Security,
+}
+
+impl TokenKind {
+    /// The kind of this token; `None` if it is none of ours.
+    #[must_use]
+    pub fn of(token: &str) -> Option<Self> {
+        [Self::Admin, Self::Join, Self::Security]
+            .into_iter()
+            .find(|kind| token.starts_with(kind.prefix()))
+    }
+
+    /// What every token of this kind begins with.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Admin => "sga_",
+            Self::Join => "sgj_",
+            Self::Security => "sgt_",
+        }
+    }
+}
+
+/// With the article, as in `holds an admin token (sga_)`.
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Admin => "an admin token",
+            Self::Join => "a join token",
+            Self::Security => "a security token",
+        };
+        write!(f, "{name} ({})", self.prefix())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
