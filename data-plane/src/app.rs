@@ -153,7 +153,12 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
     // A join token serves once: it is not to be spent by a node that cannot listen.
     let tunnel_listener = bind_tunnels(settings.tunnel_listen)?;
     let identity = match enroll::load(&settings.data_dir)? {
-        Some(identity) => identity,
+        Some(identity) => {
+            for sentence in enroll::without_effect(&settings) {
+                tracing::warn!("{sentence}");
+            }
+            identity
+        }
         None => tokio::select! {
             joined = Box::pin(enroll::join(&settings)) => joined?,
             () = shutdown.wait_draining() => return Ok(()),
@@ -511,6 +516,33 @@ mod tests {
         assert_eq!(error.exit_code(), 1);
         let knocked = tokio::time::timeout(Duration::from_millis(50), control_plane.accept());
         assert!(knocked.await.is_err(), "nobody was asked to join");
+    }
+
+    #[test]
+    fn a_name_or_group_that_comes_too_late_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |flags: &[&str]| {
+            let fixed = ["sg-data-plane", "--data-dir", dir.path().to_str().unwrap()];
+            let Ok(args) = load_from::<Args>(fixed.iter().chain(flags), &|_| None) else {
+                panic!("each flag parses by itself");
+            };
+            enroll::without_effect(&args.check().unwrap())
+        };
+        let other = ["--group", "other", "--name", "n2"];
+        assert_eq!(told(&other), Vec::<String>::new(), "nothing is known");
+        std::fs::write(dir.path().join("joined"), "n1\nedge\n").unwrap();
+        assert_eq!(told(&[]), Vec::<String>::new());
+        assert_eq!(
+            told(&["--group", "edge", "--name", "n1"]),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            told(&other),
+            [
+                "--name n2 is not in effect: this node joined with name n1; to rename it, let it join anew",
+                "--group other is not in effect: this node joined with group edge; to move it, let it join anew",
+            ]
+        );
     }
 
     #[tokio::test]

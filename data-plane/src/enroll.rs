@@ -27,6 +27,8 @@ use crate::control::channel;
 const PREFIX: &str = "sgj_";
 /// Hexadecimal digits of each half of a join token.
 const HALF: usize = 64;
+/// Keeps the name and the group that the node joined with, a line each.
+const JOINED: &str = "joined";
 /// Time for one attempt at one control plane.
 const ATTEMPT: Duration = Duration::from_secs(10);
 
@@ -93,6 +95,26 @@ pub(crate) fn load(data_dir: &Path) -> Result<Option<Identity>, EnrollError> {
     let credentials = Credentials::load(&chain, &data_dir.join("node.key"))?;
     let id = node_id(&credentials)?;
     Ok(Some(Identity { id, credentials }))
+}
+
+/// What of the flags does not count, because this node has joined already; whole sentences.
+pub(crate) fn without_effect(settings: &Settings) -> Vec<String> {
+    // Nodes that joined before this was kept have no such file.
+    let joined = std::fs::read_to_string(settings.data_dir.join(JOINED)).unwrap_or_default();
+    let mut lines = joined.lines();
+    let flags = [
+        ("name", settings.asked.name, &settings.name, "rename"),
+        ("group", settings.asked.group, &settings.group, "move"),
+    ];
+    flags
+        .into_iter()
+        .filter_map(|(flag, asked, given, verb)| {
+            let had = lines.next()?;
+            (asked && had != given.as_str()).then(|| {
+                format!("--{flag} {given} is not in effect: this node joined with {flag} {had}; to {verb} it, let it join anew")
+            })
+        })
+        .collect()
 }
 
 /// Joins: tries the control planes in turn until one has answered for good.
@@ -221,6 +243,8 @@ fn keep(
     }
     let dir = &settings.data_dir;
     files::write_atomic(&dir.join("ca.pem"), root_pem.as_bytes(), files::PRIVATE)?;
+    let joined = format!("{}\n{}\n", settings.name, settings.group);
+    files::write_atomic(&dir.join(JOINED), joined.as_bytes(), files::PRIVATE)?;
     files::write_atomic(&dir.join("node.pem"), chain_pem.as_bytes(), files::PRIVATE)?;
     tracing::info!(node = %id, name = %settings.name, group = %settings.group, "joined");
     Ok(Identity { id, credentials })
