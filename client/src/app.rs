@@ -28,12 +28,16 @@ use crate::gateway::{Gateway, GatewayContext, GatewayEnd, Shared};
 use crate::identity::{Identity, IdentityError};
 use crate::metrics::ClientMetrics;
 use crate::options::{ConsoleChoice, Reconnect, Settings};
+use crate::token::Token;
 use crate::trust::NodeTrust;
 
 /// Streams of the whole process.
 const MOST_STREAMS: usize = 10_000;
 /// Time for the last streams to notice that they are over.
 const STREAMS_END: Duration = Duration::from_secs(1);
+
+/// Which gateway's task ended, and how.
+type Ended = (Arc<str>, GatewayEnd);
 
 /// Why the client could not run, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -54,8 +58,8 @@ pub enum AppError {
     #[error("cannot write the ready file: {0}")]
     ReadyFile(#[source] std::io::Error),
     /// No gateway is left.
-    #[error("no tunnel, and no further attempt is to be made")]
-    GivenUp,
+    #[error("{0}")]
+    GivenUp(String),
     /// A fault of this program.
     #[error("internal error: {0}")]
     Internal(String),
@@ -66,7 +70,10 @@ impl AppError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Trust(_) => u8::try_from(EXIT_USAGE).unwrap_or(2),
+            Self::Trust(_)
+            | Self::Identity(IdentityError::Locked(_) | IdentityError::Directory { .. }) => {
+                u8::try_from(EXIT_USAGE).unwrap_or(2)
+            }
             _ => 1,
         }
     }
@@ -205,7 +212,7 @@ fn start(
     shared: &Arc<Shared>,
     readiness: &Readiness,
     shutdown: &Shutdown,
-) -> (JoinSet<GatewayEnd>, Vec<Arc<GatewayContext>>) {
+) -> (JoinSet<Ended>, Vec<Arc<GatewayContext>>) {
     let (mut gateways, mut contexts) = (JoinSet::new(), Vec::new());
     for gateway in settings.gateways {
         let local = gateway
@@ -221,12 +228,13 @@ fn start(
         );
         let context = Arc::new(GatewayContext::new(
             gateway.gateway.into(),
-            gateway.token,
+            Token::new(gateway.token, gateway.token_file),
             certificate,
             AclState::new(local),
             Arc::clone(shared),
         ));
         contexts.push(Arc::clone(&context));
+        let name = Arc::clone(&context.gateway);
         let gateway = Gateway::new(
             context,
             &gateway.addresses,
@@ -234,7 +242,11 @@ fn start(
             settings.reconnect,
             latch,
         );
-        gateways.spawn(gateway.run(shutdown.clone()));
+        let shutdown = shutdown.clone();
+        gateways.spawn(async move { (name, gateway.run(shutdown).await) });
+    }
+    if contexts.iter().any(|context| context.shows_nothing()) {
+        tracing::warn!("no security token was given; use --token-file");
     }
     (gateways, contexts)
 }
@@ -266,24 +278,31 @@ fn start_console(
 
 /// Waits until all gateways have ended, or the first one has if each must hold.
 async fn supervise(
-    gateways: &mut JoinSet<GatewayEnd>,
+    gateways: &mut JoinSet<Ended>,
     once: bool,
     shutdown: &Shutdown,
 ) -> Result<(), AppError> {
-    let mut given_up = false;
+    let mut given_up = None;
     while let Some(end) = gateways.join_next().await {
         match end {
-            Ok(GatewayEnd::Drained) => {}
-            Ok(GatewayEnd::GivenUp) if once => return Err(AppError::GivenUp),
-            Ok(GatewayEnd::GivenUp) => given_up = true,
+            Ok((_, GatewayEnd::Drained)) => {}
+            Ok((gateway, GatewayEnd::GivenUp(last))) if once => {
+                return Err(AppError::GivenUp(format!(
+                    "gateway {gateway}: {last}; ending because of --once"
+                )));
+            }
+            Ok((gateway, GatewayEnd::GivenUp(last))) => {
+                given_up = Some(format!(
+                    "gateway {gateway}: {last}; no further attempt is to be made (--reconnect)"
+                ));
+            }
             Err(error) => return Err(AppError::Internal(error.to_string())),
         }
     }
     // A signal ends the client well, whatever was given up before.
-    if given_up && !shutdown.is_draining() {
-        Err(AppError::GivenUp)
-    } else {
-        Ok(())
+    match given_up.filter(|_| !shutdown.is_draining()) {
+        Some(why) => Err(AppError::GivenUp(why)),
+        None => Ok(()),
     }
 }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 use sg_model::HostPort;
 use sg_relay::TunnelBoard;
 use sg_runtime::readiness::Latch;
-use sg_runtime::secret::Secret;
 use sg_runtime::shutdown::{CancellationToken, Shutdown};
 use sg_runtime::tasks::TaskPool;
 use sg_tunnel_io::Config;
@@ -29,6 +28,7 @@ use crate::options::Reconnect;
 use crate::proxy::Proxy;
 use crate::session::{Order, Report, Session, SessionEnd};
 use crate::supervisor::{Action, Event, Retry, SessionId, Supervisor};
+use crate::token::Token;
 use crate::trust::NodeTrust;
 
 /// Reports that may wait; a session that finds no room waits.
@@ -75,7 +75,7 @@ pub struct GatewayContext {
     /// Id or name, as given.
     pub gateway: Arc<str>,
     /// Its security token.
-    pub token: Option<Secret<String>>,
+    pub token: Token,
     /// What it has issued for that.
     pub certificate: Certificate,
     /// What may be reached.
@@ -101,7 +101,7 @@ impl GatewayContext {
     #[must_use]
     pub fn new(
         gateway: Arc<str>,
-        token: Option<Secret<String>>,
+        token: Token,
         certificate: Certificate,
         acl: AclState,
         shared: Arc<Shared>,
@@ -129,12 +129,12 @@ impl GatewayContext {
 }
 
 /// How a gateway's task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewayEnd {
     /// The process drained, and all streams with it.
     Drained,
-    /// Nothing is tried any more.
-    GivenUp,
+    /// Nothing is tried any more; what came last, for people.
+    GivenUp(String),
 }
 
 /// One gateway's task.
@@ -154,6 +154,8 @@ pub struct Gateway {
     started: Instant,
     ending: bool,
     given_up: bool,
+    /// How the last session ended.
+    last: String,
     /// Keeps the client ports.
     ports: JoinSet<()>,
     close_ports: CancellationToken,
@@ -192,6 +194,7 @@ impl Gateway {
             started: Instant::now(),
             ending: false,
             given_up: false,
+            last: "there is no tunnel".to_owned(),
             ports: JoinSet::new(),
             close_ports: CancellationToken::new(),
         }
@@ -214,7 +217,7 @@ impl Gateway {
             }
         }
         let end = if self.given_up {
-            GatewayEnd::GivenUp
+            GatewayEnd::GivenUp(std::mem::take(&mut self.last))
         } else {
             GatewayEnd::Drained
         };
@@ -302,6 +305,7 @@ impl Gateway {
             return;
         };
         let (connection, session) = key;
+        self.last = told(&handle.address, &end);
         let event = match end {
             SessionEnd::Failed { retry, .. } => Event::Failed { session, retry },
             SessionEnd::Lost { .. } => Event::Lost { session },
@@ -465,6 +469,18 @@ impl Gateway {
     fn order_all(&self, order: Order) {
         for (connection, session) in self.sessions.keys() {
             self.order(*connection, *session, order);
+        }
+    }
+}
+
+/// How a session ended, for people.
+fn told(address: &HostPort, end: &SessionEnd) -> String {
+    match end {
+        SessionEnd::Failed { reason, text, .. } => {
+            format!("no tunnel to the node at {address}: {text} ({reason})")
+        }
+        SessionEnd::Lost { reason, text } => {
+            format!("the tunnel to the node at {address} ended: {text} ({reason})")
         }
     }
 }

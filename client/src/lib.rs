@@ -14,6 +14,7 @@
 //! | [`stream`] | one stream: the decision, the dial, the relay |
 //! | [`acl`] | the decision |
 //! | [`trust`] | whose nodes are believed |
+//! | [`token`] | what is shown to nodes, and read again when it is refused |
 //! | [`certificate`] | what is shown instead of the token |
 //! | [`console`], [`edits`] | what a person here sees and changes |
 //! | [`options`] | the command line |
@@ -33,4 +34,5 @@ pub mod proxy;
 pub mod session;
 pub mod stream;
 pub mod supervisor;
+pub mod token;
 pub mod trust;

@@ -128,7 +128,7 @@ impl Session {
         match establish::hello(&mut stream, &node, &hello).await {
             Ok(accepted) => return Ok((stream, node, accepted)),
             Err(error) if self.gateway.turns_to_token(&hello, &error) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(self.gateway.renews_token(&hello, error).await),
         }
         // The same attempt, for it is the same client that wants in: with its token.
         let (mut stream, again) =
@@ -137,8 +137,10 @@ impl Session {
             return Err(ConnectError::Identity);
         }
         let hello = self.gateway.hello(self.connection);
-        let accepted = establish::hello(&mut stream, &node, &hello).await?;
-        Ok((stream, node, accepted))
+        match establish::hello(&mut stream, &node, &hello).await {
+            Ok(accepted) => Ok((stream, node, accepted)),
+            Err(error) => Err(self.gateway.renews_token(&hello, error).await),
+        }
     }
 
     /// Serves tunnel after tunnel: when a node no longer knows the one that the client comes back to, it offers another on

@@ -82,7 +82,7 @@ async fn threat_32_nothing_is_said_to_somebody_who_is_not_trusted() {
         (control_plane.address, ca.pin()),
     ] {
         let client = Client::start(&format!("dev -t sgt_1 -g {address} --ca {trust} --once"));
-        assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+        assert!(matches!(client.ended().await, Err(AppError::GivenUp(_))));
     }
     assert!(stranger.nobody() && control_plane.nobody());
 }
@@ -98,15 +98,78 @@ async fn once_ends_the_client_at_whatever_goes_wrong_first() {
         .unwrap()
         .local_addr()
         .unwrap();
-    assert!(matches!(once(nobody).ended().await, Err(AppError::GivenUp)));
+    assert!(matches!(
+        once(nobody).ended().await,
+        Err(AppError::GivenUp(_))
+    ));
 
     let client = once(node.address);
     node.arrival().await.refuse("token-expired", false).await;
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    let said = client.ended().await.unwrap_err().to_string();
+    let refused = format!(
+        "gateway dev: no tunnel to the node at {}: refused: no (token-expired); ending because of --once",
+        node.address
+    );
+    assert_eq!(said, refused);
 
     let client = once(node.address);
     drop(node.tunnel("").await);
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    let said = client.ended().await.unwrap_err().to_string();
+    let lost = format!(
+        "gateway dev: the tunnel to the node at {} ended: ",
+        node.address
+    );
+    assert!(said.starts_with(&lost), "{said}");
+    assert!(said.ends_with("; ending because of --once"), "{said}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_rotated_in_its_file_is_taken_when_the_old_one_is_refused() {
+    let ca = Ca::new();
+    let mut node = ca.node("n1").await;
+    let own = tempfile::tempdir().unwrap();
+    let tokens = own.path().join("tokens");
+    std::fs::write(&tokens, "sgt_other\nsgt_old\n").unwrap();
+    let _client = Client::start(&format!(
+        "other dev -g {0}--{0} --ca {1} --token-file {2}",
+        node.address,
+        ca.file(),
+        tokens.display()
+    ));
+    let mut shown = Vec::new();
+    for refuses in [true, false, true] {
+        // One stays for the other gateway.
+        let arrival = loop {
+            let arrival = node.arrival().await;
+            if arrival.hello.gateway == "dev" {
+                break arrival;
+            }
+        };
+        shown.push(arrival.hello.token.clone());
+        match refuses {
+            true => std::fs::write(&tokens, "sgt_other\nsgt_new\n").unwrap(),
+            // It is not read for any other refusal.
+            false => std::fs::write(&tokens, "sgt_other\nsgt_third\n").unwrap(),
+        }
+        let reason = if refuses {
+            "unauthenticated"
+        } else {
+            "draining"
+        };
+        arrival.refuse(reason, !refuses).await;
+    }
+    assert_eq!(shown, ["sgt_old", "sgt_new", "sgt_new"]);
+}
+
+#[tokio::test]
+async fn a_port_that_is_no_tunnel_port_is_named() {
+    sg_runtime::crypto::install();
+    let ca = Ca::new();
+    let (address, _server) = ca.without_tunnels().await;
+    let client = Client::start(&format!("dev -g {address} --ca {} --once", ca.file()));
+    let said = client.ended().await.unwrap_err().to_string();
+    let named = "TLS works, but this is no tunnel port (9000 by default) (wrong-protocol)";
+    assert!(said.contains(named), "{said}");
 }
 
 #[tokio::test]
@@ -119,7 +182,7 @@ async fn garbage_on_the_port_is_refused() {
     tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         .await
         .unwrap();
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    assert!(matches!(client.ended().await, Err(AppError::GivenUp(_))));
 }
 
 #[tokio::test]
@@ -172,7 +235,7 @@ async fn an_answer_that_is_too_long_or_from_another_node_is_not_taken() {
     let mut arrival = node.arrival().await;
     arrival.stream.write_u32(u32::MAX).await.unwrap();
     arrival.stream.flush().await.unwrap();
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    assert!(matches!(client.ended().await, Err(AppError::GivenUp(_))));
 
     let client = Client::start(&format!(
         "dev -g {} --ca {} --once",
@@ -185,7 +248,7 @@ async fn an_answer_that_is_too_long_or_from_another_node_is_not_taken() {
     arrival
         .answer(server_hello::Answer::Accepted(accepted))
         .await;
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    assert!(matches!(client.ended().await, Err(AppError::GivenUp(_))));
 }
 
 #[tokio::test]
@@ -348,7 +411,7 @@ async fn a_limited_number_of_attempts_ends_the_client() {
     for _ in 0..3 {
         node.arrival().await.refuse("draining", true).await;
     }
-    assert!(matches!(client.ended().await, Err(AppError::GivenUp)));
+    assert!(matches!(client.ended().await, Err(AppError::GivenUp(_))));
 }
 
 #[tokio::test]

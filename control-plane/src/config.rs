@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use sg_model::Host;
-use sg_runtime::config::CommonArgs;
+use sg_runtime::config::{CommonArgs, listen_address};
 use sg_runtime::duration::HumanDuration;
 
 use crate::authority::Lives;
@@ -18,7 +18,7 @@ pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7
 
 /// The control plane of Secure Gateway: API, certificate authority, configuration of the nodes
 #[derive(Debug, Clone, Parser)]
-#[command(name = "sg-control-plane", version)]
+#[command(name = "sg-control-plane", version, after_help = sg_runtime::duration::HELP)]
 pub struct Args {
     /// etcd://HOST:PORT[,HOST:PORT...][/PREFIX], embedded:PATH or memory:
     #[arg(long, value_name = "URL")]
@@ -27,13 +27,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Address of the gRPC API (TLS)
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = listen_address)]
     pub listen: SocketAddr,
     /// Address of the HTTP API
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480", value_parser = listen_address)]
     pub http_listen: SocketAddr,
     /// Names in the certificate beside localhost, loopback and the host name; the first is told to nodes
-    #[arg(long, value_name = "HOST", value_delimiter = ',', value_parser = parse_host)]
+    #[arg(long, value_name = "HOST[,HOST...]", value_delimiter = ',', value_parser = parse_host)]
     pub advertise: Vec<String>,
     /// Keys that open the secrets in the store, one per line; the first one seals [default: DATA_DIR/store.key]
     #[arg(long, value_name = "FILE")]
@@ -189,6 +189,24 @@ mod tests {
             args(&[]).unwrap().advertised(loopback, Some("host-1")),
             "127.0.0.1:1"
         );
+    }
+
+    #[test]
+    fn the_help_says_how_values_are_written() {
+        use clap::CommandFactory as _;
+        let help = Args::command().render_help().to_string();
+        // Lines are broken by the width.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            "127.0.0.1:7481 (control plane)",
+            "500ms, 30s, 5m or 24h",
+            "--advertise <HOST[,HOST...]>",
+        ] {
+            assert!(help.contains(part), "{part} is missing in: {help}");
+        }
+        let error = args(&["--listen", "0.0.0.0"]).unwrap_err().to_string();
+        let remedy = "write ADDRESS:PORT, as 127.0.0.1:7400";
+        assert!(error.contains(remedy), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use sg_model::{HostPort, NodeConfig};
 use sg_proto::node::Hello;
 use sg_relay::{StreamMetrics, TunnelBoard};
+use sg_runtime::config::EXIT_USAGE;
 use sg_runtime::identity::read_certificates;
 use sg_runtime::metrics::Metrics;
 use sg_runtime::readiness::{Latch, Readiness};
@@ -54,7 +55,9 @@ pub enum AppError {
         source: io::Error,
     },
     /// Another process has it.
-    #[error("the data directory {0} is in use by another process")]
+    #[error(
+        "the data directory {0} is in use by another process; give this one its own with --data-dir"
+    )]
     Locked(String),
     /// An address cannot be bound.
     #[error("cannot listen on {address} ({flag})")]
@@ -70,6 +73,9 @@ pub enum AppError {
     /// The node has no identity.
     #[error("cannot join")]
     Enroll(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What was given to join with cannot be used.
+    #[error("cannot join")]
+    JoinToken(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No control plane is named and none is known from before.
     #[error("no control plane is known: give --control-plane")]
     NoControlPlane,
@@ -89,7 +95,23 @@ pub enum AppError {
 
 impl From<EnrollError> for AppError {
     fn from(error: EnrollError) -> Self {
-        Self::Enroll(Box::new(error))
+        match error.is_usage() {
+            true => Self::JoinToken(Box::new(error)),
+            false => Self::Enroll(Box::new(error)),
+        }
+    }
+}
+
+impl AppError {
+    /// The exit code of the process.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::DataDir { .. } | Self::Locked(_) | Self::JoinToken(_) | Self::NoControlPlane => {
+                u8::try_from(EXIT_USAGE).unwrap_or(2)
+            }
+            _ => 1,
+        }
     }
 }
 
@@ -128,8 +150,15 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
         );
         tasks.spawn("admin", serve);
     }
+    // A join token serves once: it is not to be spent by a node that cannot listen.
+    let tunnel_listener = bind_tunnels(settings.tunnel_listen)?;
     let identity = match enroll::load(&settings.data_dir)? {
-        Some(identity) => identity,
+        Some(identity) => {
+            for sentence in enroll::without_effect(&settings) {
+                tracing::warn!("{sentence}");
+            }
+            identity
+        }
         None => tokio::select! {
             joined = Box::pin(enroll::join(&settings)) => joined?,
             () = shutdown.wait_draining() => return Ok(()),
@@ -138,6 +167,7 @@ pub async fn run(settings: Settings) -> Result<(), AppError> {
     let parts = Parts::start(
         &settings,
         identity,
+        tunnel_listener,
         &metrics,
         (tunnel_config, board),
         &shutdown,
@@ -191,6 +221,7 @@ impl Parts {
     async fn start(
         settings: &Settings,
         identity: Identity,
+        listener: TcpListener,
         metrics: &Metrics,
         tunnels: (Config, TunnelBoard),
         shutdown: &Shutdown,
@@ -211,7 +242,6 @@ impl Parts {
                 "serving the configuration kept on disk"
             );
         }
-        let listener = bind_tunnels(settings.tunnel_listen)?;
         let tunnel_address = listener.local_addr()?;
         let own = Own::new(
             identity.id.clone(),
@@ -431,5 +461,121 @@ fn hello(settings: &Settings, tunnel: SocketAddr) -> Hello {
         destination_host: settings.advertise.to_string(),
         port_first: settings.destination_ports.first().into(),
         port_last: settings.destination_ports.last().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use sg_runtime::config::load_from;
+
+    use super::*;
+    use crate::config::Args;
+
+    async fn fails(dir: &Path, flags: &[&str]) -> AppError {
+        crypto::install();
+        let dir = dir.display().to_string();
+        let fixed = [
+            "sg-data-plane",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            &dir,
+        ];
+        let Ok(args) = load_from::<Args>(fixed.iter().chain(flags), &|_| None) else {
+            panic!("each flag parses by itself");
+        };
+        run(args.check().unwrap()).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cannot_listen_does_not_join() {
+        let control_plane = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (control_plane_address, taken) = (
+            control_plane.local_addr().unwrap().to_string(),
+            taken.local_addr().unwrap().to_string(),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let token = dir.path().join("join.token");
+        std::fs::write(&token, format!("sgj_{}", "ab".repeat(64))).unwrap();
+        let flags = [
+            "--control-plane",
+            &control_plane_address,
+            "--tunnel-listen",
+            &taken,
+            "--join-token-file",
+            token.to_str().unwrap(),
+        ];
+        let data = dir.path().join("data");
+        let failed = Box::pin(fails(&data, &flags));
+        let failed = tokio::time::timeout(Duration::from_secs(5), failed);
+        let error = failed.await.expect("it ends without an answer");
+        assert!(matches!(error, AppError::Bind { .. }), "{error}");
+        assert_eq!(error.exit_code(), 1);
+        let knocked = tokio::time::timeout(Duration::from_millis(50), control_plane.accept());
+        assert!(knocked.await.is_err(), "nobody was asked to join");
+    }
+
+    #[test]
+    fn a_name_or_group_that_comes_too_late_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |flags: &[&str]| {
+            let fixed = ["sg-data-plane", "--data-dir", dir.path().to_str().unwrap()];
+            let Ok(args) = load_from::<Args>(fixed.iter().chain(flags), &|_| None) else {
+                panic!("each flag parses by itself");
+            };
+            enroll::without_effect(&args.check().unwrap())
+        };
+        let other = ["--group", "other", "--name", "n2"];
+        assert_eq!(told(&other), Vec::<String>::new(), "nothing is known");
+        std::fs::write(dir.path().join("joined"), "n1\nedge\n").unwrap();
+        assert_eq!(told(&[]), Vec::<String>::new());
+        assert_eq!(
+            told(&["--group", "edge", "--name", "n1"]),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            told(&other),
+            [
+                "--name n2 is not in effect: this node joined with name n1; to rename it, let it join anew",
+                "--group other is not in effect: this node joined with group edge; to move it, let it join anew",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_got_wrong_ends_with_2() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, file) = (dir.path().join("data"), dir.path().join("token"));
+        let admin = format!("sga_{}", "ab".repeat(64));
+        std::fs::write(&file, admin).unwrap();
+        let listen = ["--tunnel-listen", "127.0.0.1:0"];
+        let with = ["--control-plane", "127.0.0.1:1", "--join-token-file"];
+        let missing = dir.path().join("nope");
+        let (file, missing) = (file.to_str().unwrap(), missing.to_str().unwrap());
+        for (flags, part) in [
+            (vec![], "give --join-token-file"),
+            (
+                [&with[..], &[missing]].concat(),
+                "cannot read the join token file",
+            ),
+            (
+                [&with[..], &[file]].concat(),
+                "/token holds an admin token (sga_); a node needs a join token (sgj_)",
+            ),
+        ] {
+            let flags = [&listen[..], &flags[..]].concat();
+            let error = Box::pin(fails(&data, &flags)).await;
+            let text = sg_runtime::telemetry::chain(&error);
+            assert!(text.contains(part), "{text}");
+            assert_eq!(error.exit_code(), 2, "{text}");
+        }
+        files::create_private_dir(&data).unwrap();
+        let _lock = files::DirLock::acquire(&data).unwrap();
+        let error = Box::pin(fails(&data, &listen)).await;
+        assert!(matches!(error, AppError::Locked(_)), "{error}");
+        assert_eq!(error.exit_code(), 2);
     }
 }

@@ -7,8 +7,9 @@ use clap::Parser;
 use sg_model::{Host, HostPort, IpRange, Name, PortRange};
 use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
-use sg_runtime::config::{CommonArgs, Invalid};
+use sg_runtime::config::{CommonArgs, Invalid, listen_address};
 use sg_runtime::threads::Threads;
+use sg_runtime::{duration, size};
 
 use crate::cloud::CloudAllow;
 
@@ -18,7 +19,7 @@ const MOST_CONTROL_PLANES: usize = 4;
 
 /// Relays between users and the tunnels of clients
 #[derive(Debug, Clone, Parser)]
-#[command(name = "sg-data-plane", version)]
+#[command(name = "sg-data-plane", version, after_help = format!("{}\n{}", duration::HELP, size::HELP))]
 pub struct Args {
     /// Everything that all daemons have.
     #[command(flatten)]
@@ -27,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     pub threads: Threads,
     /// Control planes to get configuration from; not needed once known
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(long, value_name = "HOST:PORT[,HOST:PORT...]", value_delimiter = ',')]
     pub control_plane: Vec<HostPort>,
     /// File with the one-time join token; needed for the first start only
     #[arg(long, value_name = "FILE")]
@@ -36,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Address that clients connect to
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000")]
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000", value_parser = listen_address)]
     pub tunnel_listen: SocketAddr,
     /// Address that destinations listen on
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
@@ -47,17 +48,21 @@ pub struct Args {
     /// Host at which clients and users reach this node [default: this machine's name]
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<Host>,
-    /// Name of this node [default: this machine's name]
+    /// Name of this node, at the first start only [default: this machine's name]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Node group that it belongs to
-    #[arg(long, value_name = "GROUP", default_value = "default")]
-    pub group: String,
+    /// Node group that it joins, at the first start only [default: default]
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
     /// What cloud destinations may reach from here; nothing without it
-    #[arg(long, value_name = "HOST[:PORT]|CIDR[:PORT]", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]|CIDR[:PORT][,...]",
+        value_delimiter = ','
+    )]
     pub cloud_allow: Vec<String>,
     /// Balancers in front of this node, which tell who connects by the PROXY protocol, and have to
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR[,CIDR...]", value_delimiter = ',')]
     pub trusted_proxies: Vec<IpRange>,
     /// What tunnels may take
     #[command(flatten)]
@@ -87,12 +92,21 @@ pub struct Settings {
     pub(crate) advertise: Host,
     pub(crate) name: Name,
     pub(crate) group: Name,
+    /// Which of both somebody asked for.
+    pub(crate) asked: Asked,
     pub(crate) limits: TunnelLimits,
     /// Handshakes under way: in all, and of one source address.
     pub(crate) handshakes: (u32, u32),
     pub(crate) streams_per_source: u32,
     pub(crate) trusted_proxies: Vec<IpRange>,
     pub(crate) cloud_allow: CloudAllow,
+}
+
+/// Which flags were given that count when a node joins, and not later.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) name: bool,
+    pub(crate) group: bool,
 }
 
 impl Args {
@@ -109,6 +123,10 @@ impl Args {
                 format!("name at most {MOST_CONTROL_PLANES}"),
             ));
         }
+        let asked = Asked {
+            name: self.name.is_some(),
+            group: self.group.is_some(),
+        };
         let name = match self.name {
             Some(name) => parse_name("--name", &name)?,
             None => machine_name(),
@@ -128,7 +146,8 @@ impl Args {
             destination_ports: self.destination_ports,
             advertise,
             name,
-            group: parse_name("--group", &self.group)?,
+            group: parse_name("--group", self.group.as_deref().unwrap_or("default"))?,
+            asked,
             limits: self.limits,
             handshakes: (self.limit_handshakes, self.limit_handshakes_per_source),
             streams_per_source: self.limit_streams_per_source,
@@ -233,6 +252,26 @@ mod tests {
         assert_eq!(settings.advertise.to_string(), "n");
         let settings = check(&["--advertise", "gw.example.com"]).unwrap();
         assert_eq!(settings.advertise.to_string(), "gw.example.com");
+    }
+
+    #[test]
+    fn the_help_says_how_values_are_written() {
+        use clap::CommandFactory as _;
+        let help = Args::command().render_help().to_string();
+        // Lines are broken by the width.
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            ":9001 (node)",
+            "500ms, 30s, 5m or 24h",
+            "as 64KiB",
+            "1 to 1024",
+            "--control-plane <HOST:PORT[,HOST:PORT...]>",
+            "--cloud-allow <HOST[:PORT]|CIDR[:PORT][,...]>",
+            "--trusted-proxies <CIDR[,CIDR...]>",
+            "at the first start only [default: default]",
+        ] {
+            assert!(help.contains(part), "{part} is missing in: {help}");
+        }
     }
 
     #[test]

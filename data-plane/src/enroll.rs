@@ -16,7 +16,7 @@ use sg_runtime::identity::{
     CertificateDer, KeyFileError, KeyPair, PeerIdentity, certificates_to_pem, csr_der, is_root,
     spki_sha256,
 };
-use sg_runtime::secret::Secret;
+use sg_runtime::secret::{Secret, TokenKind};
 use sg_runtime::tls::{Credentials, PeerKind, SetupError, Trust, client_config};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
@@ -27,6 +27,8 @@ use crate::control::channel;
 const PREFIX: &str = "sgj_";
 /// Hexadecimal digits of each half of a join token.
 const HALF: usize = 64;
+/// Keeps the name and the group that the node joined with, a line each.
+const JOINED: &str = "joined";
 /// Time for one attempt at one control plane.
 const ATTEMPT: Duration = Duration::from_secs(10);
 
@@ -55,12 +57,10 @@ pub(crate) enum EnrollError {
         source: io::Error,
     },
     /// The token is no join token.
-    #[error("the join token is malformed: it is {PREFIX} and 128 hexadecimal digits")]
-    Malformed,
-    /// The control plane says no, and will say so again.
-    #[error(
-        "the control plane refused the join token: {0}; make a new one with sgctl node token create"
-    )]
+    #[error("{0}")]
+    NotOne(String),
+    /// The control plane says no, and will say so again. Its words say what to do.
+    #[error("the control plane refused the join token: {0}")]
     Refused(String),
     /// The control plane's answer cannot be used.
     #[error("the control plane's answer cannot be used: {0}")]
@@ -76,6 +76,16 @@ pub(crate) enum EnrollError {
     Tls(#[from] SetupError),
 }
 
+impl EnrollError {
+    /// Whether whoever started the node has to mend what was given.
+    pub(crate) const fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::NoToken | Self::TokenFile { .. } | Self::NotOne(_)
+        )
+    }
+}
+
 /// The identity in the data directory; `None` before the node has joined.
 pub(crate) fn load(data_dir: &Path) -> Result<Option<Identity>, EnrollError> {
     let chain = data_dir.join("node.pem");
@@ -85,6 +95,26 @@ pub(crate) fn load(data_dir: &Path) -> Result<Option<Identity>, EnrollError> {
     let credentials = Credentials::load(&chain, &data_dir.join("node.key"))?;
     let id = node_id(&credentials)?;
     Ok(Some(Identity { id, credentials }))
+}
+
+/// What of the flags does not count, because this node has joined already; whole sentences.
+pub(crate) fn without_effect(settings: &Settings) -> Vec<String> {
+    // Nodes that joined before this was kept have no such file.
+    let joined = std::fs::read_to_string(settings.data_dir.join(JOINED)).unwrap_or_default();
+    let mut lines = joined.lines();
+    let flags = [
+        ("name", settings.asked.name, &settings.name, "rename"),
+        ("group", settings.asked.group, &settings.group, "move"),
+    ];
+    flags
+        .into_iter()
+        .filter_map(|(flag, asked, given, verb)| {
+            let had = lines.next()?;
+            (asked && had != given.as_str()).then(|| {
+                format!("--{flag} {given} is not in effect: this node joined with {flag} {had}; to {verb} it, let it join anew")
+            })
+        })
+        .collect()
 }
 
 /// Joins: tries the control planes in turn until one has answered for good.
@@ -98,7 +128,15 @@ pub(crate) async fn join(settings: &Settings) -> Result<Identity, EnrollError> {
         path: file.display().to_string(),
         source,
     })?;
-    let pin = pin_of(token.expose()).ok_or(EnrollError::Malformed)?;
+    let pin = pin_of(token.expose()).ok_or_else(|| {
+        let shown = file.display();
+        EnrollError::NotOne(match TokenKind::of(token.expose()) {
+            Some(kind) if kind != TokenKind::Join => {
+                format!("{shown} holds {kind}; a node needs {}", TokenKind::Join)
+            }
+            _ => format!("{shown} holds no join token: it is {PREFIX} and 128 hexadecimal digits"),
+        })
+    })?;
     let tls = client_config(
         &Trust::Pin(pin),
         PeerKind::ControlPlane,
@@ -205,6 +243,8 @@ fn keep(
     }
     let dir = &settings.data_dir;
     files::write_atomic(&dir.join("ca.pem"), root_pem.as_bytes(), files::PRIVATE)?;
+    let joined = format!("{}\n{}\n", settings.name, settings.group);
+    files::write_atomic(&dir.join(JOINED), joined.as_bytes(), files::PRIVATE)?;
     files::write_atomic(&dir.join("node.pem"), chain_pem.as_bytes(), files::PRIVATE)?;
     tracing::info!(node = %id, name = %settings.name, group = %settings.group, "joined");
     Ok(Identity { id, credentials })

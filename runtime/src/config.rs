@@ -36,7 +36,7 @@ pub struct CommonArgs {
     /// Form of the log lines on stderr [default: text on a terminal, json otherwise]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// What to log: error, warn, info, debug, trace, off, or target=level,...
+    /// What to log: error, warn, info, debug, trace, off, or target=level,... (then error for the rest)
     #[arg(
         long,
         value_name = "FILTER",
@@ -51,8 +51,8 @@ pub struct CommonArgs {
     /// Time for open connections to end after the first signal
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub drain_timeout: HumanDuration,
-    /// Address of /livez, /readyz and /metrics
-    #[arg(long, value_name = "ADDR")]
+    /// Address of /livez, /readyz and /metrics [default: 127.0.0.1:7481 (control plane), :9001 (node), :9002 (client)]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub admin_listen: Option<SocketAddr>,
 }
 
@@ -67,6 +67,15 @@ impl CommonArgs {
     pub const fn admin(&self, default: SocketAddr) -> AdminListen {
         AdminListen::new(self.admin_listen, default)
     }
+}
+
+/// Reads an address to listen on; the parser of flags of that kind.
+///
+/// # Errors
+/// What to write instead.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write ADDRESS:PORT, as 127.0.0.1:7400; [ADDRESS]:PORT for IPv6".to_owned())
 }
 
 /// Reads the configuration of this process, or ends it: 0 after `--help` and `--version`, 2 after

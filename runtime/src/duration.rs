@@ -4,6 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// How it is written, for the end of a program's help.
+pub const HELP: &str = "DURATION is a whole number with a unit, as 500ms, 30s, 5m or 24h.";
+
 /// A duration that parses and prints in this form; use it as the type of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HumanDuration(pub Duration);

@@ -2,10 +2,13 @@
 //! memory is wiped when it is dropped. It does not protect against a debugger or a core dump.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use zeroize::Zeroize;
+
+/// So long a file may be that holds one.
+const LONGEST: u64 = 1 << 20;
 
 /// Holds a secret. The only way to it is [`Secret::expose`], which is easy to search for.
 pub struct Secret<T: Zeroize>(T);
@@ -23,12 +26,18 @@ impl<T: Zeroize> Secret<T> {
 }
 
 impl Secret<String> {
-    /// Reads a secret from a text file; white space around it is dropped.
+    /// Reads a secret from a text file of up to 1 MiB; white space around it is dropped.
     ///
     /// # Errors
-    /// Whatever reading gives, and `InvalidData` when nothing is left.
+    /// Whatever reading gives, and `InvalidData` when the file is too long or nothing is left.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let whole = Self(std::fs::read_to_string(path)?);
+        let mut whole = Self(String::new());
+        let file = std::fs::File::open(path)?;
+        let length = file.take(LONGEST + 1).read_to_string(&mut whole.0)?;
+        if u64::try_from(length).is_ok_and(|length| length > LONGEST) {
+            let problem = "the file is too long for a secret: more than 1 MiB";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
         let trimmed = whole.0.trim();
         if trimmed.is_empty() {
             return Err(io::Error::new(
@@ -65,6 +74,49 @@ impl<T: Zeroize> From<T> for Secret<T> {
     }
 }
 
+/// What a token is for, as its first letters tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    /// For operators and their programs.
+    Admin,
+    /// For nodes, once.
+    Join,
+    /// For clients of a gateway.
+    Security,
+}
+
+impl TokenKind {
+    /// The kind of this token; `None` if it is none of ours.
+    #[must_use]
+    pub fn of(token: &str) -> Option<Self> {
+        [Self::Admin, Self::Join, Self::Security]
+            .into_iter()
+            .find(|kind| token.starts_with(kind.prefix()))
+    }
+
+    /// What every token of this kind begins with.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Admin => "sga_",
+            Self::Join => "sgj_",
+            Self::Security => "sgt_",
+        }
+    }
+}
+
+/// With the article, as in `holds an admin token (sga_)`.
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Admin => "an admin token",
+            Self::Join => "a join token",
+            Self::Security => "a security token",
+        };
+        write!(f, "{name} ({})", self.prefix())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -89,5 +141,8 @@ mod tests {
             Secret::read(&path).unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
+        std::fs::write(&path, "a".repeat((1 << 20) + 1)).unwrap();
+        let error = Secret::read(&path).unwrap_err();
+        assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     }
 }

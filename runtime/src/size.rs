@@ -6,6 +6,10 @@ use std::str::FromStr;
 
 const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
+/// How it is written, for the end of a program's help.
+pub const HELP: &str =
+    "SIZE is a number of bytes, or a whole number with KiB, MiB or GiB, as 64KiB.";
+
 /// A number of bytes that parses and prints in this form; use it as the type of a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(pub u64);

@@ -70,19 +70,47 @@ impl std::str::FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // The filter takes any word that is no level for a target, and then everything else is silent.
+        let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+        if bare_words(text).any(|word| !is_level(word)) {
+            return Err(format!("no such level; {HOW_TO_WRITE}"));
+        }
         EnvFilter::builder()
             .parse(text)
             .map(|_| Self(text.to_owned()))
-            .map_err(|error| format!("{error}; write a level, as debug, or target=level,…"))
+            .map_err(|error| format!("{error}; {HOW_TO_WRITE}"))
+    }
+}
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+const HOW_TO_WRITE: &str = "write error, warn, info, debug, trace, off, or target=level,…";
+
+/// The parts of a filter that name no target.
+fn bare_words(filter: &str) -> impl Iterator<Item = &str> {
+    filter
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty() && !part.contains('='))
+}
+
+impl LogFilter {
+    fn directives(&self) -> EnvFilter {
+        let builder = EnvFilter::builder();
+        // Whoever sets levels for some targets only still has to see what somebody must act upon.
+        let unnamed = match bare_words(&self.0).next() {
+            None if !self.0.trim().is_empty() => "error,",
+            _ => "",
+        };
+        builder
+            .with_default_directive(LevelFilter::INFO.into())
+            .parse_lossy(format!("{unnamed}{}", self.0))
     }
 }
 
 /// Starts logging; `format` `None` means [`LogFormat::detect`]. Also sends panics to the log.
 /// A second call in one process changes nothing. Where the system gives no thread for the log, whoever logs writes.
 pub fn init(format: Option<LogFormat>, filter: &LogFilter, binary: &'static str) -> Logging {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse_lossy(&filter.0);
+    let filter = filter.directives();
     let ansi = io::stderr().is_terminal();
     let format = format.unwrap_or_else(LogFormat::detect);
     let writer = LineWriter::start(io::stderr(), format).ok();
@@ -180,6 +208,46 @@ mod tests {
         tracing::warn!(%error, error_as_value = &error as &(dyn std::error::Error + 'static), "failed");
         let span = tracing::info_span!("span", inside = %evil);
         span.in_scope(|| tracing::info!("{evil}"));
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_does_not_silence_the_process() {
+        for bad in [
+            "warning",
+            "verbose",
+            "info,fatal",
+            "sg_relay",
+            "5",
+            "sg_relay=loud",
+        ] {
+            let problem = bad.parse::<LogFilter>().unwrap_err();
+            assert!(
+                problem.ends_with("write error, warn, info, debug, trace, off, or target=level,…"),
+                "{bad}: {problem}"
+            );
+        }
+        for good in [
+            "error",
+            "WARN",
+            "Info",
+            "debug",
+            "trace",
+            "OFF",
+            "info,sg_relay=debug",
+        ] {
+            assert!(good.parse::<LogFilter>().is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_filter_of_targets_only_leaves_the_errors_of_all_others() {
+        let directives = |text: &str| {
+            let filter: LogFilter = text.parse().unwrap();
+            filter.directives().to_string()
+        };
+        assert_eq!(directives("sg_relay=debug"), "sg_relay=debug,error");
+        assert_eq!(directives("sg_relay=debug,off"), "sg_relay=debug,off");
+        assert_eq!(directives("warn"), "warn");
     }
 
     #[test]

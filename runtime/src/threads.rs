@@ -16,7 +16,7 @@ const FEW_PROCESSORS: usize = 2;
 /// The flag; flatten it into those of a daemon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
 pub struct Threads {
-    /// Threads that carry connections [default: 1 with up to 2 processors, else one per processor]
+    /// Threads that carry connections, 1 to 1024 [default: 1 with up to 2 processors, else one per processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub worker_threads: Option<u16>,
 }

@@ -107,11 +107,19 @@ fn bad_usage_ends_with_2_and_says_why() {
         (&[], &[("SG_DRAIN_TIMEOUT", "soon")], "SG_DRAIN_TIMEOUT"),
         (&["--config", "/nonexistent.toml"], &[], "/nonexistent.toml"),
         (&[], &[("SG_LOG", "x=loud")], "SG_LOG"),
+        (
+            &["--log-level", "warning"],
+            &[],
+            "no such level; write error,",
+        ),
+        (&[], &[("SG_LOG", "verbose")], "no such level; write error,"),
     ] {
         let output = run(arguments, variables);
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(part), "{part} is missing in: {text}");
+        let cause = "No such file or directory";
+        assert!(text.matches(cause).count() <= 1, "said twice: {text}");
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use sg_runtime::identity::PeerKind;
-use sg_runtime::secret::Secret;
+use sg_runtime::secret::{Secret, TokenKind};
 use sg_runtime::tls::{self, ClientTls, Trust};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -312,6 +312,15 @@ fn authorization(target: &Target) -> Result<MetadataValue<Ascii>, Failure> {
     } else {
         Secret::read(path).map_err(unreadable)?
     };
+    // The control plane would only say that it is none.
+    if let Some(kind) = TokenKind::of(token.expose()).filter(|kind| *kind != TokenKind::Admin) {
+        let text = format!(
+            "--token-file {shown} holds {kind}; sgctl needs {}",
+            TokenKind::Admin
+        );
+        return Err(Failure::new(Code::Unauthenticated, "TOKEN_MALFORMED", text)
+            .hint("--token-file with an admin token (admin.token under the --data-dir of the control plane)"));
+    }
     let mut value: MetadataValue<Ascii> = format!("Bearer {}", token.expose())
         .parse()
         .map_err(|_| Failure::usage(format!("{shown} holds no token")))?;

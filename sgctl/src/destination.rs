@@ -69,7 +69,7 @@ pub(crate) struct Fields {
     /// Port on the client where users of a cloud destination connect
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     client_port: Option<u16>,
-    /// How long to try to connect to the resource [default: 10s]
+    /// How long to try to connect to the resource, at most 5m [default: 10s]
     #[arg(long, value_name = "DURATION")]
     connect_timeout: Option<HumanDuration>,
     /// Close streams that carry nothing for this long; 0: the default (tcp: never, udp: 60s)
@@ -81,7 +81,7 @@ pub(crate) struct Fields {
     /// Compress inside tunnels: none, zstd or lz4; not where users encrypt, nor for udp [default: none]
     #[arg(long, value_name = "CODEC")]
     compression: Option<String>,
-    /// Ask after the other side by TCP keepalive when so long nothing came [default: 60s]
+    /// Ask after the other side by TCP keepalive when so long nothing came, 1s to 2h [default: 60s]
     #[arg(long, value_name = "DURATION")]
     keepalive: Option<HumanDuration>,
     /// What it is for

@@ -218,6 +218,17 @@ async fn a_wrong_token_is_4_and_is_not_printed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_kind_is_named_before_anybody_is_asked() {
+    let mock = Mock::start().await;
+    std::fs::write(mock.path("token"), "sgt_secret\n").unwrap();
+    let run = mock.run_at(&closed_port().await, "gateway list").await;
+    assert_eq!(run.code, 4);
+    let said = "holds a security token (sgt_); sgctl needs an admin token (sga_) (TOKEN_MALFORMED)";
+    assert!(run.err.contains(said), "{}", run.err);
+    assert!(!run.err.contains("sgt_secret"), "{}", run.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_a_control_plane_of_the_right_authority_is_talked_to() {
     let ca = Ca::new();
     let node = Mock::start_as(&ca, "node").await;

@@ -12,7 +12,7 @@ impl GatewayContext {
         let (shared, version) = (&self.shared, self.acl.version().unwrap_or_default());
         // Whoever needs no token does not get to see one.
         let certificate = self.certificate.shown();
-        let token = self.token.as_ref().filter(|_| certificate.is_none());
+        let token = self.token.present().filter(|_| certificate.is_none());
         let token = token.map(|token| token.expose().clone());
         ClientHello {
             version: establish::VERSION,
@@ -27,6 +27,12 @@ impl GatewayContext {
             resume: None,
             certificates_der: certificate.unwrap_or_default(),
         }
+    }
+
+    /// Whether it has neither a token nor a certificate to show, so that no node takes it.
+    #[must_use]
+    pub fn shows_nothing(&self) -> bool {
+        self.token.is_none() && self.certificate.shown().is_none()
     }
 
     /// Whether the node did not want the certificate that `hello` showed, and gets to see the token the next time. It may not
@@ -46,5 +52,25 @@ impl GatewayContext {
         tracing::info!(gateway = %self.gateway, reason, "the certificate is not accepted; going on with the security token");
         self.certificate.set_aside();
         true
+    }
+
+    /// The same refusal. If it was for the token, and the token's file has another one by now, the next attempt comes soon
+    /// and shows that.
+    pub async fn renews_token(&self, hello: &ClientHello, refusal: ConnectError) -> ConnectError {
+        match refusal {
+            ConnectError::Refused {
+                reason: reason @ ("unauthenticated" | "token-expired"),
+                message,
+                ..
+            } if !hello.token.is_empty() && self.token.renew(&hello.token).await => {
+                tracing::info!(gateway = %self.gateway, reason, "the security token is not accepted, and its file has another one now: going on with that");
+                ConnectError::Refused {
+                    reason,
+                    message,
+                    retry: true,
+                }
+            }
+            other => other,
+        }
     }
 }

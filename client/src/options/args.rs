@@ -18,8 +18,12 @@ use sg_runtime::tls::Trust;
 #[command(
     name = "sg-client",
     version,
-    after_help = "Values for several gateways are joined by --, in the order of the gateways; `none` leaves one out.\n\
-                  Example: sg-client plant office --token-file tokens -g node1.example:9000,node2.example:9000 --ca ca.pem"
+    after_help = format!(
+        "Values for several gateways are joined by --, in the order of the gateways; `none` leaves one out.\n{}\n{}\n\
+         Example: sg-client plant office --token-file tokens -g node1.example:9000,node2.example:9000 --ca ca.pem",
+        sg_runtime::duration::HELP,
+        sg_runtime::size::HELP,
+    )
 )]
 pub struct Args {
     /// Gateways to connect to, by id or by name where that is unambiguous
@@ -68,7 +72,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Tunnels to each node; a client with more gets a larger share of the streams
+    /// Tunnels to each node, 1 to 16; a client with more gets a larger share of the streams
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub connections: u32,
 
@@ -84,7 +88,7 @@ pub struct Args {
     #[arg(long)]
     pub once: bool,
 
-    /// ERROR, INFO, DEBUG or TRACE; stronger than --log-level
+    /// ERROR, WARN, INFO, DEBUG or TRACE; stronger than --log-level
     #[arg(short = 'l', long, alias = "l", value_name = "LEVEL[--LEVEL...]")]
     pub loglevel: Option<String>,
 

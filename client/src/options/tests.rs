@@ -344,3 +344,21 @@ fn secrets_are_in_no_debug_output() {
     assert!(!format!("{args:?}").contains("hidden"));
     assert!(!format!("{:?}", args.check().unwrap()).contains("hidden"));
 }
+
+#[test]
+fn the_help_says_how_values_are_written() {
+    use clap::CommandFactory as _;
+    let help = Args::command().render_help().to_string();
+    // Lines are broken by the width.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        ":9002 (client)",
+        "500ms, 30s, 5m or 24h",
+        "as 64KiB",
+        "1 to 16;",
+        "1 to 1024",
+        "ERROR, WARN, INFO, DEBUG or TRACE",
+    ] {
+        assert!(help.contains(part), "{part} is missing in: {help}");
+    }
+}

@@ -47,7 +47,7 @@ pub enum ConnectError {
     #[error(transparent)]
     TakeOver(#[from] tls::TakeOverError),
     /// The other end is trusted and speaks another protocol.
-    #[error("the other end does not speak this tunnel protocol")]
+    #[error("TLS works, but this is no tunnel port (9000 by default)")]
     Protocol,
     /// The node's certificate and its words do not agree on who it is, or it names nobody.
     #[error("the node's certificate does not say which node it is")]
@@ -138,12 +138,22 @@ pub async fn connect(
     if let Err(error) = sg_tunnel_io::socket::tune(proxy::socket(&carrier)) {
         tracing::debug!(%address, %error, "the socket's options could not be set");
     }
-    let (stream, peer) = tls::connect_records(tls, carrier, &address.host().to_string()).await?;
+    let (stream, peer) = tls::connect_records(tls, carrier, &address.host().to_string())
+        .await
+        .map_err(of_handshake)?;
     if peer.alpn.as_deref() != Some(ALPN) {
         return Err(ConnectError::Protocol);
     }
     let node = node_of(&peer).ok_or(ConnectError::Identity)?;
     Ok((stream, node))
+}
+
+/// Whoever speaks other protocols only says so by an alert.
+fn of_handshake(error: tls::Error) -> ConnectError {
+    match error {
+        tls::Error::Alert("NoApplicationProtocol") => ConnectError::Protocol,
+        error => error.into(),
+    }
 }
 
 /// From here on the connection carries a tunnel.

@@ -81,7 +81,7 @@ impl Ca {
         format!("sha256:{}", sg_runtime::crypto::hex(&hash))
     }
 
-    fn issue(&self, kind: &str, id: &str) -> ServerTls {
+    fn issue(&self, kind: &str, id: &str, protocol: &[u8]) -> ServerTls {
         let key = KeyPair::generate();
         let mut params = CertificateParams::default();
         let uri = format!("spiffe://secure-gateway/{kind}/{id}");
@@ -96,12 +96,21 @@ impl Ca {
             .clone();
         let credentials = Credentials::new(vec![leaf, self.root.clone()], key);
         let certificate = ServerCertificate::new(&credentials).unwrap();
-        tls::server_config(&certificate, &ClientAuth::AnySelfSigned, &[b"sg-tunnel/1"]).unwrap()
+        tls::server_config(&certificate, &ClientAuth::AnySelfSigned, &[protocol]).unwrap()
     }
 
     pub(crate) async fn node(&self, id: &str) -> Node {
         self.node_of_kind("node", id, "127.0.0.1:0".parse().unwrap())
             .await
+    }
+
+    /// A node's port that speaks something else.
+    pub(crate) async fn without_tunnels(&self) -> (SocketAddr, AbortOnDropHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, _) = mpsc::channel(1);
+        let accepting = tokio::spawn(accept(listener, self.issue("node", "n1", b"h2"), sender));
+        (address, AbortOnDropHandle::new(accepting))
     }
 
     pub(crate) async fn node_at(&self, id: &str, address: SocketAddr) -> Node {
@@ -112,7 +121,11 @@ impl Ca {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, arrivals) = mpsc::channel(64);
-        let accepting = tokio::spawn(accept(listener, self.issue(kind, id), sender));
+        let accepting = tokio::spawn(accept(
+            listener,
+            self.issue(kind, id, b"sg-tunnel/1"),
+            sender,
+        ));
         Node {
             id: id.to_owned(),
             address,

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use sg_runtime::duration::HumanDuration;
 use sg_runtime::tasks::TaskPool;
 use sg_tunnel_io::code::{self, close};
 use tokio::time::{Instant, sleep};
@@ -21,7 +22,7 @@ const GOODBYE: Duration = Duration::from_millis(700);
 /// Drains until nothing is left, the time is over, or a second signal comes.
 pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &CancellationToken) {
     let shutdown = &node.shutdown;
-    tracing::info!(streams = (node.streams.len() + node.cloud.len()), timeout = ?shutdown.remaining(), "draining");
+    tracing::info!(streams = (node.streams.len() + node.cloud.len()), timeout = %whole_seconds(shutdown.remaining()), "draining");
     stop_accepting.cancel();
     // A tunnel that drains opens nothing more, so that what was accepted already would be lost.
     let limit = Instant::now() + OPENING.min(shutdown.remaining());
@@ -56,6 +57,13 @@ pub(crate) async fn run(node: &Node, tunnels: &TaskPool, stop_accepting: &Cancel
     }
 }
 
+/// What is left of the time, for people: a moment of it has passed already.
+fn whole_seconds(left: Duration) -> HumanDuration {
+    HumanDuration(Duration::from_secs(
+        (left + Duration::from_millis(500)).as_secs(),
+    ))
+}
+
 /// Waits until no tunnel has a stream any more, at most so long; answers whether that came about.
 async fn sent(node: &Node, limit: Duration) -> bool {
     let end = Instant::now() + limit;
@@ -72,4 +80,15 @@ async fn sent(node: &Node, limit: Duration) -> bool {
         sleep(LOOK).await;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_is_left_is_told_in_whole_seconds() {
+        let told = |millis| whole_seconds(Duration::from_millis(millis)).to_string();
+        assert_eq!([29_999, 30_000, 100].map(told), ["30s", "30s", "0s"]);
+    }
 }

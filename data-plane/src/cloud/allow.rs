@@ -146,7 +146,16 @@ fn parse(text: &str) -> Result<Entry, Invalid> {
     };
     let bare = target.trim_start_matches('[').replace(']', "");
     let target = match bare.parse::<IpRange>() {
-        Ok(range) => Target::Addresses(range),
+        Ok(range) => {
+            let written = bare.split_once('/').map(|(address, _)| address);
+            let written = written.and_then(|address| address.parse::<IpAddr>().ok());
+            // It would let more through than it seems to say.
+            if written.is_some_and(|address| address.to_canonical() != range.first()) {
+                let problem = format!("is an address inside {range}; write the network as {range}");
+                return Err(Invalid::new("cloud_allow", problem));
+            }
+            Target::Addresses(range)
+        }
         Err(_) => match target.parse::<Host>().map_err(|_| bad())? {
             Host::Name(name) => Target::Name(name),
             Host::Ip(_) => return Err(bad()),
@@ -271,6 +280,15 @@ mod tests {
     fn what_is_no_entry_is_refused() {
         for bad in ["", ":80", "a:0", "a:x", "10.0.0.0/33", "a b", "[::1"] {
             assert!(CloudAllow::parse(&[bad.to_owned()]).is_err(), "{bad}");
+        }
+        for (bad, network) in [
+            ("10.0.0.1/8", "10.0.0.0/8"),
+            ("10.0.0.1/8:443", "10.0.0.0/8"),
+            ("[fd00::1/8]:443", "fd00::/8"),
+        ] {
+            let (_, error) = CloudAllow::parse(&[bad.to_owned()]).unwrap_err();
+            let remedy = format!("write the network as {network}");
+            assert!(error.message.ends_with(&remedy), "{bad}: {}", error.message);
         }
     }
 }

@@ -10,7 +10,7 @@ use super::EXIT_USAGE;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {}: {source}; check --config", path.display())]
+    #[error("cannot read the configuration file {} (--config): {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -17,9 +17,13 @@ const CONFIG: &str = "config";
 
 /// Adds the variable to the help of every flag.
 pub(super) fn document_environment(command: Command) -> Command {
-    command.mut_args(|arg| match (variable(&arg), arg.get_help().cloned()) {
-        (Some(name), Some(help)) => arg.help(format!("{help} [env: {name}]")),
-        _ => arg,
+    command.mut_args(|arg| {
+        // A name of its own comes before the one that every flag has.
+        let own = arg.get_env().and_then(OsStr::to_str).map(str::to_owned);
+        match (own.or_else(|| variable(&arg)), arg.get_help().cloned()) {
+            (Some(name), Some(help)) => arg.help(format!("{help} [env: {name}]")),
+            _ => arg,
+        }
     })
 }
 

@@ -251,6 +251,7 @@ fn help_and_version_come_before_anything_else() {
     let variables = [("SG_CONFIG", "/nonexistent"), ("SG_CONNECTIONS", "x")];
     for (flag, part) in [
         ("--help", "[env: SG_DRAIN_TIMEOUT]"),
+        ("--help", "[env: SG_LOG]"),
         ("--version", "sg-test"),
     ] {
         let Err(ConfigError::Usage(error)) = load(&[flag], &variables) else {
