@@ -308,6 +308,13 @@ mod tests {
     }
 
     #[test]
+    fn what_to_do_about_a_refused_token_is_said_once() {
+        let message = "the join token has expired; make a new one with 'sgctl node token create'";
+        let said = EnrollError::Refused(message.to_owned()).to_string();
+        assert_eq!(said.matches("make a new one").count(), 1, "{said}");
+    }
+
+    #[test]
     fn a_token_gives_the_pin_and_nothing_else_is_a_token() {
         let token = format!("sgj_{}{}", "ab".repeat(32), "12".repeat(32));
         assert_eq!(pin_of(&token), Some([0xab; 32]));
