@@ -8,12 +8,13 @@ use sg_proto::api;
 use sg_proto::api::gateways_client::GatewaysClient;
 use sg_proto::convert::duration_to_wire;
 use sg_runtime::duration::HumanDuration;
+use sg_runtime::secret::TokenKind;
 
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{GatewayRef, request_id};
 use crate::output;
-use crate::secret_file::{TokenKind, TokenOut};
+use crate::secret_file::TokenOut;
 use crate::session::Session;
 
 /// Largest page the server gives.

@@ -6,12 +6,13 @@ use sg_proto::api::nodes_client::NodesClient;
 use sg_proto::api::tokens_client::TokensClient;
 use sg_proto::convert::duration_to_wire;
 use sg_runtime::duration::HumanDuration;
+use sg_runtime::secret::TokenKind;
 
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::request_id;
 use crate::output::{self, Resource};
-use crate::secret_file::{TokenKind, TokenOut};
+use crate::secret_file::TokenOut;
 use crate::session::Session;
 use crate::show;
 

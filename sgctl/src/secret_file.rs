@@ -3,47 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use sg_runtime::files;
+use sg_runtime::secret::TokenKind;
 
 use crate::failure::Failure;
 use crate::output::Format;
 
-/// Which secret it is: its first characters say so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenKind {
-    /// Of a gateway, for its clients.
-    Security,
-    /// Of a new node.
-    Join,
-    /// Of an operator.
-    Admin,
-}
-
-impl TokenKind {
-    const ALL: [Self; 3] = [Self::Security, Self::Join, Self::Admin];
-
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Security => "sgt_",
-            Self::Join => "sgj_",
-            Self::Admin => "sga_",
-        }
-    }
-
-    fn described(self) -> &'static str {
-        match self {
-            Self::Security => "a security token",
-            Self::Join => "a join token",
-            Self::Admin => "an admin token",
-        }
-    }
-
-    /// What a file holds: nothing but one token and white space around it.
-    fn of(text: &[u8]) -> Option<Self> {
-        let text = text.trim_ascii();
-        let is_one_word = !text.iter().any(u8::is_ascii_whitespace);
-        let fits = |kind: &Self| is_one_word && text.starts_with(kind.prefix().as_bytes());
-        Self::ALL.into_iter().find(fits)
-    }
+/// What a file holds, if that is nothing but one token and white space around it.
+fn held_kind(held: &[u8]) -> Option<TokenKind> {
+    let text = std::str::from_utf8(held).ok()?.trim();
+    TokenKind::of(text).filter(|_| !text.contains(char::is_whitespace))
 }
 
 /// Flag of commands whose answer carries a secret.
@@ -98,11 +66,11 @@ fn spare_others(path: &Path, kind: TokenKind) -> Result<(), Failure> {
     }
     let held = std::fs::read(path)
         .map_err(|error| Failure::local(format!("cannot read {}", path.display()), &error))?;
-    let found = TokenKind::of(&held);
+    let found = held_kind(&held);
     if found == Some(kind) || held.trim_ascii().is_empty() {
         return Ok(());
     }
-    let what = found.map_or("something else", TokenKind::described);
+    let what = found.map_or_else(|| "something else".to_owned(), |kind| kind.to_string());
     Err(Failure::new(
         tonic::Code::Unknown,
         "LOCAL",

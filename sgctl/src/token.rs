@@ -3,12 +3,13 @@
 use clap::Subcommand;
 use sg_proto::api;
 use sg_proto::api::tokens_client::TokensClient;
+use sg_runtime::secret::TokenKind;
 
 use crate::connection::Api;
 use crate::failure::Failure;
 use crate::names::{GatewayRef, request_id};
 use crate::output::{self, Resource};
-use crate::secret_file::{TokenKind, TokenOut};
+use crate::secret_file::TokenOut;
 use crate::session::Session;
 use crate::show;
 
