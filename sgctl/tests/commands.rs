@@ -131,8 +131,8 @@ async fn a_token_file_replaces_only_its_own_kind() {
     let file = mock.path("plant.token");
     let out = file.display();
     for (held, what) in [
-        ("sgt_old\n", "a security token"),
-        ("sga_old\n", "an admin token"),
+        ("sgt_old\n", "a security token (sgt_)"),
+        ("sga_old\n", "an admin token (sga_)"),
         ("notes\n", "something else"),
         ("sgj_old and notes\n", "something else"),
     ] {
