@@ -7,6 +7,7 @@
 mod args;
 mod lists;
 mod proxy;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -18,12 +19,14 @@ use sg_model::{Acl, AclFile, HostPort};
 use sg_relay::TunnelLimits;
 use sg_runtime::admin_http::AdminListen;
 use sg_runtime::config::Invalid;
-use sg_runtime::secret::{Secret, TokenKind};
+use sg_runtime::secret::Secret;
 use sg_runtime::telemetry::{LogFilter, LogFormat};
 use sg_runtime::threads::Threads;
 use sg_runtime::tls::Trust;
 
 pub use self::args::Args;
+use self::tokens::check_tokens;
+pub use self::tokens::read_tokens;
 use crate::proxy::Proxy;
 use crate::token::TokenFile;
 
@@ -412,60 +415,6 @@ fn rank(level: &str) -> Option<(u8, &'static str)> {
     (0..)
         .zip(WORDS)
         .find(|(_, word)| level.eq_ignore_ascii_case(word))
-}
-
-/// The tokens in the file of `--token-file`, one for each of so many gateways.
-///
-/// # Errors
-/// The file cannot be read, or something in it is no security token.
-pub fn read_tokens(path: &Path, count: usize) -> Result<Vec<Option<Secret<String>>>, Invalid> {
-    let text = Secret::read(path).map_err(|error| {
-        let remedy = "give a file with one token per gateway, one per line";
-        Invalid::new("--token-file", path.display(), error.to_string(), remedy)
-    })?;
-    let lines = text
-        .expose()
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
-    check_tokens(
-        "--token-file",
-        lines.flat_map(lists::split).collect(),
-        count,
-    )
-}
-
-fn check_tokens(
-    key: &str,
-    texts: Vec<Option<String>>,
-    count: usize,
-) -> Result<Vec<Option<Secret<String>>>, Invalid> {
-    let texts = lists::spread(texts, count).map_err(|given| too_many(key, given, count))?;
-    let tokens = texts
-        .into_iter()
-        .map(|text| text.map(Secret::new))
-        .collect::<Vec<_>>();
-    for token in tokens.iter().flatten() {
-        let text = token.expose();
-        // Other texts may be tokens of later versions; the node decides. The text itself stays
-        // out of the message.
-        let kind = TokenKind::of(text).filter(|kind| *kind != TokenKind::Security);
-        let (problem, remedy) = if let Some(kind) = kind {
-            (
-                format!("this is {kind} and not a security token"),
-                "give the one that `sgctl gateway create` answered (sgt_...)",
-            )
-        } else if text.len() > 4096 || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            (
-                "a token has a character that tokens do not have, or is too long".to_owned(),
-                "copy the token again",
-            )
-        } else {
-            continue;
-        };
-        return Err(Invalid::new(key, "[secret]", problem, remedy));
-    }
-    Ok(tokens)
 }
 
 fn too_many(key: &str, given: usize, count: usize) -> Invalid {
