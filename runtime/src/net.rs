@@ -56,7 +56,7 @@ pub async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Where the system's congestion control is bbr, a connection of a loopback address gets another one: bbr paces each
-/// 64 KiB with a timer, which there costs up to two fifths of the CPU of a byte (`docs/benchmarks.md`) and gives nothing. It
+/// 64 KiB with a timer, which there costs up to two fifths of the CPU of a byte (`docs/decisions/0009`) and gives nothing. It
 /// has to be said before there is a connection, because pacing is not taken back; those that a listener accepts have
 /// it from the listener, so that one for all addresses leaves it as it is.
 fn spare_pacing(socket: SockRef<'_>, address: SocketAddr) {

@@ -314,10 +314,7 @@ fn authorization(target: &Target) -> Result<MetadataValue<Ascii>, Failure> {
     };
     // The control plane would only say that it is none.
     if let Some(kind) = TokenKind::of(token.expose()).filter(|kind| *kind != TokenKind::Admin) {
-        let text = format!(
-            "--token-file {shown} holds {kind}; sgctl needs {}",
-            TokenKind::Admin
-        );
+        let text = format!("{shown} holds {kind}; sgctl needs {}", TokenKind::Admin);
         return Err(Failure::new(Code::Unauthenticated, "TOKEN_MALFORMED", text)
             .hint("--token-file with an admin token (admin.token under the --data-dir of the control plane)"));
     }

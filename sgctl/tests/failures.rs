@@ -225,6 +225,13 @@ async fn a_token_of_another_kind_is_named_before_anybody_is_asked() {
     assert_eq!(run.code, 4);
     let said = "holds a security token (sgt_); sgctl needs an admin token (sga_) (TOKEN_MALFORMED)";
     assert!(run.err.contains(said), "{}", run.err);
+    assert!(run.err.starts_with("error: --token-file "), "{}", run.err);
+    assert_eq!(
+        run.err.matches("--token-file").count(),
+        2,
+        "with the hint: {}",
+        run.err
+    );
     assert!(!run.err.contains("sgt_secret"), "{}", run.err);
 }
 
