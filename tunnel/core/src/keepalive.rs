@@ -74,6 +74,11 @@ impl Keepalive {
         self.wanted = true;
     }
 
+    /// Whether a ping was sent and its PONG has not come.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.outstanding.is_some()
+    }
+
     /// Tells the time, so that a ping that is due is not asked for again.
     pub(crate) fn see_time(&mut self, config: &Config, now: Instant) {
         self.due = self.ping_at(config).is_some_and(|at| at <= now);

@@ -181,7 +181,9 @@ impl Connection {
         if let Some(value) = self.pong.take() {
             batch.push_frame(&Frame::Pong(value));
         }
-        if self.peer.is_some() && !self.scheduler.opens.is_empty() {
+        // While a ping is unanswered it tells as much, in however many batches the opens leave.
+        let opening = self.peer.is_some() && !self.scheduler.opens.is_empty();
+        if opening && !self.keepalive.is_unanswered() {
             self.keepalive.want_ping();
         }
         if let Some(value) = self.keepalive.take_ping(&self.config, now) {
