@@ -370,9 +370,9 @@ impl Parts {
         let destinations: serde_json::Map<_, _> = applied
             .destinations
             .iter()
-            .filter(|(_, status)| status.state == State::Listening)
-            .filter_map(|(id, status)| {
-                let name = qualified_name(&config, id)?;
+            .filter(|status| status.state == State::Listening)
+            .filter_map(|status| {
+                let name = qualified_name(&config, &status.id)?;
                 Some((name, status.address?.to_string().into()))
             })
             .collect();

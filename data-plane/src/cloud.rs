@@ -6,7 +6,7 @@
 
 mod allow;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,18 +93,31 @@ impl Cloud {
         built
     }
 
-    /// Forgets what belongs to destinations that are gone.
-    pub(crate) fn retain(&self, config: &NodeConfig) {
-        lock(&self.approaches).retain(|id, _| config.destination(id).is_some());
-        lock(&self.open)
-            .occupancy
-            .retain(|id, _| config.destination(id).is_some());
+    /// Forgets what belongs to those of these destinations that are gone.
+    pub(crate) fn forget(&self, config: &NodeConfig, changed: &BTreeSet<DestinationId>) {
+        let mut approaches = lock(&self.approaches);
+        let mut open = lock(&self.open);
+        let occupancy = &mut open.occupancy;
+        for id in changed.iter().filter(|id| config.destination(id).is_none()) {
+            approaches.remove(id);
+            occupancy.remove(id);
+        }
+        // A stream that came with the last version may have brought one back.
+        if approaches.len().max(occupancy.len()) > config.len() {
+            approaches.retain(|id, _| config.destination(id).is_some());
+            occupancy.retain(|id, _| config.destination(id).is_some());
+        }
     }
 
-    /// Ends every stream that `config` no longer permits; answers how many.
-    pub(crate) fn redecide(&self, config: &NodeConfig) -> usize {
+    /// Ends every stream that `config` no longer permits, to these destinations or else to any; answers how many.
+    pub(crate) fn redecide(
+        &self,
+        config: &NodeConfig,
+        only: Option<&BTreeSet<DestinationId>>,
+    ) -> usize {
         let mut ended = 0;
-        for entry in lock(&self.open).streams.values() {
+        let of_interest = |entry: &&Entry| only.is_none_or(|ids| ids.contains(&entry.destination));
+        for entry in lock(&self.open).streams.values().filter(of_interest) {
             let refusal = match config.destination(&entry.destination) {
                 None => Some(code::NO_DESTINATION),
                 Some(d) if !serves(config, d) => Some(code::DISABLED),

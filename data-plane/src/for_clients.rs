@@ -1,38 +1,137 @@
-//! Which destinations the clients of a gateway must know themselves: those on which they listen, and those whose
-//! resource needs more than a stream's opening can say. Worked out once per configuration.
+//! What the clients of a gateway are told of its destinations, those on which they listen and those whose resource
+//! needs more than a stream's opening can say; and of the nodes of the group. Kept up with what is served, so that
+//! thousands of tunnels need not look for it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
-use sg_model::{Destination, DestinationKind, GatewayId, NodeConfig, NodeObject};
-use sg_proto::tunnel::Destinations;
+use sg_model::{
+    ConfigObject, Destination, DestinationId, DestinationKind, Difference, GatewayId, NodeConfig,
+    NodeObject, ObjectKey,
+};
+use sg_proto::tunnel::{Destinations, Endpoint, Endpoints};
 
-/// A number per gateway that changes when what its clients must know does; gateways with nothing to tell have none.
+/// What clients are told.
 #[derive(Debug, Default)]
-pub(crate) struct ForClients(Mutex<Arc<HashMap<GatewayId, u64>>>);
+pub(crate) struct ForClients(Mutex<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    config: Arc<NodeConfig>,
+    /// Gateways without any destination that clients must know have no entry.
+    gateways: HashMap<GatewayId, OfGateway>,
+    endpoints: Arc<Endpoints>,
+}
+
+/// The destinations of one gateway that its clients must know.
+#[derive(Debug, Default)]
+struct OfGateway {
+    /// With their revisions.
+    destinations: BTreeMap<DestinationId, u64>,
+    digest: u64,
+}
 
 impl ForClients {
-    /// Works the numbers out for a configuration that is about to be served.
-    pub(crate) fn publish(&self, config: &NodeConfig) {
-        let mut digests: HashMap<GatewayId, u64> = HashMap::new();
-        for (revision, object) in config.objects() {
-            if let NodeObject::Destination(d) = object
-                && is_for_clients(d)
-            {
-                let digest = digests.entry(d.gateway.clone()).or_insert(OFFSET);
-                for byte in d.id.as_str().bytes().chain(revision.to_be_bytes()) {
-                    *digest = (*digest ^ u64::from(byte)).wrapping_mul(PRIME);
-                }
-            }
+    /// Takes a configuration over that is about to be served.
+    pub(crate) fn publish(&self, config: &Arc<NodeConfig>) {
+        let mut told = self.lock();
+        let before = std::mem::replace(&mut told.config, Arc::clone(config));
+        let mut peers = false;
+        let mut touched = HashSet::new();
+        for difference in config.differences(&before) {
+            touched.extend(told.follow(&difference));
+            peers |= matches!(difference.key(), ObjectKey::Peer(_));
         }
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(digests);
+        for gateway in touched {
+            told.sum_up(&gateway);
+        }
+        if peers {
+            told.endpoints = Arc::new(endpoints_of(config));
+        }
     }
 
-    /// The number for a gateway; 0: nothing to tell.
+    /// A number that changes when what the clients of a gateway must know of its destinations does; 0: nothing.
     pub(crate) fn digest(&self, gateway: &GatewayId) -> u64 {
-        let digests = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        digests.get(gateway).copied().unwrap_or_default()
+        self.lock().gateways.get(gateway).map_or(0, |of| of.digest)
+    }
+
+    /// All that the clients of a gateway must know of its destinations, encoded.
+    pub(crate) fn encode(&self, gateway: &GatewayId) -> Vec<u8> {
+        let told = self.lock();
+        let ids = told.gateways.get(gateway).into_iter();
+        let ids = ids.flat_map(|of| of.destinations.keys());
+        let destinations = ids.filter_map(|id| told.config.destination(id));
+        Destinations {
+            epoch: told.config.epoch(),
+            revision: told.config.revision(),
+            destinations: destinations.map(for_client).collect(),
+        }
+        .encode_to_vec()
+    }
+
+    /// The nodes that clients may connect to.
+    pub(crate) fn endpoints(&self) -> Arc<Endpoints> {
+        Arc::clone(&self.lock().endpoints)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Told {
+    /// Answers with the gateways whose clients must know something else now.
+    fn follow(&mut self, difference: &Difference<ConfigObject>) -> Vec<GatewayId> {
+        let mut touched = Vec::new();
+        if let Some(d) = difference.before().and_then(|o| told_destination(o)) {
+            if let Some(of) = self.gateways.get_mut(&d.gateway) {
+                of.destinations.remove(&d.id);
+            }
+            touched.push(d.gateway.clone());
+        }
+        if let Some(after) = difference.after()
+            && let Some(d) = told_destination(after)
+        {
+            let of = self.gateways.entry(d.gateway.clone()).or_default();
+            of.destinations.insert(d.id.clone(), after.revision);
+            touched.push(d.gateway.clone());
+        }
+        touched
+    }
+
+    fn sum_up(&mut self, gateway: &GatewayId) {
+        let Some(of) = self.gateways.get_mut(gateway) else {
+            return;
+        };
+        if of.destinations.is_empty() {
+            self.gateways.remove(gateway);
+            return;
+        }
+        of.digest = OFFSET;
+        for (id, revision) in &of.destinations {
+            for byte in id.as_str().bytes().chain(revision.to_be_bytes()) {
+                of.digest = (of.digest ^ u64::from(byte)).wrapping_mul(PRIME);
+            }
+        }
+    }
+}
+
+fn told_destination(object: &ConfigObject) -> Option<&Destination> {
+    match &object.object {
+        NodeObject::Destination(d) if is_for_clients(d) => Some(d),
+        _ => None,
+    }
+}
+
+fn endpoints_of(config: &NodeConfig) -> Endpoints {
+    let endpoints = config.peers().map(|peer| Endpoint {
+        node_id: peer.id.to_string(),
+        node_name: peer.name.to_string(),
+        address: peer.tunnel_address.clone(),
+    });
+    Endpoints {
+        endpoints: endpoints.collect(),
     }
 }
 
@@ -48,19 +147,6 @@ pub(crate) fn is_for_clients(destination: &Destination) -> bool {
 /// Whether the far end must look the destination up, since the opening of a stream cannot say all of it.
 pub(crate) fn needs_look_up(destination: &Destination) -> bool {
     destination.resource_end != sg_model::ResourceEnd::default()
-}
-
-/// All of it for one gateway, encoded.
-pub(crate) fn encode(config: &NodeConfig, gateway: &GatewayId) -> Vec<u8> {
-    let destinations = config
-        .destinations()
-        .filter(|d| d.gateway == *gateway && is_for_clients(d));
-    Destinations {
-        epoch: config.epoch(),
-        revision: config.revision(),
-        destinations: destinations.map(for_client).collect(),
-    }
-    .encode_to_vec()
 }
 
 /// A destination as a client needs it: without the user side of one whose users it never sees.
@@ -101,19 +187,45 @@ mod tests {
         object
     }
 
+    fn served(revision: u64, objects: impl IntoIterator<Item = NodeObject>) -> Arc<NodeConfig> {
+        Arc::new(config(revision, objects))
+    }
+
     #[test]
     fn plain_destinations_are_no_business_of_clients() {
         let told = ForClients::default();
         let g1 = GatewayId::new("g1").unwrap();
         let plain = || destination("d1", "g1", 15000);
-        told.publish(&config(1, [gateway("g1", true), plain()]));
+        told.publish(&served(1, [gateway("g1", true), plain()]));
         assert_eq!(told.digest(&g1), 0);
         let tls = || changed("d2", |d| d.resource_end.tls = ResourceTls::Tls);
-        told.publish(&config(2, [gateway("g1", true), plain(), tls()]));
+        told.publish(&served(2, [gateway("g1", true), plain(), tls()]));
         let first = told.digest(&g1);
         assert_ne!(first, 0);
-        told.publish(&config(3, [gateway("g1", true), plain(), tls()]));
+        told.publish(&served(3, [gateway("g1", true), plain(), tls()]));
         assert_ne!(told.digest(&g1), first, "its revision is another");
+        told.publish(&served(4, [gateway("g1", true), plain()]));
+        assert_eq!(told.digest(&g1), 0, "there is nothing to tell any more");
+    }
+
+    #[test]
+    fn the_nodes_are_told_anew_only_when_they_change() {
+        let peer = |address: &str| {
+            NodeObject::Peer(sg_model::NodePeer {
+                id: sg_model::NodeId::new("n1").unwrap(),
+                name: sg_model::Name::new("n1").unwrap(),
+                tunnel_address: address.to_owned(),
+            })
+        };
+        let told = ForClients::default();
+        told.publish(&served(1, [peer("192.0.2.1:443")]));
+        let first = told.endpoints();
+        let address = |endpoints: &Endpoints| endpoints.endpoints[0].address.clone();
+        assert_eq!(address(&first), "192.0.2.1:443");
+        told.publish(&served(1, [peer("192.0.2.1:443"), gateway("g1", true)]));
+        assert!(Arc::ptr_eq(&first, &told.endpoints()));
+        told.publish(&served(2, [peer("192.0.2.2:443")]));
+        assert_eq!(address(&told.endpoints()), "192.0.2.2:443");
     }
 
     #[test]
@@ -134,8 +246,9 @@ mod tests {
             d.resource_end.tls = ResourceTls::Mutual;
             d.resource_end.client_pair = Some(pair());
         });
-        let config = config(7, [gateway("g1", true), on_premises, cloud]);
-        let encoded = encode(&config, &GatewayId::new("g1").unwrap());
+        let told = ForClients::default();
+        told.publish(&served(7, [gateway("g1", true), on_premises, cloud]));
+        let encoded = told.encode(&GatewayId::new("g1").unwrap());
         assert!(!encoded.windows(6).any(|part| part == b"canary"));
         let decoded = Destinations::decode(encoded.as_slice()).unwrap();
         assert_eq!((decoded.revision, decoded.destinations.len()), (7, 2));

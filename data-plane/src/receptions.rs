@@ -1,7 +1,7 @@
 //! How the users of each destination are received, built once for each version of it, and kept for as long as there
 //! is such a destination. Certificates that change are those of connections that come after.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sg_model::{Destination, DestinationId, NodeConfig};
@@ -34,9 +34,16 @@ impl Receptions {
         built
     }
 
-    /// Forgets those of destinations that are gone.
-    pub(crate) fn retain(&self, config: &NodeConfig) {
-        self.lock().retain(|id, _| config.destination(id).is_some());
+    /// Forgets those of these destinations that are gone.
+    pub(crate) fn forget(&self, config: &NodeConfig, changed: &BTreeSet<DestinationId>) {
+        let mut all = self.lock();
+        for id in changed.iter().filter(|id| config.destination(id).is_none()) {
+            all.remove(id);
+        }
+        // A connection that came with the last version may have brought one back.
+        if all.len() > config.len() {
+            all.retain(|id, _| config.destination(id).is_some());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<DestinationId, (u64, Built)>> {

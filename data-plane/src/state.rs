@@ -13,7 +13,7 @@ use sg_proto::node::Snapshot;
 use sg_runtime::files;
 use sg_runtime::sealed::{self, Key, KeyError};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::NodeMetrics;
@@ -23,6 +23,10 @@ const PLACE: &str = "secure-gateway/node/last-good/1/";
 
 /// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// After a write, so many times as long as it took nothing is written.
+const REST: u32 = 9;
+/// But not longer than this: what changes meanwhile is not there after a crash without a control plane.
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 /// The file and its key.
 #[derive(Debug, Clone)]
@@ -119,7 +123,8 @@ impl StateFile {
 }
 
 /// Keeps the file as the configuration that is served, until `end` is cancelled. The disk may be slow or full:
-/// the node serves all the same.
+/// the node serves all the same. Changes that follow each other fast share a write, so that writing a large
+/// configuration takes no more than a part of a processor; the last one is always written.
 pub(crate) async fn keep(
     file: StateFile,
     mut served: watch::Receiver<Arc<NodeConfig>>,
@@ -127,14 +132,19 @@ pub(crate) async fn keep(
     end: CancellationToken,
 ) {
     let mut kept = None;
+    let mut rest = Duration::ZERO;
+    let version_of = |config: &NodeConfig| (config.epoch(), config.revision());
     loop {
         let config = Arc::clone(&served.borrow_and_update());
-        let version = (config.epoch(), config.revision());
+        let version = version_of(&config);
         let mut failed = false;
         if config.revision() > 0 && kept != Some(version) {
             let file = file.clone();
+            let begun = Instant::now();
             let save = tokio::task::spawn_blocking(move || file.save(&config));
-            match save.await {
+            let saved = save.await;
+            rest = (begun.elapsed() * REST).min(LONGEST_REST);
+            match saved {
                 Ok(Ok(())) => kept = Some(version),
                 Ok(Err(error)) => {
                     failed = true;
@@ -145,10 +155,20 @@ pub(crate) async fn keep(
             }
         }
         // Every arm can be cancelled without loss; whatever came last is written before the end.
+        let rest = sleep(std::mem::take(&mut rest));
+        let changed = async {
+            rest.await;
+            served.changed().await
+        };
         tokio::select! {
-            changed = served.changed() => if changed.is_err() { return },
+            changed = changed => if changed.is_err() { return },
             () = sleep(RETRY), if failed => {}
-            () = end.cancelled() => if kept == Some(version) || failed || version.1 == 0 { return },
+            () = end.cancelled() => {
+                let newest = version_of(&served.borrow());
+                if failed || newest.1 == 0 || kept == Some(newest) {
+                    return;
+                }
+            }
         }
     }
 }
@@ -169,6 +189,23 @@ mod tests {
             acl("g1", 1, []),
         ];
         config(7, objects)
+    }
+
+    #[tokio::test]
+    async fn the_last_of_many_changes_is_written_before_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::open(dir.path(), &node("n1")).unwrap();
+        let (served, seen) = watch::channel(Arc::new(some()));
+        let end = CancellationToken::new();
+        let metrics = NodeMetrics::register(&sg_runtime::metrics::Metrics::new("test", "0"));
+        let keeping = tokio::spawn(keep(file.clone(), seen, metrics, end.clone()));
+        for revision in 8..40 {
+            served.send_replace(Arc::new(config(revision, [gateway("g1", true)])));
+            tokio::task::yield_now().await;
+        }
+        end.cancel();
+        keeping.await.unwrap();
+        assert_eq!(file.load().map(|config| config.revision()), Some(39));
     }
 
     #[test]

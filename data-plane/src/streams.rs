@@ -3,7 +3,7 @@
 //! A connection registers itself first and decides after that; a new policy is published first and carried
 //! to the registered ones after that. Whichever comes first, none is missed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -70,13 +70,18 @@ impl OpenStreams {
         }
     }
 
-    /// Ends every connection that `config` no longer permits; answers how many.
-    pub(crate) fn redecide(&self, config: &NodeConfig) -> usize {
+    /// Ends every connection that `config` no longer permits, to these destinations or else to any; answers how many.
+    pub(crate) fn redecide(
+        &self,
+        config: &NodeConfig,
+        only: Option<&BTreeSet<DestinationId>>,
+    ) -> usize {
         let open = self.lock();
         let mut decided = HashMap::new();
         let mut ended = 0;
         let now = now();
-        for entry in open.streams.values() {
+        let of_interest = |entry: &&Entry| only.is_none_or(|ids| ids.contains(&entry.destination));
+        for entry in open.streams.values().filter(of_interest) {
             if let Some(code) = entry.refusal(config, now, &mut decided) {
                 entry.end.end(code);
                 ended += 1;
@@ -188,12 +193,12 @@ mod tests {
         ];
         let streams = OpenStreams::default();
         let one = registered(&streams);
-        assert_eq!(streams.redecide(&config(1, good)), 0);
+        assert_eq!(streams.redecide(&config(1, good), None), 0);
         assert_eq!(one.end().code(), None);
 
         let after = |objects: Vec<NodeObject>| {
             let one = registered(&streams);
-            streams.redecide(&config(2, objects));
+            streams.redecide(&config(2, objects), None);
             one.end().code()
         };
         let d1 = || destination("d1", "g1", 15000);
@@ -231,8 +236,8 @@ mod tests {
             }
             config(2, [gateway("g1", true), object, allowed()])
         };
-        assert_eq!(streams.redecide(&restricted("127.0.0.0/8")), 0);
-        assert_eq!(streams.redecide(&restricted("10.0.0.1")), 1);
+        assert_eq!(streams.redecide(&restricted("127.0.0.0/8"), None), 0);
+        assert_eq!(streams.redecide(&restricted("10.0.0.1"), None), 1);
         assert_eq!(one.end().code(), Some(code::POLICY_CHANGED));
     }
 }

@@ -27,6 +27,7 @@ mod ip_range;
 mod node_config;
 mod path;
 mod role;
+mod shared_map;
 mod source;
 mod timestamp;
 mod user;
@@ -55,9 +56,12 @@ pub use gateway::{
 };
 pub use id::{ClientId, DestinationId, GatewayId, Name, NodeId};
 pub use ip_range::IpRange;
-pub use node_config::{Change, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange};
+pub use node_config::{
+    Change, ConfigObject, NodeConfig, NodeObject, NodePeer, ObjectKey, StaleChange,
+};
 pub use path::{CanonicalPath, PathPrefix, PathRefusal, PrefixMode};
 pub use role::{Role, TokenScope};
+pub use shared_map::{Difference, Keyed, SharedMap};
 pub use source::{SourceOwner, SourcePolicy, SourceRule, SourceSpec};
 pub use timestamp::Timestamp;
 pub use user::{UserFacts, UserTlsFacts};

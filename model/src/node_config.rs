@@ -4,8 +4,9 @@
 //! next, and both compare the [`NodeConfig::digest`] afterwards. Order of revisions decides: what is
 //! older than the present state is refused, never merged.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::shared_map::{Difference, Keyed, SharedMap};
 use crate::{Acl, Destination, DestinationId, Gateway, GatewayId, Name, NodeId};
 
 /// One object of a node's configuration.
@@ -85,12 +86,61 @@ impl NodeObject {
     }
 }
 
-/// What one node should serve at one revision.
+/// An object of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigObject {
+    key: ObjectKey,
+    /// Revision of its last change.
+    pub revision: u64,
+    /// The object.
+    pub object: NodeObject,
+}
+
+impl ConfigObject {
+    fn new(revision: u64, object: NodeObject) -> Self {
+        Self {
+            key: object.key(),
+            revision,
+            object,
+        }
+    }
+
+    /// What it adds to the digest of a configuration that has it.
+    fn digest(&self) -> u64 {
+        // FNV-1a over kind, id and revision; mixed once more, because these numbers are added up.
+        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+        let mut feed = |bytes: &[u8]| {
+            for byte in bytes {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            }
+        };
+        feed(self.key.kind().as_bytes());
+        feed(b"/");
+        feed(self.key.id().as_bytes());
+        feed(&self.revision.to_be_bytes());
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^ (hash >> 33)
+    }
+}
+
+impl Keyed for ConfigObject {
+    type Key = ObjectKey;
+
+    fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+}
+
+/// What one node should serve at one revision. Copies share what they have in common, and a change costs as
+/// much as what it changes, however many objects there are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeConfig {
     epoch: u64,
     revision: u64,
-    objects: BTreeMap<ObjectKey, (u64, NodeObject)>,
+    /// The digests of all objects, added up.
+    digest: u64,
+    objects: SharedMap<ConfigObject>,
 }
 
 /// A step from one revision to a later one.
@@ -149,27 +199,65 @@ impl NodeConfig {
         revision: u64,
         objects: impl IntoIterator<Item = (u64, NodeObject)>,
     ) -> Self {
-        let objects = objects
-            .into_iter()
-            .map(|(rev, o)| (o.key(), (rev, o)))
-            .collect();
-        Self {
+        let mut config = Self {
             epoch,
             revision,
-            objects,
+            ..Self::default()
+        };
+        for (revision, object) in objects {
+            config.put(ConfigObject::new(revision, object));
+        }
+        config
+    }
+
+    fn put(&mut self, object: ConfigObject) {
+        self.digest = self.digest.wrapping_add(object.digest());
+        let before = self.objects.insert(object);
+        self.forget(before);
+    }
+
+    fn forget(&mut self, before: Option<Arc<ConfigObject>>) {
+        if let Some(before) = before {
+            self.digest = self.digest.wrapping_sub(before.digest());
         }
     }
 
     /// All objects with the revision of their last change, in key order.
     pub fn objects(&self) -> impl Iterator<Item = (u64, &NodeObject)> {
-        self.objects.values().map(|(rev, o)| (*rev, o))
+        self.objects.iter().map(|o| (o.revision, &o.object))
+    }
+
+    /// An object by its key.
+    #[must_use]
+    pub fn object(&self, key: &ObjectKey) -> Option<&NodeObject> {
+        self.objects.get(key).map(|o| &o.object)
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The objects that differ from those of `older`, in key order.
+    pub fn differences<'a>(
+        &'a self,
+        older: &'a Self,
+    ) -> impl Iterator<Item = Difference<ConfigObject>> {
+        self.objects.differences(&older.objects)
     }
 
     /// A gateway by id.
     #[must_use]
     pub fn gateway(&self, id: &GatewayId) -> Option<&Gateway> {
-        match self.objects.get(&ObjectKey::Gateway(id.clone())) {
-            Some((_, NodeObject::Gateway(g))) => Some(g),
+        match self.object(&ObjectKey::Gateway(id.clone())) {
+            Some(NodeObject::Gateway(g)) => Some(g),
             _ => None,
         }
     }
@@ -185,31 +273,29 @@ impl NodeConfig {
 
     /// All gateways.
     pub fn gateways(&self) -> impl Iterator<Item = &Gateway> {
-        self.objects.values().filter_map(|(_, o)| {
-            if let NodeObject::Gateway(g) = o {
-                Some(g)
-            } else {
-                None
-            }
+        // In key order they are the first.
+        self.objects().map_while(|(_, o)| match o {
+            NodeObject::Gateway(g) => Some(g),
+            _ => None,
         })
     }
 
     /// All destinations.
     pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
-        self.objects.values().filter_map(|(_, o)| {
-            if let NodeObject::Destination(d) = o {
-                Some(d)
-            } else {
-                None
-            }
+        let from = self
+            .objects
+            .starting(|key| matches!(key, ObjectKey::Gateway(_)));
+        from.map_while(|o| match &o.object {
+            NodeObject::Destination(d) => Some(d),
+            _ => None,
         })
     }
 
     /// A destination by id.
     #[must_use]
     pub fn destination(&self, id: &DestinationId) -> Option<&Destination> {
-        match self.objects.get(&ObjectKey::Destination(id.clone())) {
-            Some((_, NodeObject::Destination(d))) => Some(d),
+        match self.object(&ObjectKey::Destination(id.clone())) {
+            Some(NodeObject::Destination(d)) => Some(d),
             _ => None,
         }
     }
@@ -217,45 +303,40 @@ impl NodeConfig {
     /// The access control list of a gateway, if it has one.
     #[must_use]
     pub fn acl(&self, gateway: &GatewayId) -> Option<&Acl> {
-        match self.objects.get(&ObjectKey::Acl(gateway.clone())) {
-            Some((_, NodeObject::Acl(_, acl))) => Some(acl),
+        match self.object(&ObjectKey::Acl(gateway.clone())) {
+            Some(NodeObject::Acl(_, acl)) => Some(acl),
             _ => None,
         }
     }
 
     /// All nodes of the group.
     pub fn peers(&self) -> impl Iterator<Item = &NodePeer> {
-        self.objects.values().filter_map(|(_, o)| {
-            if let NodeObject::Peer(p) = o {
-                Some(p)
-            } else {
-                None
-            }
+        let from = self
+            .objects
+            .starting(|key| !matches!(key, ObjectKey::Peer(_)));
+        from.filter_map(|o| match &o.object {
+            NodeObject::Peer(p) => Some(p),
+            _ => None,
         })
     }
 
     /// The change that leads from `self` to `newer`.
     #[must_use]
     pub fn change_to(&self, newer: &Self) -> Change {
-        let same =
-            |key: &ObjectKey, rev: u64| self.objects.get(key).is_some_and(|(r, _)| *r == rev);
-        Change {
+        let mut change = Change {
             epoch: newer.epoch,
             from: Some(self.revision),
             to: newer.revision,
-            upserts: newer
-                .objects
-                .iter()
-                .filter(|(key, (rev, _))| !same(key, *rev))
-                .map(|(_, (rev, o))| (*rev, o.clone()))
-                .collect(),
-            removals: self
-                .objects
-                .keys()
-                .filter(|key| !newer.objects.contains_key(*key))
-                .cloned()
-                .collect(),
+            upserts: Vec::new(),
+            removals: Vec::new(),
+        };
+        for difference in newer.differences(self) {
+            match difference.after() {
+                Some(after) => change.upserts.push((after.revision, after.object.clone())),
+                None => change.removals.push(difference.key().clone()),
+            }
         }
+        change
     }
 
     /// Applies a change.
@@ -282,14 +363,12 @@ impl NodeConfig {
             }
             _ => {
                 for key in change.removals {
-                    self.objects.remove(&key);
+                    let before = self.objects.remove(&key);
+                    self.forget(before);
                 }
-                self.objects.extend(
-                    change
-                        .upserts
-                        .into_iter()
-                        .map(|(rev, o)| (o.key(), (rev, o))),
-                );
+                for (revision, object) in change.upserts {
+                    self.put(ConfigObject::new(revision, object));
+                }
                 self.revision = change.to;
                 Ok(())
             }
@@ -299,26 +378,15 @@ impl NodeConfig {
     /// A number that two equal states share and two different ones almost surely do not. Guards against
     /// mistakes, not against an attacker.
     #[must_use]
-    pub fn digest(&self) -> u64 {
-        // FNV-1a over kind, id and revision of every object in key order.
-        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        let mut feed = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        };
-        for (key, (rev, _)) in &self.objects {
-            feed(key.kind().as_bytes());
-            feed(b"/");
-            feed(key.id().as_bytes());
-            feed(&rev.to_be_bytes());
-        }
-        hash
+    pub const fn digest(&self) -> u64 {
+        self.digest
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -370,17 +438,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn objects_of_each_kind_are_found_among_the_others() {
+        let gateway = |id: &str| GatewayId::new(id).unwrap();
+        let list = |id: &str| NodeObject::Acl(gateway(id), Acl::default());
+        let objects = [peer(2, 1), list("g1"), peer(1, 1), list("g2")];
+        let config = NodeConfig::complete(1, 5, objects.map(|o| (5, o)));
+        let peers: Vec<_> = config.peers().map(|p| p.id.as_str()).collect();
+        assert_eq!(peers, ["n1", "n2"]);
+        assert!(config.acl(&gateway("g2")).is_some() && config.acl(&gateway("g3")).is_none());
+        assert_eq!(
+            (config.gateways().count(), config.destinations().count()),
+            (0, 0)
+        );
+        assert_eq!(config.len(), 4);
+    }
+
     proptest! {
         #[test]
         fn following_changes_gives_the_same_state_as_a_complete_one(steps in proptest::collection::vec((0u8..6, 0u8..4, any::<bool>()), 1..40)) {
-            let mut truth = NodeConfig::default();
+            let mut next: BTreeMap<ObjectKey, (u64, NodeObject)> = BTreeMap::new();
             let mut follower = NodeConfig::default();
             for (i, (id, address, remove)) in steps.into_iter().enumerate() {
                 let rev = i as u64 + 1;
-                let mut next: BTreeMap<_, _> = truth.objects.clone();
                 let object = peer(id, address);
                 if remove { next.remove(&object.key()); } else { next.insert(object.key(), (rev, object)); }
-                truth = NodeConfig { epoch: 0, revision: rev, objects: next };
+                let truth = NodeConfig::complete(0, rev, next.values().cloned());
                 // Every third step is skipped, so that changes span several revisions.
                 if !rev.is_multiple_of(3) {
                     prop_assert_eq!(follower.apply(follower.change_to(&truth)), Ok(()));

@@ -140,7 +140,7 @@ pub struct Planner {
 
 impl Planner {
     /// Takes the world's changes over: `touched` must name every object that differs from the
-    /// world of the last call. Work is proportional to what was touched, but for the digest.
+    /// world of the last call. Work is proportional to what was touched.
     pub fn advance(&mut self, world: &World, touched: &[Touched]) -> Plans {
         let mut by_group: BTreeMap<&Name, Vec<&Touched>> = BTreeMap::new();
         for item in touched {
@@ -165,8 +165,7 @@ impl Planner {
             self.start(world, name);
         }
         // A group without gateway and node is none, whoever named it before.
-        self.groups
-            .retain(|_, group| group.config.objects().next().is_some());
+        self.groups.retain(|_, group| !group.config.is_empty());
         let plans = self
             .groups
             .iter()

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sg_model::{NodeId, Timestamp};
+use sg_model::{Keyed, NodeId, SharedMap, Timestamp};
 use sg_proto::node as wire;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,8 +24,8 @@ pub struct NodeReport {
     pub draining: bool,
     /// Streams it relays now.
     pub streams: u32,
-    /// Its destinations by id.
-    pub destinations: Arc<HashMap<String, wire::DestinationState>>,
+    /// Its destinations.
+    pub destinations: SharedMap<Fares>,
     /// SHA-256 of the key of the authority that has issued its certificate, as it says.
     pub issuer_sha256: Vec<u8>,
     /// Client tunnels it holds now.
@@ -34,6 +34,21 @@ pub struct NodeReport {
     pub acls: Arc<HashMap<String, (u64, u64)>>,
     /// What it refused, by object id.
     pub rejected: HashMap<String, wire::Rejection>,
+}
+
+/// Destinations of one node that are kept: twice as many as all gateways should have.
+const MOST_DESTINATIONS: usize = 200_000;
+
+/// How a destination fares at a node, by its id.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fares(pub wire::DestinationState);
+
+impl Keyed for Fares {
+    type Key = str;
+
+    fn key(&self) -> &str {
+        &self.0.destination_id
+    }
 }
 
 /// Reports of all nodes by id. Cheap to clone.
@@ -186,14 +201,29 @@ impl Connection {
             report.revision = status.revision;
             report.draining = status.draining;
             report.streams = status.streams;
-            let destinations = status.destinations.into_iter();
-            let by_id = destinations.map(|state| (state.destination_id.clone(), state));
-            report.destinations = Arc::new(by_id.collect());
             report.tunnels = status.tunnels.into();
             report.issuer_sha256 = status.issuer_sha256;
             let acls = status.acls.into_iter();
             let by_id = acls.map(|acl| (acl.gateway_id, (acl.epoch, acl.generation)));
             report.acls = Arc::new(by_id.collect());
+        });
+    }
+
+    /// The node has reported how destinations fare.
+    pub fn destination_states(&self, said: wire::DestinationStates) {
+        self.update(|report| {
+            if said.first {
+                report.destinations = SharedMap::default();
+            }
+            for id in &said.gone {
+                report.destinations.remove(id.as_str());
+            }
+            for state in said.changed {
+                let known = report.destinations.get(state.destination_id.as_str());
+                if known.is_some() || report.destinations.len() < MOST_DESTINATIONS {
+                    report.destinations.insert(Fares(state));
+                }
+            }
         });
     }
 
@@ -252,5 +282,58 @@ impl Drop for Connection {
         {
             state.connections.remove(&self.node);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn states(first: bool, changed: &[(&str, u64)], gone: &[&str]) -> wire::DestinationStates {
+        let state = |(id, generation): &(&str, u64)| wire::DestinationState {
+            destination_id: (*id).to_owned(),
+            generation: *generation,
+            ..wire::DestinationState::default()
+        };
+        wire::DestinationStates {
+            first,
+            changed: changed.iter().map(state).collect(),
+            gone: gone.iter().map(|id| (*id).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn what_a_node_tells_of_destinations_adds_up_until_it_begins_anew() {
+        let observed = Observed::default();
+        let node = NodeId::new("n1").unwrap();
+        let connection = observed.connect(&node, "b1", Timestamp(1));
+        let known = || {
+            let reports = observed.reports();
+            let all = reports.get(&node).unwrap().destinations.clone();
+            let known = all
+                .iter()
+                .map(|f| (f.0.destination_id.clone(), f.0.generation));
+            known.collect::<Vec<_>>()
+        };
+        connection.destination_states(states(true, &[("d1", 1), ("d2", 1)], &[]));
+        connection.destination_states(states(false, &[("d2", 2), ("d3", 1)], &["d1"]));
+        let some = |all: &[(&str, u64)]| {
+            let all = all
+                .iter()
+                .map(|(id, generation)| ((*id).to_owned(), *generation));
+            all.collect::<Vec<_>>()
+        };
+        assert_eq!(known(), some(&[("d2", 2), ("d3", 1)]));
+        let again = observed.connect(&node, "b1", Timestamp(2));
+        connection.destination_states(states(false, &[("d9", 1)], &[]));
+        assert_eq!(
+            known(),
+            some(&[("d2", 2), ("d3", 1)]),
+            "the older connection is not heard"
+        );
+        again.destination_states(states(true, &[("d4", 1)], &[]));
+        assert_eq!(known(), some(&[("d4", 1)]));
     }
 }

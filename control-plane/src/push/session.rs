@@ -206,6 +206,7 @@ impl Session<'_> {
         self.heard = Instant::now();
         match message.message {
             Some(Up::Status(status)) => self.connection.status(status),
+            Some(Up::DestinationStates(states)) => self.connection.destination_states(states),
             Some(Up::Subscribe(subscribe)) => {
                 tracing::debug!(node = %self.node, revision = subscribe.revision, "node subscribes");
                 self.cursor = Some(Cursor::new(&subscribe));

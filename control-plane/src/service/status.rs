@@ -9,7 +9,7 @@ use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
 use sg_proto::convert::timestamp_to_wire;
 use sg_proto::node as node_wire;
 
-use crate::push::observed::{NodeReport, Reports};
+use crate::push::observed::{Fares, NodeReport, Reports};
 use crate::world::{GatewayEntry, Stored, World};
 
 /// How far the nodes of the group are with a destination.
@@ -129,7 +129,7 @@ fn node_status(
         "the node is not connected to this control plane".clone_into(&mut row.message);
         return row;
     };
-    if let Some(state) = report.destinations.get(d.id.as_str()) {
+    if let Some(Fares(state)) = report.destinations.get(d.id.as_str()).map(AsRef::as_ref) {
         row.generation_applied = state.generation;
         row.state.clone_from(&state.state);
         row.reason.clone_from(&state.reason);
@@ -377,7 +377,8 @@ pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<
                 }
                 let failed = report
                     .destinations
-                    .values()
+                    .iter()
+                    .map(|fares| &fares.0)
                     .filter(|state| state.state == "failed");
                 problems.extend(failed.map(|state| {
                     format!(

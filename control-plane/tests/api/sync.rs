@@ -206,16 +206,15 @@ async fn watch_until(
 }
 
 fn listening(id: &str, generation: u64) -> Up {
-    Up::Status(node::Status {
-        revision: 1,
-        destinations: vec![node::DestinationState {
+    Up::DestinationStates(node::DestinationStates {
+        changed: vec![node::DestinationState {
             destination_id: id.to_owned(),
             generation,
             state: "listening".to_owned(),
             address: "127.0.0.1:16000".to_owned(),
             ..node::DestinationState::default()
         }],
-        ..node::Status::default()
+        ..node::DestinationStates::default()
     })
 }
 

@@ -37,6 +37,7 @@ use desired::{Desired, Outcome};
 use edits::Edits;
 use link::{Dialer, LinkEvent, LinkId};
 pub(crate) use own::Own;
+use status::ToldStates;
 
 /// Links at a time.
 const MOST_LINKS: usize = 4;
@@ -183,6 +184,32 @@ struct Link {
 struct Up {
     control_plane: String,
     outgoing: mpsc::Sender<NodeMessage>,
+    told: ToldStates,
+}
+
+impl Up {
+    /// Tells what it was not told of destinations, as far as there is room; answers whether that is all.
+    fn tell_states(&mut self, applied: &Applied) -> bool {
+        while let Some((message, told)) = self.told.next(&applied.destinations) {
+            if !self.tell(node_message::Message::DestinationStates(message)) {
+                return false;
+            }
+            self.told = told;
+        }
+        true
+    }
+
+    /// Sends what may wait for the next time, unless the room that is left is for acknowledgements.
+    fn tell(&self, message: node_message::Message) -> bool {
+        let message = NodeMessage {
+            message: Some(message),
+        };
+        let sent = self.outgoing.capacity() > RESERVED && self.outgoing.try_send(message).is_ok();
+        if !sent {
+            tracing::debug!(control_plane = self.control_plane, "status not sent");
+        }
+        sent
+    }
 }
 
 /// A change that is acknowledged when it is applied.
@@ -234,6 +261,7 @@ impl Hub {
             link.up = Some(Up {
                 control_plane: welcome.control_plane_id,
                 outgoing,
+                told: ToldStates::default(),
             });
         }
         self.learn(welcome.control_planes).await;
@@ -373,32 +401,32 @@ impl Hub {
 
     fn send_status(&mut self) {
         let up: Vec<_> = self.links.keys().copied().collect();
-        self.status_to(&up);
-        self.news = News::None;
+        let complete = self.status_to(&up);
+        self.news = if complete { News::None } else { News::Applied };
         self.last_status = Instant::now();
     }
 
-    /// Statuses may be lost: the next one says the same and more.
-    fn status_to(&self, ids: &[LinkId]) {
-        let ups: Vec<_> = ids
-            .iter()
-            .filter_map(|id| self.links.get(id)?.up.as_ref())
-            .filter(|up| up.outgoing.capacity() > RESERVED)
-            .collect();
-        if ups.is_empty() {
-            return;
-        }
+    /// Tells how destinations fare, and then the rest. A status may be lost: the next one says the same and more.
+    /// Answers whether everything about destinations is told.
+    fn status_to(&mut self, ids: &[LinkId]) -> bool {
         let applied = Arc::clone(&self.control.applied.borrow());
         let issuer = self.control.own.issuer();
-        let status = status::build(&self.control.node, &applied, issuer);
-        for up in ups {
-            let message = NodeMessage {
-                message: Some(node_message::Message::Status(status.clone())),
+        let mut status = None;
+        let mut complete = true;
+        for id in ids {
+            let Some(up) = self.links.get_mut(id).and_then(|link| link.up.as_mut()) else {
+                continue;
             };
-            if up.outgoing.try_send(message).is_err() {
-                tracing::debug!(control_plane = up.control_plane, "status not sent");
+            if !up.tell_states(&applied) {
+                complete = false;
+                continue;
             }
+            let status = status
+                .get_or_insert_with(|| status::build(&self.control.node, &applied, issuer))
+                .clone();
+            up.tell(node_message::Message::Status(status));
         }
+        complete
     }
 
     /// Takes note of all control planes that there are.

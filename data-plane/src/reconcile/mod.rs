@@ -1,23 +1,28 @@
 //! Makes the node do what its configuration says: publishes what is served, ends what is no longer permitted,
 //! closes and opens ports. The only writer of all that.
 //!
-//! It runs on every change and when a port that could not be opened is due again; it reads the newest
-//! configuration, never a difference, and doing the same twice changes nothing. Order matters: first what
-//! takes permission away, then what closes, then what opens.
+//! It runs on every change and when a port that could not be opened is due again. It compares the newest
+//! configuration with the one it has seen last, however many lie between, and looks only at destinations that differ;
+//! doing the same twice changes nothing. Order matters: first what takes permission away, then what closes, then what
+//! opens.
 
+mod changes;
 mod ports;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sg_model::{Destination, DestinationId, GatewayId, Name, NodeConfig, Protocol};
+use sg_model::{
+    Destination, DestinationId, GatewayId, Keyed, Name, NodeConfig, Protocol, SharedMap, Timestamp,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{Node, now};
+pub(crate) use changes::Changes;
 use ports::{Port, Ports, Transport, Wanted};
 
 /// Longest time before source rules are looked at again: the wall clock may be set.
@@ -28,16 +33,25 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 pub(crate) struct Applied {
     pub(crate) epoch: u64,
     pub(crate) revision: u64,
-    pub(crate) destinations: BTreeMap<DestinationId, DestinationStatus>,
+    pub(crate) destinations: SharedMap<DestinationStatus>,
 }
 
 /// How one destination fares.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DestinationStatus {
+    pub(crate) id: DestinationId,
     pub(crate) generation: u64,
     pub(crate) state: State,
     /// Where it listens.
     pub(crate) address: Option<SocketAddr>,
+}
+
+impl Keyed for DestinationStatus {
+    type Key = DestinationId;
+
+    fn key(&self) -> &DestinationId {
+        &self.id
+    }
 }
 
 /// Whether a destination listens.
@@ -83,7 +97,14 @@ pub(crate) struct Reconciler {
     node: Arc<Node>,
     desired: watch::Receiver<Arc<NodeConfig>>,
     applied: watch::Sender<Arc<Applied>>,
+    /// What was published last.
+    seen: Arc<NodeConfig>,
     ports: Ports,
+    /// The ports that there should be.
+    wanted: BTreeMap<DestinationId, Wanted>,
+    statuses: SharedMap<DestinationStatus>,
+    /// Destinations some of whose source rules end.
+    expiring: BTreeSet<DestinationId>,
     /// The labels of every destination that may have series.
     labels: HashMap<DestinationId, Labels>,
 }
@@ -100,6 +121,10 @@ impl Reconciler {
             node,
             desired,
             applied,
+            seen: Arc::default(),
+            wanted: BTreeMap::new(),
+            statuses: SharedMap::default(),
+            expiring: BTreeSet::new(),
             labels: HashMap::new(),
         }
     }
@@ -107,13 +132,15 @@ impl Reconciler {
     /// Opens and closes until `stop` is cancelled; then closes all ports. Streams go on, and what the policy takes
     /// away from them is still taken, until `end` is cancelled.
     pub(crate) async fn run(mut self, stop: CancellationToken, end: CancellationToken) {
+        // Destinations to look at beside those that have changed.
+        let mut besides = BTreeSet::new();
         loop {
             let config = Arc::clone(&self.desired.borrow_and_update());
             if config.revision() > 0 {
-                self.step(&config).await;
+                self.step(&config, std::mem::take(&mut besides)).await;
             }
             let retry = self.ports.next_retry();
-            let expiry = next_expiry(&config);
+            let expiry = self.next_expiry(&config);
             let due = async {
                 match retry.into_iter().chain(expiry).min() {
                     Some(at) => sleep_until(at).await,
@@ -129,10 +156,11 @@ impl Reconciler {
                         break;
                     }
                 }
-                () = self.ports.ended() => {}
+                () = self.ports.ended() => besides.extend(self.ports.fallen()),
                 () = due => {
                     // A source whose time is over takes its connections along.
-                    self.node.streams.redecide(&config);
+                    self.node.streams.redecide(&config, Some(&self.expiring));
+                    besides.extend(self.ports.due(Instant::now()).cloned());
                 }
             }
         }
@@ -154,23 +182,36 @@ impl Reconciler {
         }
     }
 
-    async fn step(&mut self, config: &Arc<NodeConfig>) {
-        self.publish(config);
-        let wanted: BTreeMap<DestinationId, Wanted> = config
-            .destinations()
-            .filter_map(|d| Some((d.id.clone(), port_of(config, d).ok()??)))
-            .collect();
-        self.ports.bring_to(&wanted).await;
-        let destinations = config.destinations().map(|d| {
-            let status = self.status(config, d);
-            (d.id.clone(), status)
-        });
+    /// Does what `config` says, looking at the destinations that differ and at those `besides`.
+    async fn step(&mut self, config: &Arc<NodeConfig>, besides: BTreeSet<DestinationId>) {
+        let mut of = self.publish(config).destinations;
+        of.extend(besides);
+        for id in &of {
+            let destination = config.destination(id);
+            match destination.and_then(|d| port_of(config, d).ok()?) {
+                Some(port) => self.wanted.insert(id.clone(), port),
+                None => self.wanted.remove(id),
+            };
+            let ends = |d: &Destination| d.user_end.sources.next_expiry(Timestamp(0)).is_some();
+            if destination.is_some_and(ends) {
+                self.expiring.insert(id.clone());
+            } else {
+                self.expiring.remove(id);
+            }
+        }
+        self.ports.bring_to(&self.wanted, &of).await;
+        for id in &of {
+            match config.destination(id) {
+                Some(destination) => self.statuses.insert(self.status(config, destination)),
+                None => self.statuses.remove(id),
+            };
+            self.relabel(config, id);
+        }
         let applied = Applied {
             epoch: config.epoch(),
             revision: config.revision(),
-            destinations: destinations.collect(),
+            destinations: self.statuses.clone(),
         };
-        self.relabel(config);
         let revision = i64::try_from(config.revision()).unwrap_or(i64::MAX);
         self.node.metrics.config_revision.set(revision);
         self.applied.send_if_modified(|before| {
@@ -182,27 +223,31 @@ impl Reconciler {
         });
     }
 
-    /// Lets everybody read the new configuration, and takes back what it no longer permits.
-    fn publish(&self, config: &Arc<NodeConfig>) {
-        self.node.for_clients.publish(config);
-        let is_new = self.node.served.send_if_modified(|served| {
-            let is_new = !Arc::ptr_eq(served, config);
-            *served = Arc::clone(config);
-            is_new
-        });
-        if !is_new {
-            return;
+    /// Lets everybody read the new configuration, and takes back what it no longer permits; answers with what it
+    /// changes.
+    fn publish(&mut self, config: &Arc<NodeConfig>) -> Changes {
+        let before = std::mem::replace(&mut self.seen, Arc::clone(config));
+        if Arc::ptr_eq(&before, config) {
+            return Changes::default();
         }
-        self.node.receptions.retain(config);
-        self.node.cloud.retain(config);
-        let ended = self.node.streams.redecide(config) + self.node.cloud.redecide(config);
+        let changes = Changes::between(&before, config);
+        self.node.for_clients.publish(config);
+        self.node.served.send_replace(Arc::clone(config));
+        self.node.receptions.forget(config, &changes.destinations);
+        self.node.cloud.forget(config, &changes.destinations);
+        let only = changes.to_decide();
+        let ended =
+            self.node.streams.redecide(config, only) + self.node.cloud.redecide(config, only);
         if ended > 0 {
             tracing::info!(ended, "connections ended by a change of configuration");
         }
-        let names = config.gateways().map(|g| (g.id.clone(), g.name.clone()));
-        self.node
-            .registry
-            .set_gateways(names.collect::<HashMap<GatewayId, Name>>());
+        if changes.gateways {
+            let names = config.gateways().map(|g| (g.id.clone(), g.name.clone()));
+            self.node
+                .registry
+                .set_gateways(names.collect::<HashMap<GatewayId, Name>>());
+        }
+        changes
     }
 
     fn status(&self, config: &NodeConfig, destination: &Destination) -> DestinationStatus {
@@ -222,6 +267,7 @@ impl Reconciler {
             },
         };
         DestinationStatus {
+            id: destination.id.clone(),
             generation: destination.generation,
             state,
             address,
@@ -245,38 +291,37 @@ impl Reconciler {
         }
     }
 
-    /// Removes the series of destinations that are gone or have another name.
-    fn relabel(&mut self, config: &NodeConfig) {
+    /// Removes the series of a destination that is gone or has another name.
+    fn relabel(&mut self, config: &NodeConfig, id: &DestinationId) {
         let label = |d: &Destination| {
             let gateway = config.gateway(&d.gateway)?;
-            let labels = (gateway.name.clone(), d.name.clone(), d.protocol);
-            Some((d.id.clone(), labels))
+            Some((gateway.name.clone(), d.name.clone(), d.protocol))
         };
-        let labels: HashMap<_, _> = config.destinations().filter_map(label).collect();
-        for (id, old) in &self.labels {
-            if labels.get(id) != Some(old) {
-                let (gateway, destination, _) = old;
-                self.node
-                    .stream_metrics
-                    .forget(gateway.as_str(), destination.as_str());
-                self.node
-                    .metrics
-                    .forget_destination(gateway.as_str(), destination.as_str());
-            }
+        let labels = config.destination(id).and_then(label);
+        let before = match &labels {
+            Some(labels) => self.labels.insert(id.clone(), labels.clone()),
+            None => self.labels.remove(id),
+        };
+        if let Some((gateway, destination, _)) = before.filter(|old| labels.as_ref() != Some(old)) {
+            self.node
+                .stream_metrics
+                .forget(gateway.as_str(), destination.as_str());
+            self.node
+                .metrics
+                .forget_destination(gateway.as_str(), destination.as_str());
         }
-        self.labels = labels;
     }
-}
 
-/// When the next source rule is over.
-fn next_expiry(config: &NodeConfig) -> Option<Instant> {
-    let wall = now();
-    let next = config
-        .destinations()
-        .filter_map(|d| d.user_end.sources.next_expiry(wall))
-        .min()?;
-    let wait = Duration::from_millis(next.0.saturating_sub(wall.0) + 1);
-    Some(Instant::now() + wait.min(LONGEST_WAIT))
+    /// When the next source rule is over.
+    fn next_expiry(&self, config: &NodeConfig) -> Option<Instant> {
+        let wall = now();
+        let expiring = self.expiring.iter().filter_map(|id| config.destination(id));
+        let next = expiring
+            .filter_map(|d| d.user_end.sources.next_expiry(wall))
+            .min()?;
+        let wait = Duration::from_millis(next.0.saturating_sub(wall.0) + 1);
+        Some(Instant::now() + wait.min(LONGEST_WAIT))
+    }
 }
 
 /// The port that a destination should have, `None` for one whose users are at clients; or why it should have none.

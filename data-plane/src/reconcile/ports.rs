@@ -1,6 +1,6 @@
 //! The ports of destinations: open, or failed and due again. Opens and closes; decides nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub(super) struct Ports {
     node: Arc<Node>,
     address: IpAddr,
     ports: HashMap<DestinationId, Port>,
+    /// Those of them that could not be opened.
+    failed: BTreeSet<DestinationId>,
     /// Connections per destination; they outlive the change of a port.
     occupancy: HashMap<DestinationId, Occupancy>,
     listeners: JoinSet<()>,
@@ -102,6 +104,7 @@ impl Ports {
             node,
             address,
             ports: HashMap::new(),
+            failed: BTreeSet::new(),
             occupancy: HashMap::new(),
             listeners: JoinSet::new(),
         }
@@ -113,11 +116,29 @@ impl Ports {
 
     /// When the next failed port is due again.
     pub(super) fn next_retry(&self) -> Option<Instant> {
-        let retries = self.ports.values().filter_map(|port| match port {
-            Port::Failed(failed) => Some(failed.retry),
-            Port::Open(_) => None,
-        });
-        retries.min()
+        self.retries().map(|(_, retry)| retry).min()
+    }
+
+    /// The destinations whose ports could not be opened and are due again.
+    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = &DestinationId> {
+        self.retries()
+            .filter(move |(_, retry)| *retry <= now)
+            .map(|(id, _)| id)
+    }
+
+    fn retries(&self) -> impl Iterator<Item = (&DestinationId, Instant)> {
+        self.failed
+            .iter()
+            .filter_map(|id| match self.ports.get(id) {
+                Some(Port::Failed(failed)) => Some((id, failed.retry)),
+                _ => None,
+            })
+    }
+
+    /// The destinations whose listeners ended without being asked to.
+    pub(super) fn fallen(&mut self) -> Vec<DestinationId> {
+        let fallen = |(id, port): (&DestinationId, &mut Port)| port.has_ended().then(|| id.clone());
+        self.ports.iter_mut().filter_map(fallen).collect()
     }
 
     /// Waits until a listener has ended. Cancel safe.
@@ -131,18 +152,27 @@ impl Ports {
         }
     }
 
-    /// Closes what is not wanted, then opens what is wanted and not open.
-    pub(super) async fn bring_to(&mut self, wanted: &BTreeMap<DestinationId, Wanted>) {
-        self.occupancy.retain(|id, _| wanted.contains_key(id));
-        let gone = |(id, port): (&DestinationId, &mut Port)| {
-            let unwanted = wanted.get(id) != Some(&port.wanted());
-            (unwanted || port.has_ended()).then(|| id.clone())
-        };
-        let gone: Vec<_> = self.ports.iter_mut().filter_map(gone).collect();
-        let closing: Vec<_> = gone.iter().filter_map(|id| self.ports.remove(id)).collect();
+    /// Of these destinations, closes the ports that are not wanted, then opens those that are wanted and not open.
+    pub(super) async fn bring_to(
+        &mut self,
+        wanted: &BTreeMap<DestinationId, Wanted>,
+        of: &BTreeSet<DestinationId>,
+    ) {
+        let mut closing = Vec::new();
+        for id in of {
+            let wanted = wanted.get(id);
+            if wanted.is_none() {
+                self.occupancy.remove(id);
+            }
+            let gone = |port: &mut Port| wanted != Some(&port.wanted()) || port.has_ended();
+            if self.ports.get_mut(id).is_some_and(gone) {
+                closing.extend(self.ports.remove(id));
+            }
+            self.failed.remove(id);
+        }
         close(closing).await;
         let now = Instant::now();
-        for (id, wanted) in wanted {
+        for (id, wanted) in of.iter().filter_map(|id| wanted.get_key_value(id)) {
             let due = match self.ports.get(id) {
                 None => true,
                 Some(Port::Failed(failed)) => failed.retry <= now,
@@ -153,11 +183,15 @@ impl Ports {
                 let opened = self.open(id, *wanted, before);
                 self.ports.insert(id.clone(), opened);
             }
+            if matches!(self.ports.get(id), Some(Port::Failed(_))) {
+                self.failed.insert(id.clone());
+            }
         }
         while self.listeners.try_join_next().is_some() {}
     }
 
     pub(super) async fn close_all(&mut self) {
+        self.failed.clear();
         close(self.ports.drain().map(|(_, port)| port).collect()).await;
     }
 

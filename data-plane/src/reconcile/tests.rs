@@ -59,7 +59,10 @@ async fn free_port() -> u16 {
 }
 
 fn state(applied: &Applied, id: &str) -> State {
-    applied.destinations[&DestinationId::new(id).unwrap()]
+    applied
+        .destinations
+        .get(&DestinationId::new(id).unwrap())
+        .unwrap()
         .state
         .clone()
 }

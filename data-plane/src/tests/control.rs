@@ -12,8 +12,8 @@ use sg_model::{GatewayId, HostPort, NodeConfig, NodeId};
 use sg_proto::convert::node::object_to_wire;
 use sg_proto::node::node_sync_server::{NodeSync, NodeSyncServer};
 use sg_proto::node::{
-    Ack, AclChange, AclEdit, AclEditAnswer, AclEditResult, ControlMessage, Delta, Hello,
-    NodeMessage, Snapshot, Welcome, control_message, node_message,
+    Ack, AclChange, AclEdit, AclEditAnswer, AclEditResult, ControlMessage, Delta,
+    DestinationStates, Hello, NodeMessage, Snapshot, Welcome, control_message, node_message,
 };
 use sg_runtime::identity::certificates_to_pem;
 use sg_runtime::tls::{
@@ -114,6 +114,8 @@ struct World {
     desired: watch::Receiver<Arc<NodeConfig>>,
     /// Subscriptions, acknowledgements and counts that went past while waiting for something else.
     statuses: HashMap<usize, usize>,
+    /// What each was told of destinations since its stream began.
+    states: HashMap<usize, Vec<DestinationStates>>,
     /// Where clients' changes are handed in.
     edits: EditDesk,
     _data: tempfile::TempDir,
@@ -157,6 +159,7 @@ impl World {
             seen,
             desired,
             statuses: HashMap::new(),
+            states: HashMap::new(),
             edits: desk,
             _data: data,
             _tasks: tasks,
@@ -172,6 +175,13 @@ impl World {
                     node_message::Message::Hello(_) => {}
                     node_message::Message::Status(_) => {
                         *self.statuses.entry(plane).or_default() += 1;
+                    }
+                    node_message::Message::DestinationStates(states) => {
+                        let told = self.states.entry(plane).or_default();
+                        if states.first {
+                            told.clear();
+                        }
+                        told.push(states);
                     }
                     message => return (plane, message),
                 }
@@ -328,6 +338,10 @@ async fn one_control_plane_is_the_source_and_the_other_takes_over_at_once() {
         lost.elapsed()
     );
     assert!(world.statuses.contains_key(&source), "both get the status");
+    assert!(
+        world.states[&source][0].first,
+        "and hear of destinations first"
+    );
 
     // It lags behind: what is older does not go backwards.
     let four = config(4, []);

@@ -31,7 +31,7 @@ use super::hello::{self, HelloError};
 use super::refusals::Refusals;
 use super::resume::{self, Decision, Resumption, Ticket};
 use super::session::{self, Live, Presence, Told};
-use super::updates::{acl_of, endpoints_of};
+use super::updates::acl_of;
 use crate::listener::of_one_connection;
 use crate::metrics::Resume;
 use crate::node::{self, Node};
@@ -193,7 +193,7 @@ async fn handshake(
             // The first update tells it.
             trust: Arc::default(),
             acl: acl.version,
-            endpoints: endpoints_of(&config),
+            endpoints: node.for_clients.endpoints(),
         },
     };
     let answer = Accepted {
@@ -202,7 +202,7 @@ async fn handshake(
         gateway_id: gateway.id.to_string(),
         gateway_name: gateway.name.to_string(),
         acl: Some((&acl).into()),
-        endpoints: Some(presence.told.endpoints.clone()),
+        endpoints: Some((*presence.told.endpoints).clone()),
         ..Accepted::default()
     };
     let offer = hello.resume.as_ref();

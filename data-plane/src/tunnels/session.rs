@@ -27,10 +27,9 @@ use super::edits::Edits;
 use super::exchange::Exchange;
 use super::registry::Health;
 use super::resume::{HandOverError, Resumption, Ticket};
-use super::updates::{acl_of, endpoints_of};
+use super::updates::acl_of;
 use crate::certificates::Vouched;
 use crate::cloud;
-use crate::for_clients;
 use crate::metrics::Resume;
 use crate::node::{self, Node};
 
@@ -206,7 +205,7 @@ pub(super) struct Told {
     /// The authorities whose certificates are accepted.
     pub(super) trust: Arc<Vouched>,
     pub(super) acl: AclVersion,
-    pub(super) endpoints: Endpoints,
+    pub(super) endpoints: Arc<Endpoints>,
 }
 
 /// What a tunnel consists of while it lives.
@@ -401,7 +400,7 @@ impl Keeper<'_> {
             .map_or(0, |at| at.elapsed().as_millis());
         self.told = session.presence().told.clone();
         // An older list of nodes, said on the lost connection, may be repeated behind that of the hello.
-        self.told.endpoints = Endpoints::default();
+        self.told.endpoints = Arc::default();
         tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(),
             after_ms = u64::try_from(after_ms).unwrap_or(u64::MAX), "tunnel resumed");
         self.node.registry.note_attached(session);
@@ -454,13 +453,13 @@ impl Keeper<'_> {
         let digest = self.node.for_clients.digest(&session.gateway);
         if digest != self.destinations {
             self.destinations = digest;
-            self.outbox = pieces::cut(&for_clients::encode(config, &session.gateway)).into();
+            self.outbox = pieces::cut(&self.node.for_clients.encode(&session.gateway)).into();
         }
         self.send_outbox();
         self.tell_trust();
-        let endpoints = endpoints_of(config);
+        let endpoints = self.node.for_clients.endpoints();
         if endpoints != self.told.endpoints
-            && self.tell(control::Message::Endpoints(endpoints.clone()))
+            && self.tell(control::Message::Endpoints(Endpoints::clone(&endpoints)))
         {
             self.told.endpoints = endpoints;
         }

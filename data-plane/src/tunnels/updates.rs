@@ -3,7 +3,7 @@
 
 use prost::Message as _;
 use sg_model::{Acl, GatewayId, NodeConfig};
-use sg_proto::tunnel::{Control, Endpoint, Endpoints, Listeners, Piece, control};
+use sg_proto::tunnel::{Control, Listeners, Piece, control};
 use sg_tunnel_io::ControlError;
 use sg_tunnel_io::code::close;
 
@@ -15,18 +15,6 @@ const MOST_LISTENERS: usize = 2_000;
 /// The access control list that the clients of a gateway enforce; without one, everything is denied.
 pub(super) fn acl_of(config: &NodeConfig, gateway: &GatewayId) -> Acl {
     config.acl(gateway).cloned().unwrap_or_default()
-}
-
-/// The nodes that clients may connect to.
-pub(super) fn endpoints_of(config: &NodeConfig) -> Endpoints {
-    let endpoints = config.peers().map(|peer| Endpoint {
-        node_id: peer.id.to_string(),
-        node_name: peer.name.to_string(),
-        address: peer.tunnel_address.clone(),
-    });
-    Endpoints {
-        endpoints: endpoints.collect(),
-    }
 }
 
 impl Keeper<'_> {
