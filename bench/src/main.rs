@@ -89,7 +89,7 @@ struct Arguments {
     etcd: bool,
 
     /// Other destinations that are stored before (push)
-    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=99_000))]
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     stored: u32,
 }
 

@@ -45,12 +45,12 @@ impl Core {
         gateway: &GatewayRecord,
         destination: &Destination,
     ) -> bool {
-        let names = issued_names(world, gateway, destination);
+        // Most want none, and all are looked at after every change.
         wants_issued(destination)
             && !is_good(
                 &self.authority.get(),
                 destination.user_end.server_pairs.first(),
-                &names,
+                &issued_names(world, gateway, destination),
                 ids::now(),
             )
     }
