@@ -198,13 +198,14 @@ mod tests {
         let (served, seen) = watch::channel(Arc::new(some()));
         let end = CancellationToken::new();
         let metrics = NodeMetrics::register(&sg_runtime::metrics::Metrics::new("test", "0"));
-        let keeping = tokio::spawn(keep(file.clone(), seen, metrics, end.clone()));
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(keep(file.clone(), seen, metrics, end.clone()));
         for revision in 8..40 {
             served.send_replace(Arc::new(config(revision, [gateway("g1", true)])));
             tokio::task::yield_now().await;
         }
         end.cancel();
-        keeping.await.unwrap();
+        tasks.join_next().await.unwrap().unwrap();
         assert_eq!(file.load().map(|config| config.revision()), Some(39));
     }
 

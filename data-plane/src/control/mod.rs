@@ -12,6 +12,7 @@ mod edits;
 mod link;
 mod own;
 mod status;
+mod up;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ use desired::{Desired, Outcome};
 use edits::Edits;
 use link::{Dialer, LinkEvent, LinkId};
 pub(crate) use own::Own;
-use status::ToldStates;
+use up::Up;
 
 /// Links at a time.
 const MOST_LINKS: usize = 4;
@@ -50,8 +51,6 @@ const STATUS_APPLIED: Duration = Duration::from_millis(20);
 const STATUS_MOST: Duration = Duration::from_secs(2);
 /// How often streams and bytes are looked at for news.
 const LOOK: Duration = Duration::from_millis(250);
-/// Places in a link's queue that a status leaves free for acknowledgements.
-const RESERVED: usize = 16;
 
 /// What the control task starts with.
 #[derive(Debug)]
@@ -181,37 +180,6 @@ struct Link {
     up: Option<Up>,
 }
 
-struct Up {
-    control_plane: String,
-    outgoing: mpsc::Sender<NodeMessage>,
-    told: ToldStates,
-}
-
-impl Up {
-    /// Tells what it was not told of destinations, as far as there is room; answers whether that is all.
-    fn tell_states(&mut self, applied: &Applied) -> bool {
-        while let Some((message, told)) = self.told.next(&applied.destinations) {
-            if !self.tell(node_message::Message::DestinationStates(message)) {
-                return false;
-            }
-            self.told = told;
-        }
-        true
-    }
-
-    /// Sends what may wait for the next time, unless the room that is left is for acknowledgements.
-    fn tell(&self, message: node_message::Message) -> bool {
-        let message = NodeMessage {
-            message: Some(message),
-        };
-        let sent = self.outgoing.capacity() > RESERVED && self.outgoing.try_send(message).is_ok();
-        if !sent {
-            tracing::debug!(control_plane = self.control_plane, "status not sent");
-        }
-        sent
-    }
-}
-
 /// A change that is acknowledged when it is applied.
 struct Pending {
     link: LinkId,
@@ -258,11 +226,7 @@ impl Hub {
             return;
         }
         if let Some(link) = self.links.get_mut(&id) {
-            link.up = Some(Up {
-                control_plane: welcome.control_plane_id,
-                outgoing,
-                told: ToldStates::default(),
-            });
+            link.up = Some(Up::new(welcome.control_plane_id, outgoing));
         }
         self.learn(welcome.control_planes).await;
         if self.source.is_none() {
