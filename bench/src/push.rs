@@ -1,7 +1,8 @@
 //! From a change to its effect: a destination is made through the API, and its port is tried until
 //! it accepts. The time is taken twice: from the call, which is what an operator waits, and from
 //! its answer, when the change is surely committed; the commit lies between the two. With `--stored`, others are made
-//! before: cloud destinations of gateways without a client, which the node has to know as well.
+//! before: cloud destinations of gateways without a client, which the node has to know as well. At the end node and
+//! control plane are killed and started.
 
 use std::io;
 use std::net::SocketAddr;
@@ -61,16 +62,50 @@ pub(crate) async fn measure(plan: &Plan) -> Result<Report> {
         api.delete(&gateway, &name).await?;
         within(GRACE, "the port closes", closes(address)).await?;
     }
+    let starts = starts(&mut installation, address, port).await?;
     let (made, stored) = (from_call.len(), plan.stored);
     let mut row = Row::new(format!("{made} destinations, {stored} others, one node"));
     for (what, times) in [("call", &from_call), ("answer", &from_answer)] {
         row.figure(format!("{what}_to_open_port_median_ms"), median(times));
         row.figure(format!("{what}_to_open_port_p99_ms"), quantile(times, 0.99));
     }
+    for (what, time) in starts {
+        row.figure(what, time.as_secs_f64() * 1e3);
+    }
     let mut report = Report::new("push");
     report.push(row);
     installation.finish()?;
     Ok(report)
+}
+
+/// How long node and control plane take to start, each killed before, until they say that they are ready; and from
+/// there, how long the first change takes to its port.
+async fn starts(
+    installation: &mut Installation,
+    address: SocketAddr,
+    port: u16,
+) -> Result<[(&'static str, Duration); 3]> {
+    let gateway = installation.gateway.name.clone();
+    let node = installation.site.node();
+    node.kill()?;
+    let start = Instant::now();
+    node.start().await?;
+    let of_node = start.elapsed();
+    let control_plane = installation.site.control_plane();
+    control_plane.kill()?;
+    let start = Instant::now();
+    control_plane.start().await?;
+    let of_control_plane = start.elapsed();
+    let mut api = Api::connect(installation).await?;
+    let start = Instant::now();
+    api.create(&gateway, on_premises("after-start", port))
+        .await?;
+    let opened = within(GRACE, "the port opens", opens(address)).await?;
+    Ok([
+        ("node_start_ms", of_node),
+        ("control_plane_start_ms", of_control_plane),
+        ("first_change_to_open_port_ms", opened.duration_since(start)),
+    ])
 }
 
 /// Makes `count` destinations that nobody uses.
