@@ -40,7 +40,7 @@ use crate::event::{Event, Incoming};
 use crate::frame::Settings;
 use crate::keepalive::Keepalive;
 
-use crate::limits::{Guard, Limit, LimitCounts};
+use crate::limits::{Guard, Limit, LimitCounter, LimitCounts};
 use crate::log::Log;
 use crate::scheduler::{EPOCH_MS, Scheduler};
 use crate::send_queues::SendQueues;
@@ -101,11 +101,23 @@ impl Stats {
     }
 }
 
+/// The part of [`Stats`] that is counted here; see there.
+#[derive(Debug, Default)]
+struct Counts {
+    received_bytes: u64,
+    sent_bytes: u64,
+    streams_opened: u64,
+    streams_accepted: u64,
+    datagrams_sent: u64,
+    datagrams_received: u64,
+    resumes: u64,
+}
+
 /// One side of one tunnel. See the module for the order of calls.
 #[derive(Debug)]
 pub struct Connection {
     side: Side,
-    config: Config,
+    config: Arc<Config>,
     streams: Table,
     scheduler: Scheduler,
     keepalive: Keepalive,
@@ -117,7 +129,8 @@ pub struct Connection {
     waiting_controls: (usize, usize),
     /// The owner takes no more incoming streams and messages.
     deaf: bool,
-    stats: Stats,
+    counts: Counts,
+    limits: LimitCounter,
     start: Instant,
     /// Coarse time for the scheduler; commands use the last one seen.
     epoch: u32,
@@ -171,6 +184,13 @@ pub struct Connection {
     closed: Option<Closed>,
 }
 
+/// Gives back the memory of a list if it is empty.
+pub(crate) fn give_back<T>(list: &mut VecDeque<T>) {
+    if list.is_empty() {
+        *list = VecDeque::new();
+    }
+}
+
 /// Rest of a DATA frame whose header has been read.
 #[derive(Clone, Copy, Debug)]
 struct Partial {
@@ -183,7 +203,8 @@ struct Partial {
 impl Connection {
     /// A fresh tunnel. Its first `poll_transmit` gives SETTINGS.
     #[must_use]
-    pub fn new(side: Side, config: Config, now: Instant) -> Self {
+    pub fn new(side: Side, config: impl Into<Arc<Config>>, now: Instant) -> Self {
+        let config = config.into();
         Self {
             side,
             streams: Table::default(),
@@ -195,7 +216,8 @@ impl Connection {
             incoming: VecDeque::new(),
             waiting_controls: (0, 0),
             deaf: false,
-            stats: Stats::default(),
+            counts: Counts::default(),
+            limits: LimitCounter::default(),
             start: now,
             epoch: 0,
             peer: None,
@@ -251,6 +273,17 @@ impl Connection {
             self.waiting_controls.1 -= message.len();
         }
         Some(next)
+    }
+
+    /// Gives back the memory of what is empty, for a tunnel that carries nothing at present: the next stream or message
+    /// allocates it again.
+    pub fn release_memory(&mut self) {
+        give_back(&mut self.events);
+        give_back(&mut self.incoming);
+        give_back(&mut self.controls);
+        self.log.release();
+        self.scheduler.release();
+        self.streams.release();
     }
 
     /// When [`Self::handle_timeout`] must be called at the latest.
@@ -333,7 +366,7 @@ impl Connection {
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut limits = self.stats.limits;
+        let mut limits = self.limits.counts();
         let [tunnel, process] = self.pool.refused();
         limits.count(Limit::TunnelGrowth, tunnel);
         limits.count(Limit::ProcessGrowth, process);
@@ -349,7 +382,13 @@ impl Connection {
             unread_bytes: self.unread_bytes as u64,
             queued_bytes: self.send_queues.queued() as u64,
             retained_bytes: self.log.retained(),
-            ..self.stats
+            received_bytes: self.counts.received_bytes,
+            sent_bytes: self.counts.sent_bytes,
+            streams_opened: self.counts.streams_opened,
+            streams_accepted: self.counts.streams_accepted,
+            datagrams_sent: self.counts.datagrams_sent,
+            datagrams_received: self.counts.datagrams_received,
+            resumes: self.counts.resumes,
         }
     }
 

@@ -263,6 +263,22 @@ impl LimitCounts {
     }
 }
 
+/// Counts for one tunnel: most tunnels meet no limit, and hold no counters.
+#[derive(Debug, Default)]
+pub(crate) struct LimitCounter(Option<Box<LimitCounts>>);
+
+impl LimitCounter {
+    pub(crate) fn count(&mut self, limit: Limit, times: u64) {
+        if times > 0 {
+            self.0.get_or_insert_default().count(limit, times);
+        }
+    }
+
+    pub(crate) fn counts(&self) -> LimitCounts {
+        self.0.as_deref().copied().unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::disallowed_methods)]

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes};
 
 use crate::budget::{Budget, Share};
+use crate::connection::give_back;
 
 /// First limit, in bytes.
 const START: u64 = 1024 * 1024;
@@ -126,6 +127,11 @@ impl Log {
             self.entries = VecDeque::new();
             self.share.give_back(self.share.used());
         }
+    }
+
+    /// Gives back the memory of an empty log.
+    pub(crate) fn release(&mut self) {
+        give_back(&mut self.entries);
     }
 
     /// Bytes that are kept.

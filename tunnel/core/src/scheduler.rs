@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 
+use crate::connection::give_back;
 use crate::datagram::Direction;
 use crate::frame::HEADER_LEN;
 use crate::stream::{Class, Key, Phase, Stream};
@@ -54,6 +55,22 @@ impl Scheduler {
     /// A batch of about `limit` bytes is built next.
     pub(crate) fn begin_batch(&mut self, limit: usize) {
         self.turn = (limit / TURNS).min(LONG_BULK_TURN);
+    }
+
+    /// Gives back the memory of empty lists.
+    pub(crate) fn release(&mut self) {
+        let Self {
+            opens,
+            control,
+            held_resets,
+            flows,
+            interactive,
+            bulk,
+            turn: _,
+        } = self;
+        for list in [opens, control, held_resets, flows, interactive, bulk] {
+            give_back(list);
+        }
     }
 
     /// Puts a stream into the control list if it has control frames to send.

@@ -74,7 +74,14 @@ impl Table {
         self.slots[key.index as usize] = None;
         self.free.push(key.index);
         self.len -= 1;
-        if self.len == 0 && self.slots.len() > KEEP_SLOTS {
+        if self.slots.len() > KEEP_SLOTS {
+            self.release();
+        }
+    }
+
+    /// Gives back the memory of an empty table.
+    pub(crate) fn release(&mut self) {
+        if self.len == 0 {
             self.slots = Vec::new();
             self.free = Vec::new();
             self.by_id = HashMap::default();

@@ -55,6 +55,7 @@ impl Driver {
                 write_stall: config.write_stall,
                 linger: config.close_linger,
                 gather: Gather::default(),
+                busy: false,
                 closing: None,
             }),
         }
@@ -84,6 +85,8 @@ struct Drive {
     write_stall: Duration,
     linger: Duration,
     gather: Gather,
+    /// There were streams since the timer rang last: memory that they used is kept for the next ones.
+    busy: bool,
     closing: Option<Closing>,
 }
 
@@ -137,6 +140,7 @@ impl Drive {
         let Self {
             link,
             gather,
+            busy,
             write_stall,
             ..
         } = self;
@@ -171,6 +175,15 @@ impl Drive {
                 paused,
                 deadline: core.poll_timeout().map(Instant::from_std),
             };
+            *busy |= core.streams() > 0;
+            let idle = !*busy && !paused && link.as_ref().is_none_or(Link::is_waiting);
+            if idle {
+                // Pings and messages alone are too seldom to keep memory for.
+                core.release_memory();
+                if let Some(link) = link {
+                    link.release();
+                }
+            }
             // While there is something to write the transport brings us back.
             let sending = link.as_ref().is_some_and(Link::has_work);
             state.park_driver(cx, sending || paused);
@@ -179,6 +192,9 @@ impl Drive {
         drop(gone);
         for waker in self.wakes.drain(..) {
             waker.wake();
+        }
+        if !self.busy {
+            self.wakes = Vec::new();
         }
         exchange
     }
@@ -206,9 +222,11 @@ impl Drive {
         }
         while timer.as_mut().poll(cx).is_ready() {
             // Rings now and then on an idle tunnel: a good time to give back memory.
+            self.busy = false;
             if let Some(link) = &mut self.link {
                 link.release();
             }
+            self.shared.look(|state| state.core.release_memory());
             if deadline <= Instant::now() {
                 return Poll::Ready(());
             }

@@ -54,20 +54,21 @@ pub use tunnel::Tunnel;
 ///
 /// Dropping every [`Tunnel`] does not end the tunnel; dropping the [`Driver`] does. Dropping
 /// [`Incoming`] refuses what the peer opens from then on.
-pub fn start<T>(io: T, side: Side, config: Config) -> (Tunnel, Incoming, Driver)
+pub fn start<T>(io: T, side: Side, config: impl Into<Arc<Config>>) -> (Tunnel, Incoming, Driver)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     start_with(Box::new(transport::Stream::new(io)), side, config)
 }
 
-/// Like [`start`], over any [`Transport`].
+/// Like [`start`], over any [`Transport`]. Tunnels with the same settings may share them.
 pub fn start_with(
     io: Box<dyn Transport>,
     side: Side,
-    config: Config,
+    config: impl Into<Arc<Config>>,
 ) -> (Tunnel, Incoming, Driver) {
-    let shared = Arc::new(state::Shared::start(side, config.clone()));
+    let config = config.into();
+    let shared = Arc::new(state::Shared::start(side, Arc::clone(&config)));
     let driver = Driver::new(io, Arc::clone(&shared), &config);
     let incoming = Incoming::new(Arc::clone(&shared));
     (Tunnel::new(shared), incoming, driver)

@@ -5,6 +5,7 @@
 //! of it. Wakers are called after it is released; except, once, those of [`crate::Tunnel::closed`],
 //! which only schedule a task. Who sleeps and how they are woken is in `handover`.
 
+use std::sync::Arc;
 use std::task::Context;
 
 use sg_tunnel::{Closed, Config, Connection, Event, Key, Side, StreamEnd};
@@ -23,7 +24,8 @@ pub(crate) struct Parts {
     /// A new connection, which the core has been told of and the driver has not taken yet.
     next: Option<Box<dyn Transport>>,
     news: News,
-    closed: watch::Sender<Option<Closed>>,
+    /// Made for the first one who waits for the end: most tunnels live without.
+    closed: Option<watch::Sender<Option<Closed>>>,
 }
 
 /// What the owner has to be told about the tunnel's connection: states, so that there is nothing to
@@ -43,12 +45,12 @@ pub(crate) enum Change {
 }
 
 impl Shared {
-    pub(crate) fn start(side: Side, config: Config) -> Self {
+    pub(crate) fn start(side: Side, config: Arc<Config>) -> Self {
         Self::new(Parts {
             core: Connection::new(side, config, Instant::now().into_std()),
             next: None,
             news: News::default(),
-            closed: watch::Sender::new(None),
+            closed: None,
         })
     }
 }
@@ -65,7 +67,9 @@ impl Machine for Parts {
                 Wake::Incoming
             }
             Event::Closed => {
-                self.closed.send_replace(self.core.closed().cloned());
+                if let Some(closed) = &self.closed {
+                    closed.send_replace(self.core.closed().cloned());
+                }
                 Wake::Incoming
             }
         })
@@ -121,8 +125,9 @@ impl Parts {
         None
     }
 
-    pub(crate) fn subscribe_closed(&self) -> watch::Receiver<Option<Closed>> {
-        self.closed.subscribe()
+    pub(crate) fn subscribe_closed(&mut self) -> watch::Receiver<Option<Closed>> {
+        let now = || watch::Sender::new(self.core.closed().cloned());
+        self.closed.get_or_insert_with(now).subscribe()
     }
 
     /// The error that a stream's user sees.

@@ -37,7 +37,7 @@ impl Connection {
             None
         };
         if let Some(limit) = limit {
-            self.stats.limits.count(limit, 1);
+            self.limits.count(limit, 1);
             if !self.guard.excess_opens.take(now) {
                 return Err(Violation::limit(Limit::ExcessOpens, "too many OPEN frames"));
             }
@@ -92,7 +92,7 @@ impl Connection {
         let now = self.coarse_now();
         let failed = self.guard.own_failed_opens.is_empty(now);
         if failed {
-            self.stats.limits.count(Limit::OwnFailedOpens, 1);
+            self.limits.count(Limit::OwnFailedOpens, 1);
         }
         failed
     }
@@ -108,7 +108,7 @@ impl Connection {
         }
         let hold = !self.guard.own_early_resets.take(now);
         if hold {
-            self.stats.limits.count(Limit::HeldResets, 1);
+            self.limits.count(Limit::HeldResets, 1);
             self.scheduler.held_resets.push_back(key);
         }
         hold

@@ -42,7 +42,7 @@ impl Connection {
             limit,
         } = violation;
         if let Some(limit) = limit {
-            self.stats.limits.count(limit, 1);
+            self.limits.count(limit, 1);
         }
         let text = Bytes::from_static(detail.as_bytes());
         self.end(CloseReason::Protocol { code, detail }, Some((code, text)));

@@ -47,7 +47,7 @@ impl Connection {
                 .opens
                 .retain(|key| streams.get(*key).is_some());
             if self.scheduler.opens.len() >= room as usize {
-                self.stats.limits.count(Limit::Streams, 1);
+                self.limits.count(Limit::Streams, 1);
                 return Err(OpenRefusal::Limit);
             }
         }
@@ -325,7 +325,7 @@ impl Connection {
             return Err(ControlRefusal::TooLong);
         }
         if self.controls.len() >= self.config.control_queue {
-            self.stats.limits.count(Limit::ControlQueue, 1);
+            self.limits.count(Limit::ControlQueue, 1);
             return Err(ControlRefusal::Full);
         }
         self.controls.push_back(message);

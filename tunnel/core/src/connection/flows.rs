@@ -54,18 +54,18 @@ impl Connection {
     ) -> Result<(), StreamEnd> {
         self.datagram_end(key)?;
         if payload.len() > MAX_DATAGRAM {
-            self.stats.limits.count(Limit::DatagramLength, 1);
+            self.limits.count(Limit::DatagramLength, 1);
             return Ok(());
         }
         if self.is_detached() {
-            self.stats.limits.count(Limit::DatagramsDetached, 1);
+            self.limits.count(Limit::DatagramsDetached, 1);
             return Ok(());
         }
         let limits = &self.config.datagrams;
         let dropped = self
             .unsent
             .push(&mut self.streams, key, now, payload, limits);
-        self.stats.limits.count(Limit::DatagramsUnsent, dropped);
+        self.limits.count(Limit::DatagramsUnsent, dropped);
         if let Some(stream) = self.streams.get_mut(key) {
             self.scheduler.mark_flow(stream);
         }
@@ -108,22 +108,22 @@ impl Connection {
         let length = usize::from(header.length);
         let key = self.flow_of(header.id)?;
         if !self.guard.datagrams.take(now) {
-            self.stats.limits.count(Limit::DatagramRate, 1);
+            self.limits.count(Limit::DatagramRate, 1);
             input.advance(length);
             return Ok(());
         }
         let Some(key) = key else {
-            self.stats.limits.count(Limit::DatagramsLate, 1);
+            self.limits.count(Limit::DatagramsLate, 1);
             input.advance(length);
             return Ok(());
         };
         let payload = input.split_to(length).freeze();
-        self.stats.datagrams_received += 1;
+        self.counts.datagrams_received += 1;
         let limits = &self.config.datagrams;
         let dropped = self
             .unread_datagrams
             .push(&mut self.streams, key, now, payload, limits);
-        self.stats.limits.count(Limit::DatagramsUnread, dropped);
+        self.limits.count(Limit::DatagramsUnread, dropped);
         if let Some(stream) = self.streams.get_mut(key)
             && std::mem::take(&mut stream.want_read)
         {
@@ -206,7 +206,7 @@ impl Connection {
                 break;
             };
             if now.saturating_duration_since(since) > self.config.datagrams.max_age {
-                self.stats.limits.count(Limit::DatagramAge, 1);
+                self.limits.count(Limit::DatagramAge, 1);
                 continue;
             }
             let header = Header {
@@ -221,7 +221,7 @@ impl Connection {
             self.datagram_share -= cost;
             batch.push_small(&header.to_bytes());
             batch.push(payload);
-            self.stats.datagrams_sent += 1;
+            self.counts.datagrams_sent += 1;
         }
         if flow.queue(Direction::Out).is_empty() {
             flow.deficit = flow.deficit.min(0);
@@ -250,7 +250,7 @@ impl Connection {
     /// Forgets all datagrams that wait to be sent, and counts them.
     pub(super) fn drop_unsent_datagrams(&mut self) {
         let dropped = self.unsent.clear_all(&mut self.streams);
-        self.stats.limits.count(Limit::DatagramsDetached, dropped);
+        self.limits.count(Limit::DatagramsDetached, dropped);
         let streams = &mut self.streams;
         for key in self.scheduler.flows.drain(..) {
             if let Some(flow) = streams.get_mut(key).and_then(|s| s.flow.as_deref_mut()) {

@@ -36,7 +36,7 @@ impl Connection {
 
     /// Counts bytes that came in, before [`Self::handle_input`]: any byte is a sign of life.
     pub fn handle_received(&mut self, now: Instant, bytes: usize) {
-        self.stats.received_bytes += bytes as u64;
+        self.counts.received_bytes += bytes as u64;
         self.keepalive.on_received(now);
     }
 
@@ -244,7 +244,7 @@ impl Connection {
             return Ok(());
         }
         self.offered += 1;
-        self.stats.streams_accepted += 1;
+        self.counts.streams_accepted += 1;
         self.push_incoming(Incoming::Offer { key, metadata });
         Ok(())
     }

@@ -46,7 +46,7 @@ impl Connection {
             self.put_frames(now, batch, limit)
         };
         batch.finish(&mut self.log, now);
-        self.stats.sent_bytes += (batch.len() - before) as u64;
+        self.counts.sent_bytes += (batch.len() - before) as u64;
         more
     }
 
@@ -227,7 +227,7 @@ impl Connection {
             self.streams.set_id(key, id);
             self.next_id += 2;
             self.opened += 1;
-            self.stats.streams_opened += 1;
+            self.counts.streams_opened += 1;
             batch.push_frame(&Frame::Open {
                 id,
                 credit,

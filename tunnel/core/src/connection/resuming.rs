@@ -101,7 +101,7 @@ impl Connection {
         self.resume_due = true;
         self.intake.attach();
         self.log.attach(now);
-        self.stats.resumes += 1;
+        self.counts.resumes += 1;
         self.settings_due = now + self.config.settings_time;
         self.renew_opens();
         self.keepalive.restart(now);
