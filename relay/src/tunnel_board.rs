@@ -41,7 +41,8 @@ struct Board {
 #[derive(Debug, Default)]
 struct Entries {
     last: u64,
-    live: BTreeMap<u64, Entry>,
+    /// Boxed: half of a tree's room is free.
+    live: BTreeMap<u64, Box<Entry>>,
     /// What the limits of tunnels that have ended came to, in the order of [`Limit::ALL`].
     ended: [u64; Limit::ALL.len()],
 }
@@ -51,7 +52,8 @@ struct Entry {
     info: TunnelInfo,
     tunnel: Tunnel,
     since: Instant,
-    rate: Rate,
+    /// Once anybody has looked.
+    rate: Option<Box<Rate>>,
 }
 
 /// Bytes per second between two looks that are far enough apart.
@@ -64,14 +66,14 @@ struct Rate {
 }
 
 /// Whose tunnel it is.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct TunnelInfo {
     /// Name of the gateway.
-    pub gateway: String,
+    pub gateway: Arc<str>,
     /// The client, or the node, at the other end.
-    pub peer: String,
+    pub peer: Arc<str>,
     /// Address of the other end when the tunnel began.
-    pub address: String,
+    pub address: Box<str>,
 }
 
 /// A posted tunnel; dropping it takes it off the board and keeps its counters.
@@ -103,15 +105,14 @@ impl TunnelBoard {
         let mut entries = self.lock();
         entries.last += 1;
         let number = entries.last;
-        let rate = Rate::start(now);
         entries.live.insert(
             number,
-            Entry {
+            Box::new(Entry {
                 info,
                 tunnel,
                 since: now,
-                rate,
-            },
+                rate: None,
+            }),
         );
         Posted {
             board: self.clone(),
@@ -197,11 +198,14 @@ fn add_limits(sums: &mut [u64; Limit::ALL.len()], stats: &TunnelStats) {
 impl Entry {
     fn show(&mut self, number: u64, streams: usize, now: Instant) -> Value {
         let report = self.tunnel.report(streams);
-        let (sent, received) = self.rate.look(&report.stats, now);
+        let (sent, received) = self
+            .rate
+            .get_or_insert_with(|| Box::new(Rate::start(self.since)))
+            .look(&report.stats, now);
         json!({
             "number": number,
-            "gateway": self.info.gateway,
-            "peer": self.info.peer,
+            "gateway": *self.info.gateway,
+            "peer": *self.info.peer,
             "address": self.info.address,
             "age_seconds": now.saturating_duration_since(self.since).as_secs(),
             "state": report.state,
@@ -383,9 +387,9 @@ mod tests {
         drivers.spawn(driver);
         drivers.spawn(other);
         let info = TunnelInfo {
-            gateway: "plant".to_owned(),
-            peer: "node-1".to_owned(),
-            address: "192.0.2.1:9000".to_owned(),
+            gateway: "plant".into(),
+            peer: "node-1".into(),
+            address: "192.0.2.1:9000".into(),
         };
         let posted = board.post(info, acceptor);
 

@@ -116,9 +116,9 @@ impl<'a> Serving<'a> {
             end: CancellationToken::new(),
         });
         let info = TunnelInfo {
-            gateway: streams.gateway_name.to_string(),
-            peer: node.to_string(),
-            address: session.address.to_string(),
+            gateway: Arc::clone(&streams.gateway_name),
+            peer: Arc::clone(&streams.node),
+            address: session.address.to_string().into(),
         };
         let serving = Self {
             session,

@@ -18,7 +18,7 @@ use sg_runtime::crypto;
 use sg_runtime::tasks::TaskPool;
 use sg_runtime::tls::{self, RecordStream, RecordWise, ServerStream, ServerTls};
 use sg_tunnel_io::resume::Secret;
-use sg_tunnel_io::{Config, Side, Transport, socket, start_with};
+use sg_tunnel_io::{Side, Transport, socket, start_with};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -263,17 +263,15 @@ async fn begin(
     answer_within(&mut io, server_hello::Answer::Accepted(answer))
         .await
         .map_err(|error| Failure::new("hello-closed", error))?;
-    let config = Config {
-        resume_time,
-        ..node.tunnel_config.clone()
-    };
+    let settings = &node.tunnel_config;
+    let config = node.registry.settings.of(settings, resume_time);
     let io = take_over(io).map_err(|error| Failure::new("tls-take-over", error))?;
     let (tunnel, incoming, driver) = start_with(io, Side::Node, config);
     let session = Session {
         number: node.registry.next_number(),
         gateway: gateway.id.clone(),
         gateway_name: gateway.name.clone(),
-        client_id: key.client_id.as_str().into(),
+        client_id: Arc::clone(&key.client_id),
         key,
         client_name: printable(&hello.client_name),
         boot_id: crypto::hex(&hello.boot_id),

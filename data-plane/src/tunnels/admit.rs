@@ -235,9 +235,9 @@ mod tests {
 
     fn key() -> ProvedKey {
         ProvedKey {
-            client_id: "c1".to_owned(),
+            client_id: "c1".into(),
             sha256: [1; 32],
-            public_key_der: Vec::new(),
+            public_key_der: Box::default(),
         }
     }
 

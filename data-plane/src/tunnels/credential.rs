@@ -1,6 +1,7 @@
 //! What a client was let in by, and for how long that keeps its tunnel. Pure but for the certificate's signature, which is
 //! checked against the authorities at hand: no control plane is asked.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sg_model::{CertificateRefusal, ClientCertificate, Gateway, Timestamp};
@@ -11,10 +12,10 @@ use sg_runtime::tls::{CertificateDer, IssuedError, Issuers, PeerInfo, PeerKind};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProvedKey {
     /// The key's hash in another form.
-    pub(super) client_id: String,
+    pub(super) client_id: Arc<str>,
     pub(super) sha256: [u8; 32],
     /// SubjectPublicKeyInfo.
-    pub(super) public_key_der: Vec<u8>,
+    pub(super) public_key_der: Box<[u8]>,
 }
 
 impl ProvedKey {
@@ -23,9 +24,9 @@ impl ProvedKey {
         let public_key_der = identity::public_key_der(peer.certificates.first()?).ok()?;
         let sha256 = sg_runtime::crypto::sha256(&public_key_der);
         Some(Self {
-            client_id: identity::client_id(&sha256),
+            client_id: identity::client_id(&sha256).into(),
             sha256,
-            public_key_der,
+            public_key_der: public_key_der.into(),
         })
     }
 }
@@ -139,7 +140,7 @@ pub(super) fn certificate(
     let parsed =
         ClientCertificate::parse(&identity.id, expires).map_err(|_| IssuedError::Unknown)?;
     // It follows from the key, and so must agree with it.
-    match parsed.client.as_str() == key.client_id {
+    match parsed.client.as_str() == &*key.client_id {
         true => Ok(parsed),
         false => Err(IssuedError::Key),
     }

@@ -28,7 +28,8 @@ type Answer = Pin<Box<dyn Future<Output = AclEditAnswer> + Send>>;
 /// How far a tunnel's wishes are.
 pub(super) struct Edits {
     coming: Assembly,
-    asked: FuturesUnordered<Answer>,
+    /// Made for the first one.
+    asked: Option<FuturesUnordered<Answer>>,
     /// Answers that have not left yet.
     unsent: VecDeque<AclEditAnswer>,
 }
@@ -37,7 +38,7 @@ impl Default for Edits {
     fn default() -> Self {
         Self {
             coming: Assembly::limited(LONGEST_EDIT),
-            asked: FuturesUnordered::new(),
+            asked: None,
             unsent: VecDeque::new(),
         }
     }
@@ -46,10 +47,13 @@ impl Default for Edits {
 impl Edits {
     /// Waits for the next answer. Can be cancelled without loss.
     pub(super) async fn answered(&mut self) -> AclEditAnswer {
-        match self.asked.next().await {
-            Some(answer) => answer,
-            None => std::future::pending().await,
+        if let Some(asked) = &mut self.asked
+            && let Some(answer) = asked.next().await
+        {
+            return answer;
         }
+        self.asked = None;
+        std::future::pending().await
     }
 
     pub(super) fn has_unsent(&self) -> bool {
@@ -71,7 +75,7 @@ impl Keeper<'_> {
         };
         let request_id = wish.request_id.clone();
         match self.hand_in(wish) {
-            Ok(answer) => self.edits.asked.push(Box::pin(async move {
+            Ok(answer) => self.edits.asked.get_or_insert_default().push(Box::pin(async move {
                 // Whoever has it never drops it unanswered while the node runs.
                 let unanswered = || {
                     let text = "the node ends; the change may or may not have happened: look with S before trying again";
@@ -93,7 +97,8 @@ impl Keeper<'_> {
         &self,
         wish: wire::AclEdit,
     ) -> Result<oneshot::Receiver<AclEditResult>, AclEditResult> {
-        if self.edits.asked.len() + self.edits.unsent.len() >= MOST {
+        let asked = self.edits.asked.as_ref().map_or(0, FuturesUnordered::len);
+        if asked + self.edits.unsent.len() >= MOST {
             return Err(too_many("the client asks for more before it is answered"));
         }
         let change = wish.change.unwrap_or_default();

@@ -59,7 +59,7 @@ impl Keeper<'_> {
         let taken = self.node.desk.ask(Question {
             gateway: gateway.id.clone(),
             token_generation: gateway.token_generation,
-            public_key_der: self.session.key.public_key_der.clone(),
+            public_key_der: self.session.key.public_key_der.to_vec(),
             answer,
         });
         match taken {

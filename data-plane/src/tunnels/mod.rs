@@ -2,7 +2,8 @@
 //!
 //! [`acceptor`] takes connections and does the handshakes; [`admit`] decides who may stay, offline, by what the
 //! control plane pushed earlier; [`session`] lives as long as one tunnel, [`resume`] lets it outlive a connection; [`registry`] knows all of them and
-//! says which one carries the next stream; [`hold`] bounds the connections that wait for a client.
+//! says which one carries the next stream; [`hold`] bounds the connections that wait for a client;
+//! [`settings`] are shared by tunnels.
 
 pub(crate) mod acceptor;
 mod admit;
@@ -15,6 +16,7 @@ mod refusals;
 mod registry;
 mod resume;
 mod session;
+mod settings;
 mod updates;
 
 pub(crate) use hold::Hold;

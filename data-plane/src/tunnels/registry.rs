@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
 use super::Session;
+use super::settings::Settings;
 use crate::metrics::{NodeMetrics, Resume};
 
 /// Tunnels that may be detached at a time: each holds on to its streams, their sockets and what was not acknowledged.
@@ -31,6 +32,8 @@ pub(crate) struct Registry {
     /// Counts what comes and goes, for whoever waits or reports.
     changes: watch::Sender<u64>,
     metrics: NodeMetrics,
+    /// Those of its tunnels.
+    pub(super) settings: Settings,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +82,7 @@ impl Registry {
             inner: Mutex::default(),
             changes: watch::Sender::new(0),
             metrics,
+            settings: Settings::default(),
         }
     }
 

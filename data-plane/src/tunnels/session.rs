@@ -19,7 +19,7 @@ use sg_tunnel_io::code::close;
 use sg_tunnel_io::{CloseReason, Closed, Driver, Event, Incoming, Transport, Tunnel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
 use super::admit;
 use super::credential::{Credential, ProvedKey};
@@ -226,9 +226,9 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
     } = live;
     let registration = node.registry.register(Arc::clone(&session));
     let info = TunnelInfo {
-        gateway: session.gateway_name.to_string(),
-        peer: session.client_id.to_string(),
-        address: session.address().to_string(),
+        gateway: session.gateway_name.as_str().into(),
+        peer: Arc::clone(&session.client_id),
+        address: session.address().to_string().into(),
     };
     let posted = node.board.post(info, session.tunnel.clone());
     if node.shutdown.is_draining() {
@@ -253,7 +253,7 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
         detached: None,
         exchange: Exchange::default(),
         edits: Edits::default(),
-        label: session.gateway_name.clone(),
+        renamed: None,
     };
     let closed = keeper.run(&mut drivers, incoming, served).await;
     if closed
@@ -267,9 +267,19 @@ pub(super) async fn run(node: &Arc<Node>, live: Live) {
     let word = closed.as_ref().map_or("internal", Closed::word);
     node.metrics.tunnel_closed(word);
     node.metrics
-        .forget_client(keeper.label.as_str(), &session.client_id);
+        .forget_client(keeper.label().as_str(), &session.client_id);
     let reason = closed.map_or_else(|| "its task failed".to_owned(), |c| c.to_string());
     tracing::info!(gateway = %session.gateway_name, client = %session.client_id, address = %session.address(), reason, "tunnel closed");
+}
+
+/// Waits until it is time to try again. Can be cancelled without loss.
+async fn retry(again: &mut Option<Interval>) {
+    let again = again.get_or_insert_with(|| {
+        let mut again = interval_at(Instant::now() + OUTBOX_RETRY, OUTBOX_RETRY);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        again
+    });
+    again.tick().await;
 }
 
 pub(super) struct Keeper<'a> {
@@ -290,8 +300,8 @@ pub(super) struct Keeper<'a> {
     pub(super) exchange: Exchange,
     /// Its wishes to change the list.
     pub(super) edits: Edits,
-    /// Name of the gateway in the series, which may change.
-    label: Name,
+    /// Name of the gateway in the series, if it is not that of the beginning any more.
+    renamed: Option<Name>,
 }
 
 impl Keeper<'_> {
@@ -303,13 +313,15 @@ impl Keeper<'_> {
         mut served: watch::Receiver<Arc<NodeConfig>>,
     ) -> Option<Closed> {
         let mut tick = interval(TICK);
-        let mut again = interval(OUTBOX_RETRY);
-        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again = None;
         let mut listening = true;
         // What was published between the hello and now.
         served.mark_changed();
         let mut trust = self.node.trust.subscribe();
         loop {
+            if !self.has_unsent() {
+                again = None;
+            }
             // Every arm can be cancelled without loss.
             tokio::select! {
                 ended = drivers.join_next() => return ended.and_then(Result::ok),
@@ -324,7 +336,7 @@ impl Keeper<'_> {
                 Ok(()) = trust.changed() => self.tell_trust(),
                 answer = self.exchange.answer() => self.certificate_answered(answer),
                 answer = self.edits.answered() => self.edit_answered(answer),
-                _ = again.tick(), if self.has_unsent() => self.send_outbox(),
+                () = retry(&mut again), if self.has_unsent() => self.send_outbox(),
                 _ = tick.tick() => {
                     let config = Arc::clone(&served.borrow());
                     self.note_rtt(&config);
@@ -337,6 +349,10 @@ impl Keeper<'_> {
         }
     }
 
+    fn label(&self) -> &Name {
+        self.renamed.as_ref().unwrap_or(&self.session.gateway_name)
+    }
+
     fn note_rtt(&mut self, config: &NodeConfig) {
         if self.detached.is_some() {
             return;
@@ -345,12 +361,12 @@ impl Keeper<'_> {
             return;
         };
         let (metrics, client) = (&self.node.metrics, &self.session.client_id);
-        if self.label != gateway.name {
-            metrics.forget_client(self.label.as_str(), client);
-            self.label = gateway.name.clone();
+        if *self.label() != gateway.name {
+            metrics.forget_client(self.label().as_str(), client);
+            self.renamed = Some(gateway.name.clone());
         }
         if let Some(rtt) = self.session.tunnel.rtt() {
-            metrics.set_rtt(self.label.as_str(), client, rtt.as_secs_f64());
+            metrics.set_rtt(self.label().as_str(), client, rtt.as_secs_f64());
         }
     }
 
@@ -379,7 +395,7 @@ impl Keeper<'_> {
             streams = session.tunnel.active_streams(), "tunnel detached: its connection is lost");
         self.node
             .metrics
-            .forget_client(self.label.as_str(), &session.client_id);
+            .forget_client(self.label().as_str(), &session.client_id);
         if session.tunnel.is_draining() {
             // The announcement may not have left; its client will not be let in again.
             session.tunnel.abandon();
@@ -520,9 +536,9 @@ pub(super) mod testing {
             gateway_name: Name::new("dev").unwrap(),
             client_id: client.into(),
             key: ProvedKey {
-                client_id: client.to_owned(),
+                client_id: client.into(),
                 sha256: [0; 32],
-                public_key_der: Vec::new(),
+                public_key_der: Box::default(),
             },
             client_name: client.to_owned(),
             boot_id: format!("{boot:02x}"),

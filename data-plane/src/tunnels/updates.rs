@@ -1,6 +1,8 @@
 //! What a tunnel's keeper and its client tell each other: the list, the nodes, and in pieces the destinations that the client
 //! must know, and how its ports fare.
 
+use std::collections::VecDeque;
+
 use prost::Message as _;
 use sg_model::{Acl, GatewayId, NodeConfig};
 use sg_proto::tunnel::{Control, Listeners, Piece, control};
@@ -42,6 +44,8 @@ impl Keeper<'_> {
             }
             self.outbox.pop_front();
         }
+        // Seldom needed again.
+        self.outbox = VecDeque::new();
     }
 
     pub(super) fn take_listeners(&mut self, piece: &Piece) {
