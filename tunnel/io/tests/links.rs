@@ -5,7 +5,10 @@ mod pair;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -112,7 +115,7 @@ async fn tls_that_ends_with_or_without_close_notify_is_a_loss() {
         let CloseReason::Lost { kind, .. } = closed.reason else {
             panic!("{closed}");
         };
-        assert_eq!(kind, std::io::ErrorKind::UnexpectedEof);
+        assert_eq!(kind, io::ErrorKind::UnexpectedEof);
         assert!(
             within(5, open)
                 .await
@@ -303,7 +306,7 @@ async fn a_transport_tells_an_orderly_end_from_a_bare_one() {
         };
         let heard: BytesMut = pieces.into_iter().flatten().collect();
         assert_eq!(heard, "last words");
-        let bare = Err(std::io::ErrorKind::UnexpectedEof);
+        let bare = Err(io::ErrorKind::UnexpectedEof);
         assert_eq!(end, if notify { Ok(()) } else { bare });
     }
     // A stream without goodbyes of its own never ends in order.
@@ -313,5 +316,78 @@ async fn a_transport_tells_an_orderly_end_from_a_bare_one() {
     let mut pieces = VecDeque::new();
     let read = poll_fn(|cx| transport.poll_read(cx, &mut pieces));
     let end = within(5, read).await.unwrap_err();
-    assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+/// Counts how often its memory was asked back.
+struct Counting {
+    io: transport::Stream<DuplexStream>,
+    released: Arc<AtomicU32>,
+}
+
+impl Transport for Counting {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &mut VecDeque<BytesMut>,
+    ) -> Poll<io::Result<usize>> {
+        self.io.poll_read(cx, pieces)
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io.poll_write(cx, slices)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.poll_shutdown(cx)
+    }
+
+    fn release(&mut self) {
+        self.released.fetch_add(1, Ordering::Relaxed);
+        self.io.release();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_keeps_buffers_while_it_is_used_and_not_before() {
+    let (a, b) = tokio::io::duplex(64 * 1024);
+    let released = Arc::new(AtomicU32::new(0));
+    let counting = |io| Counting {
+        io: transport::Stream::new(io),
+        released: Arc::clone(&released),
+    };
+    let start = tokio::time::Instant::now();
+    let (node_io, client_io) = (counting(a), counting(b));
+    let mut ends = Ends::over(node_io, client_io, Config::default());
+    let count = || released.load(Ordering::Relaxed);
+    eventually("both ends have said what they are and rest", || {
+        ends.node.rtt().is_some() && ends.client.rtt().is_some() && count() > 1
+    })
+    .await;
+    assert!(start.elapsed() < Duration::from_secs(1), "by their timers");
+
+    let (mut opened, mut accepted) = ends.stream().await;
+    let before = count();
+    for _ in 0..10 {
+        let word = Bytes::from_static(b"word");
+        opened.write_chunk(word.clone()).await.unwrap();
+        assert_eq!(accepted.read_chunk().await.unwrap(), Some(word));
+    }
+    drop((opened, accepted));
+    eventually("the stream is forgotten", || {
+        ends.node.active_streams() == 0 && ends.client.active_streams() == 0
+    })
+    .await;
+    assert!(start.elapsed() < Duration::from_secs(1), "by their timers");
+    assert_eq!(count(), before, "the next stream may come at once");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(count() > before);
 }
