@@ -9,12 +9,15 @@ use tonic::{Request, Response};
 use super::harness::{Authorized, Bearer, Plane, within};
 use super::roles::token;
 
-async fn auditor(plane: &Plane, token: &str) -> AuditClient<Authorized> {
+pub(super) async fn auditor(plane: &Plane, token: &str) -> AuditClient<Authorized> {
     let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
     AuditClient::new(InterceptedService::new(plane.channel(None).await, bearer))
 }
 
-async fn records(client: &mut AuditClient<Authorized>, gateway: &str) -> Vec<api::AuditRecord> {
+pub(super) async fn records(
+    client: &mut AuditClient<Authorized>,
+    gateway: &str,
+) -> Vec<api::AuditRecord> {
     let request = api::ListAuditRecordsRequest {
         gateway: gateway.to_owned(),
         page_size: 1000,

@@ -170,7 +170,7 @@ impl Node {
         }
     }
 
-    async fn end(mut self) -> Status {
+    pub(super) async fn end(mut self) -> Status {
         loop {
             match self.message().await {
                 Ok(_) => {}
@@ -180,7 +180,7 @@ impl Node {
     }
 }
 
-async fn watch_until(
+pub(super) async fn watch_until(
     admin: &mut Admin,
     name: &str,
     wanted: impl Fn(&api::Destination) -> bool,
@@ -205,7 +205,7 @@ async fn watch_until(
     }
 }
 
-fn listening(id: &str, generation: u64) -> Up {
+pub(super) fn listening(id: &str, generation: u64) -> Up {
     Up::DestinationStates(node::DestinationStates {
         changed: vec![node::DestinationState {
             destination_id: id.to_owned(),
