@@ -520,6 +520,46 @@ async fn clients_nodes_tokens_and_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_connected_is_deleted_by_force_only() {
+    let mock = Mock::start().await;
+    let refused = mock.run("node delete node-1").await;
+    assert_eq!((refused.code, refused.out.as_str()), (5, ""));
+    assert_eq!(
+        refused.err,
+        "error: the mock says no (NODE_CONNECTED)\n\
+         try: stop sg-data-plane there, then the same again; --force deletes it now, and it serves what it has until it is stopped\n"
+    );
+    assert_eq!(
+        mock.asked().last().unwrap(),
+        "delete node e3 force false nodes/n1"
+    );
+    mock.script.lock().unwrap().conflicts = 1;
+    let done = mock.run("node delete nodes/node-1 --force").await;
+    assert_eq!(
+        (done.code, done.out.as_str(), done.err.as_str()),
+        (
+            0,
+            "",
+            "node node-1 deleted\n\
+             It was connected, and serves what it has until sg-data-plane is stopped there.\n"
+        )
+    );
+    let json = mock.run("node delete n1 --force --etag e9 -o json").await;
+    assert_eq!(json.json()["name"], "node-1");
+    assert_eq!(
+        mock.asked().last().unwrap(),
+        "delete node e9 force true nodes/n1"
+    );
+    let missing = mock.run("node delete missing").await;
+    assert_eq!(missing.code, 3);
+    assert!(
+        missing.err.ends_with("try: sgctl node list\n"),
+        "{}",
+        missing.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tokens_of_operators() {
     let mock = Mock::start().await;
     let made = mock
