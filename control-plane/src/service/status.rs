@@ -42,14 +42,15 @@ pub fn destination(
     let listens = |row: &wire::DestinationClientStatus| {
         row.state == "listening" && row.generation_applied == d.generation
     };
-    let ready = !unknown
+    let applied = !unknown
         && live.peek().is_some()
         && live.all(done)
         && (!serves || clients.iter().all(listens));
     wire::DestinationStatus {
-        ready,
+        ready: serves && applied,
         nodes,
         clients,
+        applied,
     }
 }
 

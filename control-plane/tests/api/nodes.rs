@@ -1,13 +1,14 @@
 //! Nodes as operators see and remove them.
 
 use sg_proto::api;
+use sg_proto::node::node_message::Message as Up;
 use sg_runtime::identity::{CertificateDer, KeyPair};
 use sg_runtime::tls::Credentials;
 use tonic::Code;
 
 use super::audit::{auditor, records};
 use super::harness::{Admin, Plane, reason, within};
-use super::sync::Node;
+use super::sync::{Node, listening, watch_until};
 
 fn delete(name: &str, force: bool) -> api::DeleteNodeRequest {
     api::DeleteNodeRequest {
@@ -113,10 +114,51 @@ async fn a_node_that_is_removed_is_out_at_once_and_its_name_is_free() {
 }
 
 #[tokio::test]
+async fn what_is_disabled_is_applied_and_not_ready() {
+    let plane = Plane::start().await;
+    let mut admin = plane.admin().await;
+    admin.gateway("dev").await;
+    let (_, credentials) = plane.join(&mut admin, "n").await;
+    let made = admin.destination("dev", "db").await;
+    let node = Node::connect(&plane, Some(&credentials)).await.unwrap();
+    let says = async |state: &str| {
+        let Up::DestinationStates(mut states) = listening(&made.id, 1) else {
+            unreachable!("that is what it makes");
+        };
+        state.clone_into(&mut states.changed[0].state);
+        node.say(Up::DestinationStates(states)).await;
+    };
+    let shown = |d: &api::Destination| {
+        let status = d.status.as_ref().unwrap();
+        (status.applied, status.ready)
+    };
+    says("listening").await;
+    let is = |wanted| move |d: &api::Destination| shown(d) == wanted;
+    watch_until(&mut admin, "dev/db", is((true, true))).await;
+    let change = api::DisableGatewayRequest {
+        name: "dev".to_owned(),
+        ..api::DisableGatewayRequest::default()
+    };
+    admin.gateways.disable_gateway(change).await.unwrap();
+    // The port is still open: that is not what should be.
+    watch_until(&mut admin, "dev/db", is((false, false))).await;
+    says("disabled").await;
+    let closed = watch_until(&mut admin, "dev/db", is((true, false))).await;
+    assert!(closed.enabled, "it is its gateway that is disabled");
+    let change = api::EnableGatewayRequest {
+        name: "dev".to_owned(),
+        ..api::EnableGatewayRequest::default()
+    };
+    admin.gateways.enable_gateway(change).await.unwrap();
+    watch_until(&mut admin, "dev/db", is((false, false))).await;
+    says("listening").await;
+    watch_until(&mut admin, "dev/db", is((true, true))).await;
+}
+
+#[tokio::test]
 async fn a_removed_node_gets_no_longer_life_while_the_store_is_away() {
     use sg_proto::node::certificate_request::Holder;
     use sg_proto::node::control_message::Message as Down;
-    use sg_proto::node::node_message::Message as Up;
 
     let plane = Plane::start().await;
     let mut admin = plane.admin().await;

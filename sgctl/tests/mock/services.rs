@@ -132,6 +132,7 @@ pub fn destination() -> Destination {
         etag: "e3".into(),
         status: Some(DestinationStatus {
             ready: false,
+            applied: false,
             nodes: vec![DestinationNodeStatus {
                 node_id: "n1".into(),
                 node: "node-1".into(),
