@@ -68,6 +68,13 @@ async fn a_change_is_told_with_who_made_it_and_no_secret() {
     assert_eq!((last.request_id.as_str(), last.number), ("rotate-1", 4));
     assert_eq!(last.revision.to_string(), rotated.etag);
     assert_eq!(last.previous_sha256, all[1].sha256);
+    let names: Vec<_> = all.iter().map(|r| r.object_name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["gateway/dev", "destination/dev/db", "gateway/dev", "meta"]
+    );
+    assert_eq!(last.principal_name, "admin");
+    assert_eq!(last.object, format!("gateway/{}", made.id));
     let text = format!("{all:?}");
     for secret in [
         &made.security_token,

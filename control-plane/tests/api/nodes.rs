@@ -1,5 +1,7 @@
 //! Nodes as operators see and remove them.
 
+use std::time::Duration;
+
 use sg_proto::api;
 use sg_proto::node::node_message::Message as Up;
 use sg_runtime::identity::{CertificateDer, KeyPair};
@@ -18,12 +20,11 @@ fn delete(name: &str, force: bool) -> api::DeleteNodeRequest {
     }
 }
 
-async fn etag(admin: &mut Admin, name: &str) -> String {
+async fn get(admin: &mut Admin, name: &str) -> api::Node {
     let request = api::GetNodeRequest {
         name: name.to_owned(),
     };
-    let node = admin.nodes.get_node(request).await.unwrap().into_inner();
-    node.etag
+    admin.nodes.get_node(request).await.unwrap().into_inner()
 }
 
 #[tokio::test]
@@ -47,18 +48,23 @@ async fn a_node_that_is_removed_is_out_at_once_and_its_name_is_free() {
     }
     let node = Node::connect(&plane, Some(&credentials)).await.unwrap();
     node.subscribe().await;
-
     // Its hello is written down beside this, which changes the etag.
-    let refused = loop {
-        let request = api::DeleteNodeRequest {
-            etag: etag(&mut admin, "n").await,
-            ..delete("n", false)
-        };
-        let status = admin.nodes.delete_node(request).await.unwrap_err();
-        if status.code() != Code::Aborted {
-            break status;
+    let known = within("the hello", async {
+        loop {
+            let known = get(&mut admin, "n").await;
+            if !known.address.is_empty() {
+                break known;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    })
+    .await;
+
+    let request = api::DeleteNodeRequest {
+        etag: known.etag,
+        ..delete("n", false)
     };
+    let refused = admin.nodes.delete_node(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(reason(&refused), "NODE_CONNECTED");
     assert!(refused.message().contains("stop it first, or set force"));
@@ -94,11 +100,7 @@ async fn a_node_that_is_removed_is_out_at_once_and_its_name_is_free() {
 
     let (new, _) = plane.join(&mut admin, "n").await;
     assert_ne!(new, id);
-    let request = api::GetNodeRequest {
-        name: "n".to_owned(),
-    };
-    let named = admin.nodes.get_node(request).await.unwrap().into_inner();
-    assert_eq!(named.id, new);
+    assert_eq!(get(&mut admin, "n").await.id, new);
     let all = records(&mut auditor(&plane, &plane.token()).await, "").await;
     let removals: Vec<_> = all
         .iter()
@@ -111,6 +113,20 @@ async fn a_node_that_is_removed_is_out_at_once_and_its_name_is_free() {
         (format!("node/{id}").as_str(), "name=n group=default")
     );
     assert_eq!(removal.principal, "admin");
+    // By name, whether it is there now, or only the record tells of it.
+    let by_name = |method: &str, object: &str| -> Vec<(String, String)> {
+        let of = all
+            .iter()
+            .filter(|r| r.method == method && r.object == format!("node/{object}"));
+        of.map(|r| (r.object_name.clone(), r.principal_name.clone()))
+            .collect()
+    };
+    let is = |object: &str, principal: &str| vec![(object.to_owned(), principal.to_owned())];
+    assert_eq!(by_name("Nodes.DeleteNode", &id), is("node/n", "admin"));
+    assert_eq!(by_name("Enrollment.Join", &id), is("node/n", "node/n"));
+    assert_eq!(by_name("Enrollment.Join", &new), is("node/n", "node/n"));
+    let gone = format!("node/{id}");
+    assert_eq!(by_name("NodeSync.Hello", &id), is(&gone, &gone));
 }
 
 #[tokio::test]

@@ -398,6 +398,35 @@ async fn a_rejection_is_shown_and_a_gap_is_mended() {
         (row.reason.as_str(), row.message.as_str()),
         ("too-odd", "not on this machine")
     );
+    let status = admin.system.get_status(api::GetStatusRequest {}).await;
+    assert_eq!(
+        status.unwrap().into_inner().problems,
+        ["node n rejects destination dev/db: not on this machine"]
+    );
+    node.say(Up::DestinationStates(node::DestinationStates {
+        changed: vec![node::DestinationState {
+            destination_id: made.id.clone(),
+            generation: 1,
+            state: "failed".to_owned(),
+            message: "somebody has the port".to_owned(),
+            ..node::DestinationState::default()
+        }],
+        ..node::DestinationStates::default()
+    }))
+    .await;
+    within("a word of it", async {
+        loop {
+            let status = admin.system.get_status(api::GetStatusRequest {}).await;
+            let problems = status.unwrap().into_inner().problems;
+            if problems.contains(
+                &"node n cannot serve destination dev/db: somebody has the port".to_owned(),
+            ) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let ack = node::Ack {
         resync: true,
         ..node::Ack::default()
