@@ -252,7 +252,13 @@ fn attempted_name(
     ))?)
 }
 
-fn new_node(id: &NodeId, name: &Name, group: &Name, version: &str, now: Timestamp) -> NodeRecord {
+pub(super) fn new_node(
+    id: &NodeId,
+    name: &Name,
+    group: &Name,
+    version: &str,
+    now: Timestamp,
+) -> NodeRecord {
     NodeRecord {
         id: id.clone(),
         name: name.clone(),
@@ -265,7 +271,7 @@ fn new_node(id: &NodeId, name: &Name, group: &Name, version: &str, now: Timestam
     }
 }
 
-fn reference(record: &NodeRecord) -> wire::Reference {
+pub(super) fn reference(record: &NodeRecord) -> wire::Reference {
     wire::Reference {
         kind: "node".to_owned(),
         id: record.id.to_string(),

@@ -5,7 +5,7 @@
 //! the record is there, and nothing brings the record back: what a node says of itself changes a record that exists, and a
 //! repeated join finds that it does not.
 
-use sg_model::NodeId;
+use sg_model::{Name, NodeId};
 
 use super::super::change::{Call, Change, RETRIES};
 use super::super::etag::required_etag;
@@ -37,16 +37,16 @@ impl Core {
         };
         for _ in 0..RETRIES {
             let current = self.read_node(&id).await?.ok_or_else(not_found)?;
+            let record = &current.value;
             if expected.is_some_and(|expected| expected != current.revision) {
-                return Err(ServiceError::etag_mismatch("node", name));
+                return Err(ServiceError::etag_mismatch("node", record.name.as_str()));
             }
             if !force {
-                self.is_gone(&id, name)?;
+                self.is_gone(&id, &record.name)?;
             }
             if call.validate_only {
                 return Ok(());
             }
-            let record = &current.value;
             let change = Change::new(call, format!("node/{id}"), id.as_str())
                 .detail(format!("name={} group={}", record.name, record.group))
                 .remove(keys::node(&id), current.revision)
@@ -61,20 +61,20 @@ impl Core {
     }
 
     /// Refuses a node that lives, as far as is known here: which nodes are connected to another control plane only is not.
-    fn is_gone(&self, id: &NodeId, name: &str) -> Result<(), ServiceError> {
+    fn is_gone(&self, id: &NodeId, name: &Name) -> Result<(), ServiceError> {
         let reports = self.observed.reports();
         let (reason, message) = match reports.get(id) {
             Some(report) if report.connected => (
                 "NODE_CONNECTED",
                 format!(
-                    "node {name:?} is connected, with {} client tunnel(s); stop it first, or set force",
+                    "node {name} is connected, with {} client tunnel(s); stop it first, or set force",
                     report.tunnels.len()
                 ),
             ),
             _ if reports.may_be_serving(id) => (
                 "NODE_MAY_BE_CONNECTED",
                 format!(
-                    "this control plane has just started, and node {name:?} may yet connect to it; try again in 10 s, or set force"
+                    "this control plane has just started, and node {name} may yet connect to it; try again in 10 s, or set force"
                 ),
             ),
             _ => return Ok(()),
@@ -87,14 +87,9 @@ impl Core {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use sg_model::{Name, PortRange};
-    use sg_proto::convert::store::NodeRecord;
-    use sg_proto::store as wire;
-
     use super::*;
     use crate::ids;
-    use crate::service::nodes::{new_node, reference};
-    use crate::service::tests::{Plane, call, create, destination, plane};
+    use crate::service::tests::{call, create, destination, joined, plane};
     use crate::store::Store as _;
     use crate::store::memory::MemoryStore;
 
@@ -108,25 +103,6 @@ mod tests {
         }
     }
 
-    /// As after its hello.
-    async fn joined(plane: &Plane, name: &str, ports: (u16, u16)) -> NodeId {
-        let id = NodeId::new(ids::new_id('N', ids::now())).unwrap();
-        let (named, group) = (Name::new(name).unwrap(), Name::new("default").unwrap());
-        let record = NodeRecord {
-            ports: PortRange::new(ports.0, ports.1).ok(),
-            ..new_node(&id, &named, &group, "", ids::now())
-        };
-        let call = Call::internal("test", "Test");
-        let change = Change::new(&call, format!("node/{id}"), id.as_str())
-            .create(keys::node(&id), &wire::Node::from(&record))
-            .create(keys::node_name(&named), &reference(&record));
-        assert!(matches!(
-            plane.core.commit(change).await.unwrap(),
-            Outcome::Done(_)
-        ));
-        id
-    }
-
     #[tokio::test]
     async fn a_node_that_is_gone_narrows_nothing_and_leaves_nothing() {
         let store = MemoryStore::new();
@@ -134,8 +110,8 @@ mod tests {
         let core = &plane.core;
         core.observed.settle();
         create(core, "dev").await.unwrap();
-        let old = joined(&plane, "old", (20_000, 20_099)).await;
-        joined(&plane, "new", (21_000, 21_099)).await;
+        let old = joined(core, "old", (20_000, 20_099)).await;
+        joined(core, "new", (21_000, 21_099)).await;
         let draft = destination("db", 0);
         let refused = core
             .create_destination(&call(""), "dev", &draft, true)
@@ -173,7 +149,7 @@ mod tests {
             }
         }
         // Its name belongs to whoever comes next.
-        joined(&plane, "old", (21_000, 21_099)).await;
+        joined(core, "old", (21_000, 21_099)).await;
     }
 
     #[tokio::test]
@@ -181,7 +157,7 @@ mod tests {
         let store = MemoryStore::new();
         let plane = plane(&store).await;
         let core = &plane.core;
-        let id = joined(&plane, "n1", (20_000, 20_099)).await;
+        let id = joined(core, "n1", (20_000, 20_099)).await;
         let etag = core.read_node(&id).await.unwrap().unwrap().etag();
         let refused = async |etag: &str| {
             let result = core.delete_node(&call(""), "n1", etag, false).await;
