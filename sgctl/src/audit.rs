@@ -57,15 +57,20 @@ impl Resource for api::AuditRecord {
         vec![
             self.number.to_string(),
             show::date(self.time.as_ref(), ""),
-            self.principal.clone(),
+            named(&self.principal_name, &self.principal),
             self.method.clone(),
-            self.object.clone(),
+            named(&self.object_name, &self.object),
             changed(self),
             self.source.clone(),
             self.request_id.clone(),
             self.revision.to_string(),
         ]
     }
+}
+
+/// By name; a control plane of an older version tells ids only.
+fn named(name: &str, id: &str) -> String {
+    if name.is_empty() { id } else { name }.to_owned()
 }
 
 /// The names of the fields that changed, or else what the record says in short.
@@ -217,5 +222,41 @@ async fn watch(api: &Api, session: &Session, args: &List, after: u64) -> Result<
     match (watched, failed.take()) {
         (_, Some(failure)) | (Err(WatchEnd { failure, .. }), None) => Err(failure),
         (Ok(_), None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_shown_by_name_and_kept_by_id() {
+        let record = api::AuditRecord {
+            principal: "node/N1".to_owned(),
+            principal_name: "node/node-1".to_owned(),
+            object: "destination/G1/D1".to_owned(),
+            object_name: "destination/dev/db".to_owned(),
+            ..api::AuditRecord::default()
+        };
+        let cells = record.cells();
+        assert_eq!(
+            (cells[2].as_str(), cells[4].as_str()),
+            ("node/node-1", "destination/dev/db")
+        );
+        let json = serde_json::to_value(&record).expect("JSON");
+        assert_eq!(
+            (&json["principal"], &json["object"]),
+            (&"node/N1".into(), &"destination/G1/D1".into())
+        );
+        let older = api::AuditRecord {
+            principal_name: String::new(),
+            object_name: String::new(),
+            ..record
+        };
+        let cells = older.cells();
+        assert_eq!(
+            (cells[2].as_str(), cells[4].as_str()),
+            ("node/N1", "destination/G1/D1")
+        );
     }
 }

@@ -70,6 +70,9 @@ pub(crate) struct Global {
     /// Which of them came from variables.
     #[arg(skip)]
     pub(crate) variables: Variables,
+    /// The words of the command, as `gateway create`.
+    #[arg(skip)]
+    pub(crate) command: String,
 }
 
 /// The flags that say where to talk to and were not given as flags, but as variables.
@@ -148,12 +151,22 @@ enum Command {
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
     let matches = grammar().try_get_matches_from(&arguments);
     let parsed = matches.and_then(|mut matches| {
-        let variables = Variables::of(&matches);
+        let (variables, command) = (Variables::of(&matches), words(&matches));
         let mut cli = Cli::from_arg_matches_mut(&mut matches)?;
-        cli.global.variables = variables;
+        (cli.global.variables, cli.global.command) = (variables, command);
         Ok(cli)
     });
     parsed.map_err(|error| end_of_usage(&error, &arguments))
+}
+
+/// The words of the command by their first names, whatever alias was typed.
+fn words(mut matches: &clap::ArgMatches) -> String {
+    let mut words = Vec::new();
+    while let Some((word, deeper)) = matches.subcommand() {
+        words.push(word);
+        matches = deeper;
+    }
+    words.join(" ")
 }
 
 /// Does what the command says.
@@ -176,7 +189,7 @@ pub(crate) async fn run(cli: Cli, session: &Session) -> Result<(), Failure> {
 }
 
 /// The whole grammar, with a variable for every flag.
-fn grammar() -> clap::Command {
+pub(crate) fn grammar() -> clap::Command {
     with_variables(Cli::command())
 }
 

@@ -19,7 +19,7 @@ use sg_proto::convert::duration_to_wire;
 use sg_runtime::duration::HumanDuration;
 use tonic::Code;
 
-pub(crate) use self::wait::wait_ready;
+pub(crate) use self::wait::wait_applied;
 use self::wait::waited;
 use crate::connection::Api;
 use crate::failure::Failure;

@@ -124,6 +124,16 @@ impl Failure {
         }
     }
 
+    /// The same failure with flags of the command in place of fields of the API.
+    #[must_use]
+    pub(crate) fn named(mut self, command: &str) -> Self {
+        if self.code == Code::InvalidArgument {
+            let texts = std::iter::once(&mut self.message).chain(&mut self.causes);
+            texts.for_each(|text| *text = crate::flags::named(command, text));
+        }
+        self
+    }
+
     pub(crate) fn code(&self) -> Code {
         self.code
     }

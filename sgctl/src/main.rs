@@ -19,6 +19,7 @@ mod context;
 mod destination;
 mod dev;
 mod failure;
+mod flags;
 mod gateway;
 mod names;
 mod node;
@@ -50,13 +51,14 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
+    let command = cli.global.command.clone();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(cli::run(cli, &session)),
         Err(error) => Err(Failure::local("cannot start", &error)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure, Some(session.format())),
+        Err(failure) => report(&failure.named(&command), Some(session.format())),
     }
 }
 

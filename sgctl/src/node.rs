@@ -1,4 +1,4 @@
-//! `sgctl node`: data-plane nodes, and the tokens with which new ones enroll.
+//! `sgctl node`: data-plane nodes, how they go, and the tokens with which new ones enroll.
 
 use clap::Subcommand;
 use sg_proto::api;
@@ -27,9 +27,23 @@ pub(crate) enum Command {
         /// Node, by name or id
         node: String,
     },
+    /// Forget a node that will not come back: its certificate is refused from then on
+    Delete(Delete),
     /// Join tokens, with which a new node enrolls
     #[command(subcommand)]
     Token(TokenCommand),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Delete {
+    /// Node, by name or id
+    node: String,
+    /// Only if it is still this version
+    #[arg(long, value_name = "ETAG")]
+    etag: Option<String>,
+    /// Delete it although it is connected; it serves what it has until it is stopped
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,20 +119,16 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
     let api = session.api()?;
     match command {
         Command::List => session.list(&list(&api).await?),
-        Command::Get { node } => {
-            let message = api::GetNodeRequest {
-                name: format!("nodes/{}", node.strip_prefix("nodes/").unwrap_or(&node)),
-            };
-            let found = api
-                .call(message, |channel, request| async move {
-                    NodesClient::new(channel).get_node(request).await
-                })
-                .await
-                .map_err(|failure| match failure.code() {
-                    tonic::Code::NotFound => failure.hint("sgctl node list"),
-                    _ => failure,
-                })?;
-            session.one(&found)
+        Command::Get { node } => session.one(&get(&api, &node).await?),
+        Command::Delete(args) => {
+            let node = delete(&api, &args).await?;
+            session.deleted("node", &node)?;
+            if node.state != "disconnected" {
+                output::note(
+                    "It was connected, and serves what it has until sg-data-plane is stopped there.",
+                );
+            }
+            Ok(())
         }
         Command::Token(TokenCommand::Create(args)) => {
             args.out.check(TokenKind::Join, session.format())?;
@@ -133,6 +143,58 @@ pub(crate) async fn run(command: Command, session: &Session) -> Result<(), Failu
             session.one_with_details(&token)
         }
     }
+}
+
+fn path(node: &str) -> String {
+    format!("nodes/{}", node.strip_prefix("nodes/").unwrap_or(node))
+}
+
+async fn get(api: &Api, node: &str) -> Result<api::Node, Failure> {
+    let message = api::GetNodeRequest { name: path(node) };
+    api.call(message, |channel, request| async move {
+        NodesClient::new(channel).get_node(request).await
+    })
+    .await
+    .map_err(hint_list)
+}
+
+fn hint_list(failure: Failure) -> Failure {
+    match failure.code() {
+        tonic::Code::NotFound => failure.hint("sgctl node list"),
+        _ => failure,
+    }
+}
+
+/// Answers the node as it was.
+async fn delete(api: &Api, args: &Delete) -> Result<api::Node, Failure> {
+    let node = get(api, &args.node).await?;
+    let delete = async |etag| {
+        let message = api::DeleteNodeRequest {
+            name: path(&node.id),
+            etag,
+            force: args.force,
+            validate_only: false,
+            request_id: request_id(),
+        };
+        api.call(message, |channel, request| async move {
+            NodesClient::new(channel).delete_node(request).await
+        })
+        .await
+    };
+    let deleted = match &args.etag {
+        Some(etag) => delete(etag.clone()).await,
+        None => {
+            let newest = async || get(api, &node.id).await.map(|node| node.etag);
+            crate::gateway::with_newest(newest, delete).await
+        }
+    };
+    deleted.map_err(|failure| match failure.code() {
+        tonic::Code::FailedPrecondition if !args.force => failure.hint(
+            "stop sg-data-plane there, then the same again; --force deletes it now, and it serves what it has until it is stopped",
+        ),
+        _ => hint_list(failure),
+    })?;
+    Ok(node)
 }
 
 pub(crate) async fn create_token(

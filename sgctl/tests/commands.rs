@@ -257,14 +257,19 @@ async fn what_nobody_serves_is_not_called_ready_and_udp_has_its_own_idle_time() 
         state: state.to_owned(),
         ..Default::default()
     };
-    for (protocol, state, shown, idle) in [
-        ("udp", "listening", "ready", "60s"),
-        ("tcp", "disabled", "disabled", "never"),
+    for (protocol, state, (ready, applied), shown, idle) in [
+        ("udp", "listening", (true, true), "ready", "60s"),
+        ("tcp", "disabled", (false, true), "disabled", "never"),
+        ("tcp", "listening", (false, false), "pending", "never"),
+        // As a control plane of an older version says it.
+        ("udp", "listening", (true, false), "ready", "60s"),
+        ("tcp", "disabled", (true, false), "disabled", "never"),
     ] {
         mock.script.lock().unwrap().destination = Some(api::Destination {
             protocol: protocol.to_owned(),
             status: Some(api::DestinationStatus {
-                ready: true,
+                ready,
+                applied,
                 nodes: vec![node(state)],
                 clients: vec![],
             }),
@@ -298,14 +303,16 @@ async fn rules_that_do_not_count_are_warned_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wait_returns_when_the_generation_is_ready_and_not_before() {
+async fn wait_returns_when_the_generation_is_applied_and_not_before() {
     let mock = Mock::start().await;
-    let state = |generation, ready| api::Destination {
+    let state = |generation, applied| api::Destination {
         generation,
         name: "pg".into(),
         status: Some(api::DestinationStatus {
             clients: vec![],
-            ready,
+            // It may be disabled.
+            ready: false,
+            applied,
             nodes: vec![api::DestinationNodeStatus {
                 node: "node-1".into(),
                 connected: true,
@@ -316,7 +323,7 @@ async fn wait_returns_when_the_generation_is_ready_and_not_before() {
         }),
         ..Default::default()
     };
-    // An older generation that is ready proves nothing.
+    // An older generation that is applied proves nothing.
     mock.script.lock().unwrap().destination_states =
         vec![state(2, true), state(3, false), state(3, true)];
     let run = mock
@@ -517,6 +524,46 @@ async fn clients_nodes_tokens_and_status() {
     );
     assert!(status.ends_with("problem        node node-2 is not connected\n"));
     assert_eq!(mock.run("status -o json").await.json()["nodesConnected"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_connected_is_deleted_by_force_only() {
+    let mock = Mock::start().await;
+    let refused = mock.run("node delete node-1").await;
+    assert_eq!((refused.code, refused.out.as_str()), (5, ""));
+    assert_eq!(
+        refused.err,
+        "error: the mock says no (NODE_CONNECTED)\n\
+         try: stop sg-data-plane there, then the same again; --force deletes it now, and it serves what it has until it is stopped\n"
+    );
+    assert_eq!(
+        mock.asked().last().unwrap(),
+        "delete node e3 force false nodes/n1"
+    );
+    mock.script.lock().unwrap().conflicts = 1;
+    let done = mock.run("node delete nodes/node-1 --force").await;
+    assert_eq!(
+        (done.code, done.out.as_str(), done.err.as_str()),
+        (
+            0,
+            "",
+            "node node-1 deleted\n\
+             It was connected, and serves what it has until sg-data-plane is stopped there.\n"
+        )
+    );
+    let json = mock.run("node delete n1 --force --etag e9 -o json").await;
+    assert_eq!(json.json()["name"], "node-1");
+    assert_eq!(
+        mock.asked().last().unwrap(),
+        "delete node e9 force true nodes/n1"
+    );
+    let missing = mock.run("node delete missing").await;
+    assert_eq!(missing.code, 3);
+    assert!(
+        missing.err.ends_with("try: sgctl node list\n"),
+        "{}",
+        missing.err
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ async fn exit_codes() {
     assert_eq!(
         run.err,
         "error: a field cannot be accepted (INVALID_ARGUMENT)\n\
-         cause: protocol: 'gopher' is not one of tcp, udp\n"
+         cause: --protocol: 'gopher' is not one of tcp, udp\n"
     );
     let run = mock.run("gateway get missing").await;
     assert!(

@@ -124,6 +124,7 @@ pub const RULES: &[Rule] = &[
     operator(GATEWAYS, "CreateGateway", Role::Editor, true, true),
     surveys(NODES, "GetNode"),
     surveys(NODES, "ListNodes"),
+    rules(NODES, "DeleteNode"),
     reads(SYSTEM, "GetStatus"),
     rules(TOKENS, "CreateAdminToken"),
     rules(TOKENS, "CreateJoinToken"),

@@ -16,6 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use super::Api;
 use super::errors::{status, to_status};
 use super::request::{gateway_name, page_size};
+use crate::service::audit::names;
 use crate::service::audit::read::{Filter, Record};
 use crate::service::{Core, ServiceError};
 use crate::store::follow::Snapshot;
@@ -23,7 +24,10 @@ use crate::store::follow::Snapshot;
 /// Streams of records at a time: each reads the store on every change.
 pub(super) const MAX_WATCHES: usize = 64;
 
-fn encode(record: Record) -> wire::AuditRecord {
+fn encode(core: &Core, record: Record) -> wire::AuditRecord {
+    let view = core.views.now();
+    let object_name = names::object(&view.world, &record.record);
+    let principal_name = names::principal(&view.world, &record.record);
     let Record {
         record,
         sha256,
@@ -61,6 +65,8 @@ fn encode(record: Record) -> wire::AuditRecord {
         control_plane_id: record.control_plane_id,
         sha256: hex(&sha256),
         previous_sha256: hex(&record.previous_sha256),
+        object_name,
+        principal_name,
     }
 }
 
@@ -111,7 +117,10 @@ impl Audit for Api {
                 number => number.to_string(),
             };
             Ok(wire::ListAuditRecordsResponse {
-                records: found.into_iter().map(encode).collect(),
+                records: found
+                    .into_iter()
+                    .map(|record| encode(&self.core, record))
+                    .collect(),
                 next_page_token,
             })
         };
@@ -201,7 +210,7 @@ impl Watching {
     async fn next(&mut self) -> Option<Result<wire::AuditRecord, Status>> {
         while !self.over {
             if let Some(record) = self.ready.pop_front() {
-                return Some(Ok(encode(record)));
+                return Some(Ok(encode(&self.core, record)));
             }
             // Marked before reading: what is written while we read wakes us again.
             self.followed.mark_unchanged();

@@ -1,4 +1,4 @@
-//! `securegateway.v1.Clients`, `Nodes` and `System`: what is connected, and how the whole does.
+//! `securegateway.v1.Clients`, `Nodes` and `System`: what is connected, how the whole does, and who is to go.
 
 use sg_model::{ClientId, Gateway, TokenScope};
 use sg_proto::api as wire;
@@ -130,6 +130,23 @@ impl Nodes for Api {
             Ok(status::node(node, reports.get(&node.value.id)))
         };
         self.rpcs.unary("Nodes.GetNode", work).await
+    }
+
+    async fn delete_node(
+        &self,
+        request: Request<wire::DeleteNodeRequest>,
+    ) -> Result<Response<pbjson_types::Empty>, Status> {
+        const METHOD: &str = "Nodes.DeleteNode";
+        let asked = request.get_ref();
+        let call = call(&request, METHOD, &asked.request_id, asked.validate_only)?;
+        let work = async {
+            let name = node_name(&asked.name)?;
+            self.core
+                .delete_node(&call, name, &asked.etag, asked.force)
+                .await?;
+            Ok(pbjson_types::Empty {})
+        };
+        self.rpcs.unary(METHOD, work).await
     }
 }
 

@@ -24,6 +24,8 @@ enum Refused {
     Off,
     /// The client, its gateway or its token do not hold, or the node may not speak for it.
     Unauthenticated,
+    /// The node is not among those that are known here.
+    NodeUnknown,
     /// The request is wrong, or the authority failed.
     Failed,
 }
@@ -33,6 +35,7 @@ impl Refused {
         match self {
             Self::Off => "off",
             Self::Unauthenticated => "unauthenticated",
+            Self::NodeUnknown => "node-unknown",
             Self::Failed => "failed",
         }
     }
@@ -43,6 +46,7 @@ impl Refused {
             Self::Unauthenticated => {
                 "the client, its gateway or its security token does not hold any more"
             }
+            Self::NodeUnknown => "the node was removed, or has joined elsewhere a moment ago",
             Self::Failed => "the certificate cannot be issued",
         }
     }
@@ -73,6 +77,10 @@ impl Core {
     }
 
     fn certify_node(&self, node: &NodeId, csr: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
+        // While the store is away its stream goes on: who was removed is not to get a longer life by that.
+        if self.views.now().world.node(node).is_none() {
+            return Err(Refused::NodeUnknown);
+        }
         let identity =
             PeerIdentity::new(PeerKind::Node, node.as_str()).map_err(|_| Refused::Failed)?;
         let chain = self.authority.get().node(&identity, csr).map_err(|error| {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::change::Call;
 use super::gateways::TokenChoice;
-use super::tests::{call, destination, gateway, plane_on};
+use super::tests::{call, destination, gateway, joined, plane_on};
 use super::tokens::TokenDraft;
 use super::{Core, ServiceError};
 use crate::keys;
@@ -105,9 +105,10 @@ enum Wish {
     CreateAdminToken,
     CreateJoinToken,
     DeleteGateway,
+    DeleteNode,
 }
 
-const WISHES: [Wish; 9] = [
+const WISHES: [Wish; 10] = [
     Wish::CreateGateway,
     Wish::UpdateGateway,
     Wish::RotateToken,
@@ -117,6 +118,7 @@ const WISHES: [Wish; 9] = [
     Wish::CreateAdminToken,
     Wish::CreateJoinToken,
     Wish::DeleteGateway,
+    Wish::DeleteNode,
 ];
 
 async fn ask(core: &Core, wish: Wish, call: &Call) -> Result<(), ServiceError> {
@@ -161,6 +163,7 @@ async fn ask(core: &Core, wish: Wish, call: &Call) -> Result<(), ServiceError> {
         }
         Wish::CreateJoinToken => core.create_join_token(call, None).await.map(drop),
         Wish::DeleteGateway => core.delete_gateway(call, "base", "", true, true).await,
+        Wish::DeleteNode => core.delete_node(call, "node-1", "", true).await,
     }
 }
 
@@ -238,6 +241,7 @@ async fn threat_42_a_crash_at_any_step_of_a_write_leaves_both_change_and_record_
                     .create_destination(&call(""), "base", &destination("old", 0), true)
                     .await
                     .unwrap();
+                joined(&first, "node-1", (15_000, 19_999)).await;
                 first_tasks.abort().await;
                 let before = one_record_for_each_change(&history(&store).await, &what);
 

@@ -1,5 +1,7 @@
 //! Nodes: how they join, what they say of themselves, and the tokens they join with.
 
+mod delete;
+
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -165,6 +167,10 @@ impl Core {
             return Err(refused());
         }
         let id = NodeId::new(used.id)?;
+        // A node that was removed since has to join anew; its certificate would open nothing.
+        if self.read_node(&id).await?.is_none() {
+            return Err(refused());
+        }
         let chain = self.issue(&id, csr_der)?;
         Ok(Joined { id, chain })
     }
@@ -246,7 +252,13 @@ fn attempted_name(
     ))?)
 }
 
-fn new_node(id: &NodeId, name: &Name, group: &Name, version: &str, now: Timestamp) -> NodeRecord {
+pub(super) fn new_node(
+    id: &NodeId,
+    name: &Name,
+    group: &Name,
+    version: &str,
+    now: Timestamp,
+) -> NodeRecord {
     NodeRecord {
         id: id.clone(),
         name: name.clone(),
@@ -259,7 +271,7 @@ fn new_node(id: &NodeId, name: &Name, group: &Name, version: &str, now: Timestam
     }
 }
 
-fn reference(record: &NodeRecord) -> wire::Reference {
+pub(super) fn reference(record: &NodeRecord) -> wire::Reference {
     wire::Reference {
         kind: "node".to_owned(),
         id: record.id.to_string(),

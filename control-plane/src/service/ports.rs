@@ -121,7 +121,7 @@ fn range_of(world: &World, group: &Name) -> Result<PortRange, ServiceError> {
     };
     ranges.try_fold(first, PortRange::intersect).ok_or_else(|| ServiceError::Exhausted {
         reason: "NO_COMMON_PORTS",
-        message: format!("the nodes of group {group} have no destination port in common; change their --destination-ports, or ask for a port"),
+        message: format!("the nodes of group {group} have no destination port in common; change their --destination-ports, delete nodes that are gone for good, or ask for a port"),
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sg_model::{AclVersion, DestinationKind, Gateway, GatewayId, Name};
+use sg_model::{AclVersion, DestinationId, DestinationKind, Gateway, GatewayId, Name};
 use sg_proto::api as wire;
 use sg_proto::convert::store::{DestinationRecord, GatewayRecord, NodeRecord};
 use sg_proto::convert::timestamp_to_wire;
@@ -42,14 +42,15 @@ pub fn destination(
     let listens = |row: &wire::DestinationClientStatus| {
         row.state == "listening" && row.generation_applied == d.generation
     };
-    let ready = !unknown
+    let applied = !unknown
         && live.peek().is_some()
         && live.all(done)
         && (!serves || clients.iter().all(listens));
     wire::DestinationStatus {
-        ready,
+        ready: serves && applied,
         nodes,
         clients,
+        applied,
     }
 }
 
@@ -354,6 +355,9 @@ pub fn node(node: &Stored<NodeRecord>, report: Option<&NodeReport>) -> wire::Nod
     }
 }
 
+/// An operator reads the first ones.
+const MOST_PROBLEMS: usize = 100;
+
 /// What an operator should look at.
 pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<String> {
     let mut problems: Vec<String> = store.into_iter().collect();
@@ -363,6 +367,9 @@ pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<
             .map(|(key, problem)| format!("stored value {key}: {problem}")),
     );
     for node in world.nodes() {
+        if problems.len() >= MOST_PROBLEMS {
+            break;
+        }
         let name = &node.value.name;
         match reports
             .get(&node.value.id)
@@ -372,19 +379,18 @@ pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<
                 "node {name} is not connected to this control plane"
             )),
             Some(report) => {
-                for (id, rejection) in &report.rejected {
-                    problems.push(format!("node {name} rejects {id}: {}", rejection.message));
+                for (id, rejection) in report.rejected.iter().take(MOST_PROBLEMS) {
+                    let what = object_name(world, id);
+                    problems.push(format!("node {name} rejects {what}: {}", rejection.message));
                 }
                 let failed = report
                     .destinations
                     .iter()
                     .map(|fares| &fares.0)
                     .filter(|state| state.state == "failed");
-                problems.extend(failed.map(|state| {
-                    format!(
-                        "node {name} cannot serve {}: {}",
-                        state.destination_id, state.message
-                    )
+                problems.extend(failed.take(MOST_PROBLEMS).map(|state| {
+                    let what = object_name(world, &state.destination_id);
+                    format!("node {name} cannot serve {what}: {}", state.message)
                 }));
             }
         }
@@ -397,7 +403,24 @@ pub fn problems(world: &World, reports: &Reports, store: Option<String>) -> Vec<
         .into_iter()
         .filter(|group| world.nodes_of(group).next().is_none());
     problems.extend(unserved.map(|group| format!("no node serves group {group}")));
-    // An operator reads the first ones.
-    problems.truncate(100);
+    problems.truncate(MOST_PROBLEMS);
     problems
+}
+
+/// What people call an object that nodes know by its id; what is gone by now has only that.
+fn object_name(world: &World, id: &str) -> String {
+    let gateway = GatewayId::new(id).ok();
+    if let Some((gateway, _)) = gateway.and_then(|id| world.gateway(&id)) {
+        return format!("gateway {}", gateway.value.gateway.name);
+    }
+    let destination = DestinationId::new(id).ok().and_then(|id| {
+        world.gateways().find_map(|(gateway, entry)| {
+            let found = entry.destination(&id)?;
+            Some((&gateway.value.gateway.name, &found.value.destination.name))
+        })
+    });
+    match destination {
+        Some((gateway, name)) => format!("destination {gateway}/{name}"),
+        None => id.to_owned(),
+    }
 }

@@ -7,22 +7,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
+use sg_model::{Name, NodeId, PortRange};
 use sg_proto::api as wire;
 use sg_proto::convert::api::{DestinationDraft, destination_draft, gateway_draft};
+use sg_proto::convert::store::NodeRecord;
 use sg_runtime::metrics::Counter;
 use sg_runtime::tasks::TaskGroup;
 
 use super::audit::chain::Chain;
-use super::change::Call;
+use super::change::{Call, Change};
 use super::gateways::TokenChoice;
-use super::{Core, ServiceError};
-use crate::bootstrap;
+use super::outcome::Outcome;
+use super::{Core, ServiceError, nodes};
 use crate::push::Observed;
 use crate::store::memory::MemoryStore;
 use crate::store::{Revision, Store};
 use crate::vault::Vault;
 use crate::world::StoreHealth;
 use crate::world::keeper::Keeper;
+use crate::{bootstrap, ids, keys};
 
 /// A control plane without its network.
 pub(super) struct Plane {
@@ -126,6 +129,23 @@ pub(super) async fn create(
 ) -> Result<super::gateways::GatewayAnswer, ServiceError> {
     core.create_gateway(&call(""), gateway(name), TokenChoice::Days(1), true)
         .await
+}
+
+/// A node as after its hello.
+pub(super) async fn joined(core: &Core, name: &str, ports: (u16, u16)) -> NodeId {
+    let id = NodeId::new(ids::new_id('N', ids::now())).unwrap();
+    let (named, group) = (Name::new(name).unwrap(), Name::new("default").unwrap());
+    let record = NodeRecord {
+        ports: PortRange::new(ports.0, ports.1).ok(),
+        ..nodes::new_node(&id, &named, &group, "", ids::now())
+    };
+    let call = Call::internal("test", "Test");
+    let change = Change::new(&call, format!("node/{id}"), id.as_str())
+        .create(keys::node(&id), &sg_proto::store::Node::from(&record))
+        .create(keys::node_name(&named), &nodes::reference(&record));
+    let made = core.commit(change).await.unwrap();
+    assert!(matches!(made, Outcome::Done(_)));
+    id
 }
 
 #[tokio::test]
@@ -379,7 +399,7 @@ async fn an_unknown_outcome_is_resolved_and_happens_once() {
         store.faults().unknown_outcomes(1, applied);
         let made = create(&plane.core, "a").await.unwrap();
         assert_eq!(made.gateway.value.gateway.name.as_str(), "a");
-        let (_, records) = store.list(crate::keys::AUDIT).await.unwrap();
+        let (_, records) = store.list(keys::AUDIT).await.unwrap();
         let of_gateway = records.iter().filter(|entry| {
             let audit = sg_proto::store::Audit::decode(entry.value.as_ref()).unwrap();
             audit.method == "Test"
@@ -424,7 +444,7 @@ async fn a_gateway_goes_only_with_all_that_it_has() {
         .unwrap_err();
     assert_eq!(reason(&error), "GATEWAY_NOT_EMPTY");
     let regroup = |record: &mut sg_proto::convert::store::GatewayRecord| {
-        record.group = sg_model::Name::new("other")?;
+        record.group = Name::new("other")?;
         Ok(())
     };
     let error = core
@@ -440,7 +460,7 @@ async fn a_gateway_goes_only_with_all_that_it_has() {
         "v1/idx/name/destination/",
         "v1/idx/cloudport/",
     ];
-    for prefix in [crate::keys::OBJECTS].into_iter().chain(names) {
+    for prefix in [keys::OBJECTS].into_iter().chain(names) {
         assert_eq!(store.list(prefix).await.unwrap().1, [], "{prefix}");
     }
 }
@@ -575,7 +595,7 @@ async fn checking_an_update_looks_at_names_and_ports() {
     };
     let error = core
         .update_gateway(&check, "a", "", Some(true), |record| {
-            record.gateway.name = sg_model::Name::new("b")?;
+            record.gateway.name = Name::new("b")?;
             Ok(())
         })
         .await
@@ -585,7 +605,7 @@ async fn checking_an_update_looks_at_names_and_ports() {
         let result = core
             .update_destination(&check, ("a", "x"), "", Some(true), |record| {
                 let mut record = record.clone();
-                record.destination.name = sg_model::Name::new(name)?;
+                record.destination.name = Name::new(name)?;
                 record.destination.listen = sg_model::Listen::CloudPort(port);
                 Ok(record)
             })

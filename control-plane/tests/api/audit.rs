@@ -9,12 +9,15 @@ use tonic::{Request, Response};
 use super::harness::{Authorized, Bearer, Plane, within};
 use super::roles::token;
 
-async fn auditor(plane: &Plane, token: &str) -> AuditClient<Authorized> {
+pub(super) async fn auditor(plane: &Plane, token: &str) -> AuditClient<Authorized> {
     let bearer = Bearer(format!("Bearer {token}").parse().unwrap());
     AuditClient::new(InterceptedService::new(plane.channel(None).await, bearer))
 }
 
-async fn records(client: &mut AuditClient<Authorized>, gateway: &str) -> Vec<api::AuditRecord> {
+pub(super) async fn records(
+    client: &mut AuditClient<Authorized>,
+    gateway: &str,
+) -> Vec<api::AuditRecord> {
     let request = api::ListAuditRecordsRequest {
         gateway: gateway.to_owned(),
         page_size: 1000,
@@ -65,6 +68,13 @@ async fn a_change_is_told_with_who_made_it_and_no_secret() {
     assert_eq!((last.request_id.as_str(), last.number), ("rotate-1", 4));
     assert_eq!(last.revision.to_string(), rotated.etag);
     assert_eq!(last.previous_sha256, all[1].sha256);
+    let names: Vec<_> = all.iter().map(|r| r.object_name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["gateway/dev", "destination/dev/db", "gateway/dev", "meta"]
+    );
+    assert_eq!(last.principal_name, "admin");
+    assert_eq!(last.object, format!("gateway/{}", made.id));
     let text = format!("{all:?}");
     for secret in [
         &made.security_token,

@@ -7,6 +7,7 @@ mod destinations;
 mod edits;
 mod gateways;
 mod harness;
+mod nodes;
 mod roles;
 mod sync;
 mod threats;

@@ -170,7 +170,7 @@ impl Node {
         }
     }
 
-    async fn end(mut self) -> Status {
+    pub(super) async fn end(mut self) -> Status {
         loop {
             match self.message().await {
                 Ok(_) => {}
@@ -180,7 +180,7 @@ impl Node {
     }
 }
 
-async fn watch_until(
+pub(super) async fn watch_until(
     admin: &mut Admin,
     name: &str,
     wanted: impl Fn(&api::Destination) -> bool,
@@ -205,7 +205,7 @@ async fn watch_until(
     }
 }
 
-fn listening(id: &str, generation: u64) -> Up {
+pub(super) fn listening(id: &str, generation: u64) -> Up {
     Up::DestinationStates(node::DestinationStates {
         changed: vec![node::DestinationState {
             destination_id: id.to_owned(),
@@ -398,6 +398,35 @@ async fn a_rejection_is_shown_and_a_gap_is_mended() {
         (row.reason.as_str(), row.message.as_str()),
         ("too-odd", "not on this machine")
     );
+    let status = admin.system.get_status(api::GetStatusRequest {}).await;
+    assert_eq!(
+        status.unwrap().into_inner().problems,
+        ["node n rejects destination dev/db: not on this machine"]
+    );
+    node.say(Up::DestinationStates(node::DestinationStates {
+        changed: vec![node::DestinationState {
+            destination_id: made.id.clone(),
+            generation: 1,
+            state: "failed".to_owned(),
+            message: "somebody has the port".to_owned(),
+            ..node::DestinationState::default()
+        }],
+        ..node::DestinationStates::default()
+    }))
+    .await;
+    within("a word of it", async {
+        loop {
+            let status = admin.system.get_status(api::GetStatusRequest {}).await;
+            let problems = status.unwrap().into_inner().problems;
+            if problems.contains(
+                &"node n cannot serve destination dev/db: somebody has the port".to_owned(),
+            ) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let ack = node::Ack {
         resync: true,
         ..node::Ack::default()

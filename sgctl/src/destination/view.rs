@@ -174,6 +174,13 @@ fn listen(destination: &Destination) -> String {
     }
 }
 
+/// Whether all who should have it have done with it what they should. What is served is that; a control plane of an older
+/// version says no more.
+pub(super) fn is_applied(destination: &Destination) -> bool {
+    let status = destination.status.as_ref();
+    status.is_some_and(|status| status.applied || status.ready)
+}
+
 /// One word for all nodes: what an operator would look at first.
 fn state(destination: &Destination) -> String {
     let nodes = destination
@@ -197,7 +204,9 @@ fn state(destination: &Destination) -> String {
         Some((_, reason)) => format!("failed: {reason}"),
         None if !destination.enabled => "disabled".to_owned(),
         // Its gateway is disabled: the nodes have done what they should, and serve nothing.
-        None if ready && nodes.iter().any(|n| n.connected && n.state == "disabled") => {
+        None if is_applied(destination)
+            && nodes.iter().any(|n| n.connected && n.state == "disabled") =>
+        {
             "disabled".to_owned()
         }
         None if ready => "ready".to_owned(),

@@ -1,4 +1,4 @@
-//! Waits until a destination is served.
+//! Waits until a destination is served, or its ports are closed.
 
 use sg_proto::api;
 use sg_proto::api::destinations_client::DestinationsClient;
@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::names::GatewayRef;
 
 /// Waits until every live node of the group has applied this generation or a newer one.
-pub(crate) async fn wait_ready(
+pub(crate) async fn wait_applied(
     api: &Api,
     destination: &api::Destination,
     until: Instant,
@@ -29,9 +29,7 @@ pub(crate) async fn wait_ready(
     } else {
         "not every node has closed its port"
     };
-    let ready = |seen: &api::Destination| {
-        seen.generation >= generation && seen.status.as_ref().is_some_and(|s| s.ready)
-    };
+    let applied = |seen: &api::Destination| seen.generation >= generation && view::is_applied(seen);
     let watched = api
         .watch(
             until,
@@ -41,7 +39,7 @@ pub(crate) async fn wait_ready(
                     .watch_destination(request)
                     .await
             },
-            ready,
+            applied,
         )
         .await;
     watched.map_err(|WatchEnd { failure, last }| {
@@ -85,7 +83,7 @@ pub(super) async fn waited(
     until: Instant,
 ) -> Result<api::Destination, Failure> {
     if wait {
-        wait_ready(api, &destination, until).await
+        wait_applied(api, &destination, until).await
     } else {
         Ok(destination)
     }

@@ -115,7 +115,7 @@ pub(super) async fn wait_until_usable(
     until: Instant,
 ) -> Result<(), Failure> {
     for one in destinations {
-        destination::wait_ready(api, one, until).await?;
+        destination::wait_applied(api, one, until).await?;
     }
     let dev = dev_gateway()?;
     while client::list(api, &dev).await?.is_empty() {

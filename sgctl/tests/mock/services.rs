@@ -8,11 +8,11 @@ use sg_proto::api::{
     Acl, AclEnforcement, AclEntry, AclStatus, AddAclEntryRequest, AddSourceRequest, AdminToken,
     Client, ClientPort, CreateAdminTokenRequest, CreateDestinationRequest, CreateGatewayRequest,
     CreateJoinTokenRequest, DeleteAdminTokenRequest, DeleteDestinationRequest,
-    DeleteGatewayRequest, Destination, DestinationCertificates, DestinationNodeStatus,
-    DestinationStatus, DisableDestinationRequest, DisableGatewayRequest, EnableDestinationRequest,
-    EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest, GetClientRequest,
-    GetDestinationCertificatesRequest, GetDestinationRequest, GetGatewayRequest, GetNodeRequest,
-    GetStatusRequest, JoinToken, ListAdminTokensRequest, ListAdminTokensResponse,
+    DeleteGatewayRequest, DeleteNodeRequest, Destination, DestinationCertificates,
+    DestinationNodeStatus, DestinationStatus, DisableDestinationRequest, DisableGatewayRequest,
+    EnableDestinationRequest, EnableGatewayRequest, Gateway, GetAclRequest, GetAdminTokenRequest,
+    GetClientRequest, GetDestinationCertificatesRequest, GetDestinationRequest, GetGatewayRequest,
+    GetNodeRequest, GetStatusRequest, JoinToken, ListAdminTokensRequest, ListAdminTokensResponse,
     ListClientsRequest, ListClientsResponse, ListDestinationsRequest, ListDestinationsResponse,
     ListGatewaysRequest, ListGatewaysResponse, ListNodesRequest, ListNodesResponse, Node,
     RemoveAclEntryRequest, RemoveSourceRequest, ReplaceAclRequest, ResetAclRequest,
@@ -132,6 +132,7 @@ pub fn destination() -> Destination {
         etag: "e3".into(),
         status: Some(DestinationStatus {
             ready: false,
+            applied: false,
             nodes: vec![DestinationNodeStatus {
                 node_id: "n1".into(),
                 node: "node-1".into(),
@@ -490,6 +491,7 @@ fn node() -> Node {
         destination_host: "node.example".into(),
         port_first: 15000,
         port_last: 19999,
+        etag: "e3".into(),
         ..Node::default()
     }
 }
@@ -507,6 +509,16 @@ impl nodes_server::Nodes for Services {
     async fn get_node(&self, r: Request<GetNodeRequest>) -> Answer<Node> {
         self.asked(&r, "get node", &r.get_ref().name)?;
         Ok(Response::new(node()))
+    }
+
+    async fn delete_node(&self, r: Request<DeleteNodeRequest>) -> Answer<Empty> {
+        let asked = r.get_ref();
+        let what = format!("delete node {} force {}", asked.etag, asked.force);
+        self.changed(&r, &what, &asked.name)?;
+        if !asked.force {
+            return Err(refusal(Code::FailedPrecondition, "NODE_CONNECTED"));
+        }
+        Ok(Response::new(Empty {}))
     }
 }
 

@@ -2,13 +2,14 @@
 //! the one before. A change without a record, or a record that is missing or altered, shows.
 //!
 //! [`chain`] is the end of the chain, which every change moves on; [`diff`] works out what a change
-//! changes, from the stored values alone; [`read`] shows records; [`verify`] follows the chain;
+//! changes, from the stored values alone; [`read`] shows records, [`names`] by name too; [`verify`] follows the chain;
 //! [`trim`] drops the oldest. The chain's end and the place where it now begins are sealed under the
 //! store's key, so that whoever can write the store alone cannot make a chain of his own. Not shown
 //! is a store that was put back as a whole: note the number and the hash of a verification elsewhere.
 
 pub mod chain;
 pub mod diff;
+pub mod names;
 pub mod read;
 #[cfg(test)]
 mod tests;
