@@ -18,6 +18,10 @@ use crate::config::Config;
 /// Round-trip times below this are taken as this: on fast links the scheduling of tasks, not the
 /// link, decides how fast credit comes back.
 const RTT_FLOOR: Duration = Duration::from_millis(2);
+/// From this size on a stream has of [`RTT_FLOOR`] the share that it has of the tunnel's bytes: while one
+/// stream waits for its credit to come back, others send. Larger windows would only let more bytes wait here,
+/// until they have left the processor's cache.
+const SHARED: u32 = 128 * 1024;
 /// A window may grow so far while the pool lasts, and farther only while a quarter of the pool is free.
 const MODEST: u32 = 256 * 1024;
 /// A window of which half lasts longer than this is halved: less than a quarter of it was used in 10 s.
@@ -30,6 +34,8 @@ const PRESSURE: u64 = 5;
 pub(crate) struct Pool {
     /// What it has taken from the budget of the process.
     share: Share,
+    /// Bytes that the applications of all streams of the tunnel took.
+    consumed: u64,
     budget: u64,
     /// Windows that could not grow for want of the tunnel's room, and of the process's.
     refused: [u64; 2],
@@ -39,6 +45,7 @@ impl Pool {
     pub(crate) fn new(budget: u64, process: Arc<Budget>) -> Self {
         Self {
             share: Share::growth(process),
+            consumed: 0,
             budget,
             refused: [0; 2],
         }
@@ -87,6 +94,8 @@ pub(crate) struct Window {
     /// Part of `size` that the pool pays for.
     charged: u32,
     granted_at: Option<Instant>,
+    /// What the application had taken of this stream and of all at that time.
+    granted_after: [u64; 2],
 }
 
 impl Window {
@@ -100,6 +109,7 @@ impl Window {
         }
         self.limit = self.size.into();
         self.granted_at = Some(now);
+        self.granted_after = [0, pool.consumed];
         self.size
     }
 
@@ -127,8 +137,9 @@ impl Window {
 
     /// Counts bytes that the application took; true when a new grant is due.
     #[must_use]
-    pub(crate) fn consume(&mut self, bytes: usize) -> bool {
+    pub(crate) fn consume(&mut self, pool: &mut Pool, bytes: usize) -> bool {
         self.consumed += bytes as u64;
+        pool.consumed = pool.consumed.wrapping_add(bytes as u64);
         self.grant_is_due()
     }
 
@@ -145,7 +156,7 @@ impl Window {
         }
         if let Some(since) = self.granted_at {
             let taken = now.saturating_duration_since(since);
-            let fast = min_rtt.unwrap_or_default().max(RTT_FLOOR) * 2;
+            let fast = min_rtt.unwrap_or_default().max(self.rtt_floor(pool)) * 2;
             let pressed = self.size > MODEST && pool.is_scarcer_than(PRESSURE);
             if taken < fast && !pressed {
                 self.grow(config, pool);
@@ -154,11 +165,25 @@ impl Window {
             }
         }
         self.granted_at = Some(now);
+        self.granted_after = [self.consumed, pool.consumed];
         let limit = self.consumed + u64::from(self.size);
         (limit > self.limit).then(|| {
             self.limit = limit;
             limit
         })
+    }
+
+    /// How long credit may take to come back for reasons that are not the link's.
+    fn rtt_floor(&self, pool: &Pool) -> Duration {
+        if self.size < SHARED {
+            return RTT_FLOOR;
+        }
+        let [own, all] = self.granted_after;
+        let own = self.consumed - own;
+        let all = pool.consumed.wrapping_sub(all).max(1);
+        // In tenths of a per cent, which is fine enough, so that a stream of many counts as one of a thousand.
+        let share = u32::try_from((own * 1000 / all).clamp(1, 1000)).unwrap_or(1000);
+        RTT_FLOOR * share / 1000
     }
 
     /// Gives everything back to the pool; the promise ends with the stream.
@@ -223,9 +248,40 @@ mod tests {
         for _ in 0..20 {
             let rest = window.limit - window.received;
             assert!(window.receive(rest));
-            assert!(window.consume(rest as usize));
+            assert!(window.consume(pool, rest as usize));
             assert!(window.grant(config, pool, None, now).is_some());
         }
+    }
+
+    /// The size to which each of `count` windows grows that are used by turns, half a window in a millisecond each.
+    fn sizes_of(count: usize, min_rtt: Option<Duration>) -> Vec<u32> {
+        let config = Config::default();
+        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
+        let mut now = Instant::now();
+        let mut windows: Vec<_> = (0..count).map(|_| Window::default()).collect();
+        for window in &mut windows {
+            window.start(&config, &mut pool, now);
+        }
+        for _ in 0..20 {
+            now += Duration::from_millis(1);
+            for window in &mut windows {
+                let half = window.size / 2;
+                assert!(window.receive(half.into()));
+                assert!(window.consume(&mut pool, half as usize));
+                assert!(window.grant(&config, &mut pool, min_rtt, now).is_some());
+            }
+        }
+        windows.iter().map(|window| window.size).collect()
+    }
+
+    #[test]
+    fn windows_that_share_a_fast_link_do_not_grow_as_if_each_had_it_alone() {
+        let near = Some(Duration::from_micros(100));
+        assert_eq!(sizes_of(1, near), [4 * 1024 * 1024]);
+        assert_eq!(sizes_of(16, near), [SHARED; 16]);
+        // Where credit takes long on its way, every stream needs its window.
+        let far = Some(Duration::from_millis(20));
+        assert!(sizes_of(8, far).iter().all(|size| *size >= 1024 * 1024));
     }
 
     #[test]
@@ -290,7 +346,7 @@ mod tests {
         for _ in 0..8 {
             let rest = large.limit - large.received;
             assert!(large.receive(rest));
-            assert!(large.consume(rest as usize));
+            assert!(large.consume(&mut pool, rest as usize));
             large.grant(&config, &mut pool, None, now);
             promised.push(large.limit - large.consumed);
         }
@@ -318,7 +374,7 @@ mod tests {
         for i in 0..40 {
             let rest = window.limit - window.received;
             assert!(window.receive(rest));
-            assert!(window.consume(rest as usize));
+            assert!(window.consume(&mut pool, rest as usize));
             now += if i < 3 { Duration::ZERO } else { SLOW * 2 };
             let limit = window.grant(&config, &mut pool, None, now).unwrap();
             assert!(limit > last);

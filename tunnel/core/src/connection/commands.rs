@@ -249,7 +249,8 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        if stream.window.consume(bytes) && !stream.fin_in && !stream.pending.window {
+        if stream.window.consume(&mut self.pool, bytes) && !stream.fin_in && !stream.pending.window
+        {
             stream.pending.window = true;
             self.scheduler.mark_control(stream);
         }
