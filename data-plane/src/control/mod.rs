@@ -7,10 +7,12 @@
 
 mod certificates;
 pub(crate) mod channel;
+mod configuration;
 mod desired;
 mod edits;
 mod link;
 mod own;
+mod resync;
 mod status;
 mod up;
 
@@ -20,10 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sg_model::{HostPort, NodeConfig};
-use sg_proto::node::{
-    Ack, Delta, Hello, NodeMessage, Rejection, Snapshot, Subscribe, Welcome, control_message,
-    node_message,
-};
+use sg_proto::node::{Hello, NodeMessage, Subscribe, Welcome, control_message, node_message};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, interval, sleep_until};
@@ -34,10 +33,12 @@ use crate::edits::Edit;
 use crate::node::Node;
 use crate::reconcile::Applied;
 use certificates::Asked;
-use desired::{Desired, Outcome};
+use configuration::Pending;
+use desired::Desired;
 use edits::Edits;
 use link::{Dialer, LinkEvent, LinkId};
 pub(crate) use own::Own;
+use resync::Resync;
 use up::Up;
 
 /// Links at a time.
@@ -103,6 +104,7 @@ impl Control {
             learned,
             source: None,
             pending: None,
+            resync: Resync::new(),
             news: News::Some,
             last_status: Instant::now(),
             activity: (0, 0),
@@ -114,6 +116,7 @@ impl Control {
         let mut drain_told = false;
         loop {
             let next_status = hub.next_status();
+            let next_resync = until(hub.resync.due());
             // Every arm can be cancelled without loss.
             tokio::select! {
                 biased;
@@ -140,6 +143,7 @@ impl Control {
                         hub.note(News::Some);
                     }
                 }
+                () = next_resync => hub.ask_for_everything(),
                 () = sleep_until(next_status) => hub.send_status(),
             }
         }
@@ -159,6 +163,7 @@ struct Hub {
     learned: Vec<HostPort>,
     source: Option<LinkId>,
     pending: Option<Pending>,
+    resync: Resync,
     news: News,
     last_status: Instant,
     activity: (usize, u64),
@@ -178,15 +183,6 @@ struct Link {
     address: HostPort,
     task: AbortHandle,
     up: Option<Up>,
-}
-
-/// A change that is acknowledged when it is applied.
-struct Pending {
-    link: LinkId,
-    nonce: u64,
-    epoch: u64,
-    revision: u64,
-    rejected: Vec<Rejection>,
 }
 
 impl Hub {
@@ -238,6 +234,7 @@ impl Hub {
 
     fn down(&mut self, id: LinkId) {
         self.asked.forget(id);
+        self.resync.lost(id);
         self.edits.lost(id);
         if let Some(link) = self.links.get_mut(&id) {
             link.up = None;
@@ -269,67 +266,6 @@ impl Hub {
         self.source = Some(id);
         self.control.node.metrics.control_plane_connected.set(1);
         self.send(id, node_message::Message::Subscribe(subscribe));
-    }
-
-    fn snapshot(&mut self, id: LinkId, part: Snapshot) {
-        if self.source == Some(id) {
-            let outcome = self.desired.snapshot(part);
-            self.settle(id, outcome);
-        }
-    }
-
-    fn delta(&mut self, id: LinkId, delta: Delta) {
-        if self.source == Some(id) {
-            let outcome = self.desired.delta(delta);
-            self.settle(id, outcome);
-        }
-    }
-
-    fn settle(&mut self, id: LinkId, outcome: Outcome) {
-        let metrics = &self.control.node.metrics;
-        let revision = self.desired.config().revision();
-        match outcome {
-            Outcome::Incomplete => {}
-            Outcome::Changed { nonce, rejected } => {
-                let rejects = i64::try_from(self.desired.rejected()).unwrap_or(i64::MAX);
-                metrics.rejected_objects.set(rejects);
-                let config = Arc::clone(self.desired.config());
-                self.pending = Some(Pending {
-                    link: id,
-                    nonce,
-                    epoch: config.epoch(),
-                    revision,
-                    rejected,
-                });
-                self.control.desired.send_replace(config);
-                // The reconciler may have it already, when nothing was left to change.
-                self.acknowledge_applied();
-            }
-            Outcome::Old { nonce } => self.acknowledge(id, nonce, Vec::new(), false),
-            Outcome::Resync { nonce, why } => {
-                metrics.resyncs.inc();
-                tracing::warn!(why, revision, "asking the control plane for everything");
-                self.acknowledge(id, nonce, Vec::new(), true);
-            }
-        }
-    }
-
-    fn acknowledge_applied(&mut self) {
-        let applied = Arc::clone(&self.control.applied.borrow());
-        let reached = |p: &Pending| (applied.epoch, applied.revision) == (p.epoch, p.revision);
-        if let Some(pending) = self.pending.take_if(|pending| reached(pending)) {
-            self.acknowledge(pending.link, pending.nonce, pending.rejected, false);
-        }
-    }
-
-    fn acknowledge(&mut self, id: LinkId, nonce: u64, rejected: Vec<Rejection>, resync: bool) {
-        let ack = Ack {
-            nonce,
-            revision: self.desired.config().revision(),
-            rejected,
-            resync,
-        };
-        self.send(id, node_message::Message::Ack(ack));
     }
 
     /// Sends what must not be lost. A link whose queue is full is stuck: it is connected anew.
@@ -485,5 +421,12 @@ impl Hub {
             );
             self.restart(id);
         }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

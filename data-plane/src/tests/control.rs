@@ -363,6 +363,39 @@ async fn one_control_plane_is_the_source_and_the_other_takes_over_at_once() {
     assert_eq!(world.desired.borrow().revision(), 5);
 }
 
+/// One whose digests this node cannot follow, because it is of another version: it has everything to send each time.
+#[tokio::test]
+async fn a_control_plane_whose_state_never_fits_is_not_asked_all_the_time() {
+    let mut world = World::new(&["one"]).await;
+    assert!(matches!(
+        world.next().await.1,
+        node_message::Message::Subscribe(_)
+    ));
+    let begun = std::time::Instant::now();
+    for nonce in 1..=6 {
+        let control_message::Message::Snapshot(mut wrong) =
+            snapshot(&config(5, [gateway("g1", true)]), nonce)
+        else {
+            panic!("a snapshot");
+        };
+        wrong.digest ^= 1;
+        world.planes[0]
+            .say(control_message::Message::Snapshot(wrong))
+            .await;
+        let ack = world.ack(0).await;
+        assert_eq!((ack.nonce, ack.resync), (nonce, true));
+    }
+    assert!(
+        begun.elapsed() > Duration::from_millis(50),
+        "{:?}",
+        begun.elapsed()
+    );
+    let good = config(5, [gateway("g1", true)]);
+    world.planes[0].say(snapshot(&good, 7)).await;
+    let ack = world.ack(0).await;
+    assert_eq!((ack.nonce, ack.revision, ack.resync), (7, 5, false));
+}
+
 #[tokio::test]
 async fn a_second_address_of_the_same_control_plane_is_not_a_second_one() {
     let mut world = World::new(&["same", "same"]).await;
