@@ -473,12 +473,7 @@ impl Keeper<'_> {
         }
         self.send_outbox();
         self.tell_trust();
-        let endpoints = self.node.for_clients.endpoints();
-        if endpoints != self.told.endpoints
-            && self.tell(control::Message::Endpoints(Endpoints::clone(&endpoints)))
-        {
-            self.told.endpoints = endpoints;
-        }
+        self.tell_endpoints();
     }
 
     /// Closes the tunnel if it may not stay; tells whether it may not.

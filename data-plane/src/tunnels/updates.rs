@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use prost::Message as _;
 use sg_model::{Acl, GatewayId, NodeConfig};
-use sg_proto::tunnel::{Control, Listeners, Piece, control};
+use sg_proto::tunnel::{Control, Endpoints, Listeners, Piece, control};
 use sg_tunnel_io::ControlError;
 use sg_tunnel_io::code::close;
 
@@ -46,6 +46,16 @@ impl Keeper<'_> {
         }
         // Seldom needed again.
         self.outbox = VecDeque::new();
+    }
+
+    /// Says which nodes there are, if the client was told otherwise.
+    pub(super) fn tell_endpoints(&mut self) {
+        let endpoints = self.node.for_clients.endpoints();
+        if endpoints != self.told.endpoints
+            && self.tell(control::Message::Endpoints(Endpoints::clone(&endpoints)))
+        {
+            self.told.endpoints = endpoints;
+        }
     }
 
     pub(super) fn take_listeners(&mut self, piece: &Piece) {

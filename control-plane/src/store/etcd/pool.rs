@@ -231,6 +231,10 @@ impl Tries<'_> {
     pub(super) fn failed(&mut self, member: usize, message: String) {
         let address = self.pool.address(member);
         tracing::debug!(address, message, "etcd did not answer");
+        if self.left().is_zero() && self.last_message.is_some() {
+            // Cut short by the end of all attempts: those before it say more.
+            return;
+        }
         self.last_message = Some(format!("{address}: {message}"));
     }
 
