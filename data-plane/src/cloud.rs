@@ -102,11 +102,14 @@ impl Cloud {
             approaches.remove(id);
             occupancy.remove(id);
         }
-        // A stream that came with the last version may have brought one back.
-        if approaches.len().max(occupancy.len()) > config.len() {
-            approaches.retain(|id, _| config.destination(id).is_some());
-            occupancy.retain(|id, _| config.destination(id).is_some());
-        }
+    }
+
+    /// Forgets what belongs to any destination that is gone.
+    pub(crate) fn sweep(&self, config: &NodeConfig) {
+        lock(&self.approaches).retain(|id, _| config.destination(id).is_some());
+        lock(&self.open)
+            .occupancy
+            .retain(|id, _| config.destination(id).is_some());
     }
 
     /// Ends every stream that `config` no longer permits, to these destinations or else to any; answers how many.
@@ -374,11 +377,18 @@ fn enter(
     };
     open.streams.insert(number, entry);
     drop(open);
-    Ok(Entered {
+    let entered = Entered {
         number,
         node: Arc::clone(node),
         _occupied: occupied,
-    })
+    };
+    // A change that came before the stream was entered has not looked at it.
+    let newest = node.config();
+    match newest.destination(&destination.id) {
+        None => Err(code::NO_DESTINATION.into()),
+        Some(d) if !serves(&newest, d) => Err(code::DISABLED.into()),
+        Some(_) => Ok(entered),
+    }
 }
 
 async fn connect(node: &Node, wanted: &Wanted) -> Result<Reached, Refused> {
@@ -448,5 +458,37 @@ impl NodeRedial {
             Some(d) if !serves(&config, d) => Err(code::word(code::DISABLED)),
             Some(_) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sg_model::NodeObject;
+
+    use super::*;
+    use crate::reconcile::testing::{config, destination, gateway};
+    use crate::tests::rig;
+
+    #[tokio::test]
+    async fn a_stream_that_comes_with_an_older_configuration_is_refused_what_the_new_one_took() {
+        let (node, _) = rig::node();
+        let object = destination("d1", "g1", 1);
+        let NodeObject::Destination(d1) = object.clone() else {
+            unreachable!("the helper makes a destination")
+        };
+        let older = config(1, [gateway("g1", true), object.clone()]);
+        let enter_under = |now: NodeConfig| {
+            node.served.send_replace(Arc::new(now));
+            let entered = enter(&node, &older, &d1, &StreamEnd::new());
+            entered.map(drop).map_err(|refused| refused.code)
+        };
+        assert_eq!(enter_under(older.clone()), Ok(()));
+        let gone = config(2, [gateway("g1", true)]);
+        assert_eq!(enter_under(gone), Err(code::NO_DESTINATION));
+        let off = config(2, [gateway("g1", false), object]);
+        assert_eq!(enter_under(off), Err(code::DISABLED));
+        assert_eq!(node.cloud.len(), 0, "nothing of them is left");
     }
 }

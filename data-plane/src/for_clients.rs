@@ -2,7 +2,7 @@
 //! needs more than a stream's opening can say; and of the nodes of the group. Kept up with what is served, so that
 //! thousands of tunnels need not look for it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
@@ -27,8 +27,8 @@ struct Told {
 /// The destinations of one gateway that its clients must know.
 #[derive(Debug, Default)]
 struct OfGateway {
-    /// With their revisions.
-    destinations: BTreeMap<DestinationId, u64>,
+    ids: BTreeSet<DestinationId>,
+    /// Their digests, added up.
     digest: u64,
 }
 
@@ -38,13 +38,9 @@ impl ForClients {
         let mut told = self.lock();
         let before = std::mem::replace(&mut told.config, Arc::clone(config));
         let mut peers = false;
-        let mut touched = HashSet::new();
         for difference in config.differences(&before) {
-            touched.extend(told.follow(&difference));
+            told.follow(&difference);
             peers |= matches!(difference.key(), ObjectKey::Peer(_));
-        }
-        for gateway in touched {
-            told.sum_up(&gateway);
         }
         if peers {
             told.endpoints = Arc::new(endpoints_of(config));
@@ -58,13 +54,16 @@ impl ForClients {
 
     /// All that the clients of a gateway must know of its destinations, encoded.
     pub(crate) fn encode(&self, gateway: &GatewayId) -> Vec<u8> {
-        let told = self.lock();
-        let ids = told.gateways.get(gateway).into_iter();
-        let ids = ids.flat_map(|of| of.destinations.keys());
-        let destinations = ids.filter_map(|id| told.config.destination(id));
+        // Thousands of tunnels may want it at once, and nobody waits for them while they encode.
+        let (config, ids) = {
+            let told = self.lock();
+            let ids = told.gateways.get(gateway).map(|of| of.ids.clone());
+            (Arc::clone(&told.config), ids.unwrap_or_default())
+        };
+        let destinations = ids.iter().filter_map(|id| config.destination(id));
         Destinations {
-            epoch: told.config.epoch(),
-            revision: told.config.revision(),
+            epoch: config.epoch(),
+            revision: config.revision(),
             destinations: destinations.map(for_client).collect(),
         }
         .encode_to_vec()
@@ -81,38 +80,23 @@ impl ForClients {
 }
 
 impl Told {
-    /// Answers with the gateways whose clients must know something else now.
-    fn follow(&mut self, difference: &Difference<ConfigObject>) -> Vec<GatewayId> {
-        let mut touched = Vec::new();
-        if let Some(d) = difference.before().and_then(|o| told_destination(o)) {
-            if let Some(of) = self.gateways.get_mut(&d.gateway) {
-                of.destinations.remove(&d.id);
+    fn follow(&mut self, difference: &Difference<ConfigObject>) {
+        if let Some(before) = difference.before()
+            && let Some(d) = told_destination(before)
+            && let Some(of) = self.gateways.get_mut(&d.gateway)
+        {
+            of.ids.remove(&d.id);
+            of.digest = of.digest.wrapping_sub(before.digest());
+            if of.ids.is_empty() {
+                self.gateways.remove(&d.gateway);
             }
-            touched.push(d.gateway.clone());
         }
         if let Some(after) = difference.after()
             && let Some(d) = told_destination(after)
         {
             let of = self.gateways.entry(d.gateway.clone()).or_default();
-            of.destinations.insert(d.id.clone(), after.revision);
-            touched.push(d.gateway.clone());
-        }
-        touched
-    }
-
-    fn sum_up(&mut self, gateway: &GatewayId) {
-        let Some(of) = self.gateways.get_mut(gateway) else {
-            return;
-        };
-        if of.destinations.is_empty() {
-            self.gateways.remove(gateway);
-            return;
-        }
-        of.digest = OFFSET;
-        for (id, revision) in &of.destinations {
-            for byte in id.as_str().bytes().chain(revision.to_be_bytes()) {
-                of.digest = (of.digest ^ u64::from(byte)).wrapping_mul(PRIME);
-            }
+            of.ids.insert(d.id.clone());
+            of.digest = of.digest.wrapping_add(after.digest());
         }
     }
 }
@@ -134,10 +118,6 @@ fn endpoints_of(config: &NodeConfig) -> Endpoints {
         endpoints: endpoints.collect(),
     }
 }
-
-/// FNV-1a.
-const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-const PRIME: u64 = 0x0000_0100_0000_01b3;
 
 /// Whether a client must know this destination itself.
 pub(crate) fn is_for_clients(destination: &Destination) -> bool {

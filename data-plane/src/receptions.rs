@@ -40,10 +40,11 @@ impl Receptions {
         for id in changed.iter().filter(|id| config.destination(id).is_none()) {
             all.remove(id);
         }
-        // A connection that came with the last version may have brought one back.
-        if all.len() > config.len() {
-            all.retain(|id, _| config.destination(id).is_some());
-        }
+    }
+
+    /// Forgets those of any destination that is gone.
+    pub(crate) fn sweep(&self, config: &NodeConfig) {
+        self.lock().retain(|id, _| config.destination(id).is_some());
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<DestinationId, (u64, Built)>> {

@@ -165,7 +165,7 @@ pub(crate) async fn keep(
             () = sleep(RETRY), if failed => {}
             () = end.cancelled() => {
                 let newest = version_of(&served.borrow());
-                if failed || newest.1 == 0 || kept == Some(newest) {
+                if newest.1 == 0 || kept == Some(newest) || (failed && newest == version) {
                     return;
                 }
             }

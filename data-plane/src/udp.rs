@@ -24,6 +24,8 @@ pub(crate) struct NodeFlows {
 impl FlowOpener for NodeFlows {
     fn begin(&self, peer: &Peer) -> Result<BegunFlow, NoFlow> {
         let node = &self.node;
+        // Before the configuration is read: a later one ends it.
+        let registered = node.streams.register(self.destination.clone(), peer.user);
         let config = node.config();
         let destination = config.destination(&self.destination);
         let gateway = destination.and_then(|d| config.gateway(&d.gateway));
@@ -34,7 +36,6 @@ impl FlowOpener for NodeFlows {
             account.set_reason(code::word(code::LIMIT));
             return Err(NoFlow::FULL);
         };
-        let registered = node.streams.register(self.destination.clone(), peer.user);
         let permitted =
             connection::permit(node, gateway, destination, &registered, peer.user, None);
         let acl = match permitted {

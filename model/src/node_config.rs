@@ -105,8 +105,10 @@ impl ConfigObject {
         }
     }
 
-    /// What it adds to the digest of a configuration that has it.
-    fn digest(&self) -> u64 {
+    /// What it adds to the digest of a configuration that has it: another number for another key or revision, almost
+    /// surely.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
         // FNV-1a over kind, id and revision; mixed once more, because these numbers are added up.
         let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
         let mut feed = |bytes: &[u8]| {

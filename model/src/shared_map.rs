@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// A chunk is split when it holds more than this.
 const CHUNK: usize = 256;
-/// A chunk smaller than this is merged with the next one.
+/// A chunk smaller than this is merged with a neighbour.
 const SMALL: usize = CHUNK / 8;
 
 /// What can be an entry: it carries its key.
@@ -170,18 +170,25 @@ impl<T: Keyed> SharedMap<T> {
         let left = chunk.len();
         if left == 0 {
             self.chunks.remove(index);
-        } else if left < SMALL
-            && self
-                .chunks
-                .get(index + 1)
-                .is_some_and(|next| next.len() + left <= CHUNK)
-        {
-            let next = self.chunks.remove(index + 1);
-            if let Some(chunk) = self.chunks.get_mut(index) {
-                Arc::make_mut(chunk).extend(next.iter().cloned());
-            }
+        } else if left < SMALL {
+            self.merge(index);
         }
         Some(removed)
+    }
+
+    /// Merges a small chunk with the next one or else the one before, if both fit into one.
+    fn merge(&mut self, index: usize) {
+        let fits = |first: usize| {
+            let both = self.chunks.get(first..)?.get(..2)?;
+            (both.iter().map(|chunk| chunk.len()).sum::<usize>() <= CHUNK).then_some(first)
+        };
+        let first = fits(index).or_else(|| fits(index.checked_sub(1)?));
+        if let Some(first) = first {
+            let second = self.chunks.remove(first + 1);
+            if let Some(chunk) = self.chunks.get_mut(first) {
+                Arc::make_mut(chunk).extend(second.iter().cloned());
+            }
+        }
     }
 
     /// The chunk that holds `key` if any does: the first whose last key is not before it.
@@ -393,6 +400,22 @@ mod tests {
             }
             prop_assert_eq!(&replayed, &model);
         }
+    }
+
+    #[test]
+    fn what_little_is_left_of_many_entries_is_held_in_few_chunks() {
+        let all = || SharedMap::from_sorted((0..10_000).map(|key| entry(key, 1)).collect());
+        let leaves = |keys: Vec<u16>| {
+            let mut map = all();
+            for key in keys.into_iter().filter(|key| key % 128 != 64) {
+                map.remove(&entry(key, 1).key);
+            }
+            assert_eq!(map.len(), 78);
+            map.chunks.len()
+        };
+        // From either end.
+        assert!(leaves((0..10_000).collect()) < 10);
+        assert!(leaves((0..10_000).rev().collect()) < 10);
     }
 
     #[test]

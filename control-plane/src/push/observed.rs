@@ -26,6 +26,8 @@ pub struct NodeReport {
     pub streams: u32,
     /// Its destinations.
     pub destinations: SharedMap<Fares>,
+    /// What it tells from the beginning, as long as that is not all.
+    telling: Option<SharedMap<Fares>>,
     /// SHA-256 of the key of the authority that has issued its certificate, as it says.
     pub issuer_sha256: Vec<u8>,
     /// Client tunnels it holds now.
@@ -213,16 +215,32 @@ impl Connection {
     pub fn destination_states(&self, said: wire::DestinationStates) {
         self.update(|report| {
             if said.first {
-                report.destinations = SharedMap::default();
+                report.telling = Some(SharedMap::default());
             }
+            let destinations = report.telling.as_mut().unwrap_or(&mut report.destinations);
             for id in &said.gone {
-                report.destinations.remove(id.as_str());
+                destinations.remove(id.as_str());
             }
+            let mut too_many = 0_usize;
             for state in said.changed {
-                let known = report.destinations.get(state.destination_id.as_str());
-                if known.is_some() || report.destinations.len() < MOST_DESTINATIONS {
-                    report.destinations.insert(Fares(state));
+                let known = destinations.get(state.destination_id.as_str());
+                if known.is_some() || destinations.len() < MOST_DESTINATIONS {
+                    destinations.insert(Fares(state));
+                } else {
+                    too_many += 1;
                 }
+            }
+            if too_many > 0 {
+                tracing::warn!(
+                    too_many,
+                    most = MOST_DESTINATIONS,
+                    "a node has more destinations than are kept; how the others fare is not known"
+                );
+            }
+            if said.last
+                && let Some(whole) = report.telling.take()
+            {
+                report.destinations = whole;
             }
         });
     }
@@ -291,7 +309,11 @@ mod tests {
 
     use super::*;
 
-    fn states(first: bool, changed: &[(&str, u64)], gone: &[&str]) -> wire::DestinationStates {
+    fn states(
+        (first, last): (bool, bool),
+        changed: &[(&str, u64)],
+        gone: &[&str],
+    ) -> wire::DestinationStates {
         let state = |(id, generation): &(&str, u64)| wire::DestinationState {
             destination_id: (*id).to_owned(),
             generation: *generation,
@@ -299,6 +321,7 @@ mod tests {
         };
         wire::DestinationStates {
             first,
+            last,
             changed: changed.iter().map(state).collect(),
             gone: gone.iter().map(|id| (*id).to_owned()).collect(),
         }
@@ -317,8 +340,8 @@ mod tests {
                 .map(|f| (f.0.destination_id.clone(), f.0.generation));
             known.collect::<Vec<_>>()
         };
-        connection.destination_states(states(true, &[("d1", 1), ("d2", 1)], &[]));
-        connection.destination_states(states(false, &[("d2", 2), ("d3", 1)], &["d1"]));
+        connection.destination_states(states((true, true), &[("d1", 1), ("d2", 1)], &[]));
+        connection.destination_states(states((false, true), &[("d2", 2), ("d3", 1)], &["d1"]));
         let some = |all: &[(&str, u64)]| {
             let all = all
                 .iter()
@@ -327,13 +350,20 @@ mod tests {
         };
         assert_eq!(known(), some(&[("d2", 2), ("d3", 1)]));
         let again = observed.connect(&node, "b1", Timestamp(2));
-        connection.destination_states(states(false, &[("d9", 1)], &[]));
+        connection.destination_states(states((false, true), &[("d9", 1)], &[]));
         assert_eq!(
             known(),
             some(&[("d2", 2), ("d3", 1)]),
             "the older connection is not heard"
         );
-        again.destination_states(states(true, &[("d4", 1)], &[]));
-        assert_eq!(known(), some(&[("d4", 1)]));
+        again.destination_states(states((true, false), &[("d4", 1)], &[]));
+        let before = some(&[("d2", 2), ("d3", 1)]);
+        assert_eq!(
+            known(),
+            before,
+            "until all is told, what was told before counts"
+        );
+        again.destination_states(states((false, true), &[("d5", 1)], &[]));
+        assert_eq!(known(), some(&[("d4", 1), ("d5", 1)]));
     }
 }

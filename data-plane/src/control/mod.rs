@@ -138,6 +138,7 @@ impl Control {
                     hub.asked.sweep();
                     hub.edits.sweep();
                     hub.renew();
+                    hub.tell_owed();
                     let activity = status::activity(&hub.control.node);
                     if std::mem::replace(&mut hub.activity, activity) != activity {
                         hub.note(News::Some);
@@ -301,24 +302,21 @@ impl Hub {
 
     fn send_status(&mut self) {
         let up: Vec<_> = self.links.keys().copied().collect();
-        let complete = self.status_to(&up);
-        self.news = if complete { News::None } else { News::Applied };
+        self.status_to(&up);
+        self.news = News::None;
         self.last_status = Instant::now();
     }
 
     /// Tells how destinations fare, and then the rest. A status may be lost: the next one says the same and more.
-    /// Answers whether everything about destinations is told.
-    fn status_to(&mut self, ids: &[LinkId]) -> bool {
+    fn status_to(&mut self, ids: &[LinkId]) {
         let applied = Arc::clone(&self.control.applied.borrow());
         let issuer = self.control.own.issuer();
         let mut status = None;
-        let mut complete = true;
         for id in ids {
             let Some(up) = self.links.get_mut(id).and_then(|link| link.up.as_mut()) else {
                 continue;
             };
             if !up.tell_states(&applied) {
-                complete = false;
                 continue;
             }
             let status = status
@@ -326,7 +324,16 @@ impl Hub {
                 .clone();
             up.tell(node_message::Message::Status(status));
         }
-        complete
+    }
+
+    /// Goes on where there was no room.
+    fn tell_owed(&mut self) {
+        let owed = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.up.as_ref().is_some_and(Up::owes));
+        let owed: Vec<_> = owed.map(|(id, _)| *id).collect();
+        self.status_to(&owed);
     }
 
     /// Takes note of all control planes that there are.

@@ -57,15 +57,21 @@ impl ToldStates {
         &self,
         now: &SharedMap<DestinationStatus>,
     ) -> Option<(DestinationStates, Self)> {
-        let mut told = Self {
-            begun: true,
-            ..self.clone()
-        };
+        let mut differences = now.differences(&self.states);
+        let next: Vec<_> = differences.by_ref().take(MOST_IN_MESSAGE).collect();
         let mut message = DestinationStates {
             first: !self.begun,
+            last: differences.next().is_none(),
             ..DestinationStates::default()
         };
-        for difference in now.differences(&self.states).take(MOST_IN_MESSAGE) {
+        if next.is_empty() && !message.first {
+            return None;
+        }
+        let mut told = Self {
+            begun: true,
+            states: self.states.clone(),
+        };
+        for difference in next {
             match difference.after() {
                 Some(status) => {
                     message.changed.push(state(status));
@@ -77,12 +83,11 @@ impl ToldStates {
                 }
             }
         }
-        if message.changed.len() + message.gone.len() < MOST_IN_MESSAGE {
+        if message.last {
             // The same, but sharing what it consists of: the next comparison sees at once what is equal.
             told.states = now.clone();
         }
-        let news = message.first || !message.changed.is_empty() || !message.gone.is_empty();
-        news.then_some((message, told))
+        Some((message, told))
     }
 }
 
@@ -154,6 +159,11 @@ mod tests {
         while let Some((message, then)) = told.next(now) {
             messages.push((message.first, message.changed.len(), message.gone.len()));
             *told = then;
+            assert_eq!(
+                message.last,
+                told.states == *now,
+                "the last one is the last"
+            );
         }
         messages
     }
@@ -168,6 +178,10 @@ mod tests {
         now.insert(status(7, 2));
         now.remove(&status(9, 1).id);
         assert_eq!(tell(&mut told, &now), [(false, 1, 1)]);
+        for n in 0..MOST_IN_MESSAGE {
+            now.insert(status(n, 3));
+        }
+        assert_eq!(tell(&mut told, &now), [(false, MOST_IN_MESSAGE, 0)]);
     }
 
     #[test]

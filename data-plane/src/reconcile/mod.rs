@@ -88,6 +88,9 @@ impl State {
     }
 }
 
+/// How often everything that is kept of destinations is compared with what is served.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// Names of gateway and destination, and the protocol.
 type Labels = (Name, Name, Protocol);
 
@@ -105,6 +108,9 @@ pub(crate) struct Reconciler {
     statuses: SharedMap<DestinationStatus>,
     /// Destinations some of whose source rules end.
     expiring: BTreeSet<DestinationId>,
+    /// Rules that ended up to this time have taken their connections along.
+    expired_to: Timestamp,
+    swept: Instant,
     /// The labels of every destination that may have series.
     labels: HashMap<DestinationId, Labels>,
 }
@@ -125,6 +131,8 @@ impl Reconciler {
             wanted: BTreeMap::new(),
             statuses: SharedMap::default(),
             expiring: BTreeSet::new(),
+            expired_to: now(),
+            swept: Instant::now(),
             labels: HashMap::new(),
         }
     }
@@ -140,13 +148,8 @@ impl Reconciler {
                 self.step(&config, std::mem::take(&mut besides)).await;
             }
             let retry = self.ports.next_retry();
-            let expiry = self.next_expiry(&config);
-            let due = async {
-                match retry.into_iter().chain(expiry).min() {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let expiry = self.expire(&config);
+            let due = until(retry.into_iter().chain(expiry).min());
             // Every arm can be cancelled without loss.
             tokio::select! {
                 biased;
@@ -156,12 +159,8 @@ impl Reconciler {
                         break;
                     }
                 }
-                () = self.ports.ended() => besides.extend(self.ports.fallen()),
-                () = due => {
-                    // A source whose time is over takes its connections along.
-                    self.node.streams.redecide(&config, Some(&self.expiring));
-                    besides.extend(self.ports.due(Instant::now()).cloned());
-                }
+                fallen = self.ports.fallen() => besides.extend(fallen),
+                () = due => besides.extend(self.ports.due(Instant::now()).cloned()),
             }
         }
         self.ports.close_all().await;
@@ -170,9 +169,11 @@ impl Reconciler {
             if config.revision() > 0 {
                 self.publish(&config);
             }
+            let expiry = until(self.expire(&config));
             tokio::select! {
                 biased;
                 () = end.cancelled() => return,
+                () = expiry => {}
                 changed = self.desired.changed() => {
                     if changed.is_err() {
                         return;
@@ -192,12 +193,6 @@ impl Reconciler {
                 Some(port) => self.wanted.insert(id.clone(), port),
                 None => self.wanted.remove(id),
             };
-            let ends = |d: &Destination| d.user_end.sources.next_expiry(Timestamp(0)).is_some();
-            if destination.is_some_and(ends) {
-                self.expiring.insert(id.clone());
-            } else {
-                self.expiring.remove(id);
-            }
         }
         self.ports.bring_to(&self.wanted, &of).await;
         for id in &of {
@@ -233,8 +228,7 @@ impl Reconciler {
         let changes = Changes::between(&before, config);
         self.node.for_clients.publish(config);
         self.node.served.send_replace(Arc::clone(config));
-        self.node.receptions.forget(config, &changes.destinations);
-        self.node.cloud.forget(config, &changes.destinations);
+        self.forget(config, &changes.destinations);
         let only = changes.to_decide();
         let ended =
             self.node.streams.redecide(config, only) + self.node.cloud.redecide(config, only);
@@ -248,6 +242,26 @@ impl Reconciler {
                 .set_gateways(names.collect::<HashMap<GatewayId, Name>>());
         }
         changes
+    }
+
+    /// Forgets what is kept of destinations that are gone, and notes which have rules that end.
+    fn forget(&mut self, config: &NodeConfig, changed: &BTreeSet<DestinationId>) {
+        self.node.receptions.forget(config, changed);
+        self.node.cloud.forget(config, changed);
+        // A connection that came with the version before may bring one back, with its keys.
+        if self.swept.elapsed() > SWEEP {
+            self.swept = Instant::now();
+            self.node.receptions.sweep(config);
+            self.node.cloud.sweep(config);
+        }
+        let ends = |d: &Destination| d.user_end.sources.next_expiry(Timestamp(0)).is_some();
+        for id in changed {
+            if config.destination(id).is_some_and(ends) {
+                self.expiring.insert(id.clone());
+            } else {
+                self.expiring.remove(id);
+            }
+        }
     }
 
     fn status(&self, config: &NodeConfig, destination: &Destination) -> DestinationStatus {
@@ -312,15 +326,33 @@ impl Reconciler {
         }
     }
 
-    /// When the next source rule is over.
-    fn next_expiry(&self, config: &NodeConfig) -> Option<Instant> {
+    /// Lets source rules that have ended since the last time take their connections along; answers when the next one
+    /// ends. Whatever came between, none is missed.
+    fn expire(&mut self, config: &NodeConfig) -> Option<Instant> {
         let wall = now();
-        let expiring = self.expiring.iter().filter_map(|id| config.destination(id));
-        let next = expiring
-            .filter_map(|d| d.user_end.sources.next_expiry(wall))
-            .min()?;
+        let ended = self.next_expiry(config, self.expired_to);
+        if ended.is_some_and(|at| at <= wall) {
+            self.node.streams.redecide(config, Some(&self.expiring));
+        }
+        self.expired_to = wall;
+        let next = self.next_expiry(config, wall)?;
         let wait = Duration::from_millis(next.0.saturating_sub(wall.0) + 1);
         Some(Instant::now() + wait.min(LONGEST_WAIT))
+    }
+
+    /// The first end of a source rule after `wall`.
+    fn next_expiry(&self, config: &NodeConfig, wall: Timestamp) -> Option<Timestamp> {
+        let expiring = self.expiring.iter().filter_map(|id| config.destination(id));
+        expiring
+            .filter_map(|d| d.user_end.sources.next_expiry(wall))
+            .min()
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Ports {
     failed: BTreeSet<DestinationId>,
     /// Connections per destination; they outlive the change of a port.
     occupancy: HashMap<DestinationId, Occupancy>,
-    listeners: JoinSet<()>,
+    listeners: JoinSet<DestinationId>,
 }
 
 /// One port.
@@ -67,8 +67,8 @@ pub(super) struct Open {
     wanted: Wanted,
     pub(super) address: SocketAddr,
     stop: CancellationToken,
-    /// Ends when the listener is closed, however that came about.
-    closed: oneshot::Receiver<()>,
+    /// Ends when the listener is closed, however that came about; `None` when that was seen.
+    closed: Option<oneshot::Receiver<()>>,
 }
 
 #[derive(Debug)]
@@ -135,21 +135,33 @@ impl Ports {
             })
     }
 
-    /// The destinations whose listeners ended without being asked to.
-    pub(super) fn fallen(&mut self) -> Vec<DestinationId> {
-        let fallen = |(id, port): (&DestinationId, &mut Port)| port.has_ended().then(|| id.clone());
-        self.ports.iter_mut().filter_map(fallen).collect()
-    }
-
-    /// Waits until a listener has ended. Cancel safe.
-    pub(super) async fn ended(&mut self) {
-        match self.listeners.join_next().await {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                tracing::error!(%error, "a listener failed; opening its port again")
+    /// Waits until listeners have ended; answers with the destinations whose listeners were not asked to. Cancel safe.
+    pub(super) async fn fallen(&mut self) -> BTreeSet<DestinationId> {
+        let Some(first) = self.listeners.join_next().await else {
+            return std::future::pending().await;
+        };
+        let mut fallen = BTreeSet::new();
+        let mut next = Some(first);
+        while let Some(ended) = next {
+            match ended {
+                Ok(id) => {
+                    if self.ports.get_mut(&id).is_some_and(Port::has_ended) {
+                        fallen.insert(id);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a listener failed; opening its port again");
+                    // Which one it was has gone with it.
+                    let ended = self.ports.iter_mut().filter_map(|(id, port)| {
+                        let has_ended = port.has_ended();
+                        has_ended.then(|| id.clone())
+                    });
+                    fallen.extend(ended);
+                }
             }
-            None => std::future::pending().await,
+            next = self.listeners.try_join_next();
         }
+        fallen
     }
 
     /// Of these destinations, closes the ports that are not wanted, then opens those that are wanted and not open.
@@ -187,7 +199,6 @@ impl Ports {
                 self.failed.insert(id.clone());
             }
         }
-        while self.listeners.try_join_next().is_some() {}
     }
 
     pub(super) async fn close_all(&mut self) {
@@ -209,7 +220,7 @@ impl Ports {
                     wanted,
                     address,
                     stop,
-                    closed,
+                    closed: Some(closed),
                 })
             }
             Err(error) => Port::Failed(failed(id, wanted, address, &error, before)),
@@ -231,7 +242,7 @@ impl Ports {
             self.occupancy(id),
             stop.clone(),
         );
-        Ok((address, self.spawn(run)))
+        Ok((address, self.spawn(id, run)))
     }
 
     fn start_udp(
@@ -248,19 +259,25 @@ impl Ports {
             occupancy: self.occupancy(id),
         };
         let run = serve_users(flows, socket, stop.clone());
-        Ok((address, self.spawn(run)))
+        Ok((address, self.spawn(id, run)))
     }
 
     fn occupancy(&mut self, id: &DestinationId) -> Occupancy {
         self.occupancy.entry(id.clone()).or_default().clone()
     }
 
-    fn spawn(&mut self, run: impl Future<Output = ()> + Send + 'static) -> oneshot::Receiver<()> {
+    fn spawn(
+        &mut self,
+        id: &DestinationId,
+        run: impl Future<Output = ()> + Send + 'static,
+    ) -> oneshot::Receiver<()> {
         let (open, closed) = oneshot::channel();
+        let id = id.clone();
         self.listeners.spawn(async move {
             // Dropped after the listener, also when the listener panics.
             let _open: oneshot::Sender<()> = open;
             run.await;
+            id
         });
         closed
     }
@@ -270,10 +287,11 @@ impl Port {
     /// Whether the listener ended without being asked to.
     fn has_ended(&mut self) -> bool {
         match self {
-            Self::Open(open) => !matches!(
-                open.closed.try_recv(),
-                Err(oneshot::error::TryRecvError::Empty)
-            ),
+            Self::Open(open) => {
+                let empty = Err(oneshot::error::TryRecvError::Empty);
+                open.closed.take_if(|closed| closed.try_recv() != empty);
+                open.closed.is_none()
+            }
             Self::Failed(_) => false,
         }
     }
@@ -285,7 +303,7 @@ async fn close(ports: Vec<Port>) {
         if let Port::Open(open) = port {
             open.stop.cancel();
             tracing::info!(address = %open.address, "no longer listening");
-            closing.push(open.closed);
+            closing.extend(open.closed);
         }
     }
     let all = async {
@@ -328,5 +346,39 @@ fn failed(
         message: format!("cannot listen on {address}: {error}"),
         retry: Instant::now() + delay,
         backoff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::tests::rig;
+
+    #[tokio::test]
+    async fn a_listener_that_fails_while_other_ports_change_is_missed_all_the_same() {
+        let (node, _) = rig::node();
+        let mut ports = Ports::new(node, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let id = |id: &str| DestinationId::new(id).unwrap();
+        let any = Wanted {
+            port: 0,
+            transport: Transport::Tcp,
+        };
+        let of = |all: &[&str]| all.iter().map(|one| id(one)).collect::<BTreeSet<_>>();
+        let mut wanted = BTreeMap::from([(id("d1"), any)]);
+        ports.bring_to(&wanted, &of(&["d1"])).await;
+        ports.listeners.abort_all();
+        while !ports.ports.get_mut(&id("d1")).unwrap().has_ended() {
+            tokio::task::yield_now().await;
+        }
+        wanted.insert(id("d2"), any);
+        ports.bring_to(&wanted, &of(&["d2"])).await;
+        assert_eq!(ports.fallen().await, of(&["d1"]));
+        ports.bring_to(&wanted, &of(&["d1"])).await;
+        assert!(!ports.ports.get_mut(&id("d1")).unwrap().has_ended());
+        ports.close_all().await;
     }
 }

@@ -186,3 +186,53 @@ async fn a_cloud_destination_is_served_where_the_operator_allows_it() {
         }
     ));
 }
+
+/// However busy the node is when a rule ends: the timer need not have been the one that noticed.
+#[tokio::test]
+async fn a_source_rule_that_ends_during_other_work_takes_its_connections_along() {
+    let (node, _) = rig::node();
+    let (_desired, desired) = watch::channel(Arc::default());
+    let (applied, _applied) = watch::channel(Arc::default());
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let mut reconciler = Reconciler::new(Arc::clone(&node), address, desired, applied);
+    let with_rule = |ends: Timestamp| {
+        let NodeObject::Destination(mut d) = destination("d1", "g1", 1) else {
+            unreachable!("the helper makes a destination")
+        };
+        d.enabled = true;
+        d.listen = sg_model::Listen::ClientPort(3306);
+        d.user_end.sources.restrict = true;
+        let rule = sg_model::SourceRule {
+            spec: "127.0.0.1".parse().unwrap(),
+            owner: None,
+            expires: Some(ends),
+        };
+        d.user_end.sources.add(rule, now()).unwrap();
+        NodeObject::Destination(d)
+    };
+    let ends = Timestamp(now().0 + 150);
+    let first = Arc::new(config(1, [gateway("g1", true), with_rule(ends)]));
+    reconciler.step(&first, BTreeSet::new()).await;
+    let user = "127.0.0.1:7".parse().unwrap();
+    let stream = node
+        .streams
+        .register(DestinationId::new("d1").unwrap(), user);
+    assert!(reconciler.expire(&first).is_some(), "it waits for the end");
+    assert_eq!(stream.end().code(), None);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Another change comes first, and concerns another destination.
+    let mut second = NodeConfig::clone(&first);
+    let change = sg_model::Change {
+        epoch: 1,
+        from: Some(1),
+        to: 2,
+        upserts: vec![(2, destination("d2", "g1", free_port().await))],
+        removals: vec![],
+    };
+    second.apply(change).unwrap();
+    let second = Arc::new(second);
+    reconciler.step(&second, BTreeSet::new()).await;
+    assert_eq!(reconciler.expire(&second), None, "there is no other rule");
+    let policy_changed = Some(sg_tunnel_io::code::POLICY_CHANGED);
+    assert_eq!(stream.end().code(), policy_changed);
+}
