@@ -138,6 +138,11 @@ impl Failure {
         self.code
     }
 
+    /// One stable word that says why.
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// Whether the server said that it is a thing of this kind that does not exist.
     pub(crate) fn is_missing(&self, kind: &str) -> bool {
         self.missing.as_deref() == Some(kind)

@@ -188,8 +188,8 @@ async fn delete(api: &Api, args: &Delete) -> Result<api::Node, Failure> {
             crate::gateway::with_newest(newest, delete).await
         }
     };
-    deleted.map_err(|failure| match failure.code() {
-        tonic::Code::FailedPrecondition if !args.force => failure.hint(
+    deleted.map_err(|failure| match failure.reason() {
+        "NODE_CONNECTED" => failure.hint(
             "stop sg-data-plane there, then the same again; --force deletes it now, and it serves what it has until it is stopped",
         ),
         _ => hint_list(failure),

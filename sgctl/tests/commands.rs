@@ -540,6 +540,12 @@ async fn a_node_that_is_connected_is_deleted_by_force_only() {
         mock.asked().last().unwrap(),
         "delete node e3 force false nodes/n1"
     );
+    mock.script.lock().unwrap().node_lives = Some("NODE_MAY_BE_CONNECTED");
+    let refused = mock.run("node delete node-1").await;
+    assert_eq!(
+        refused.err, "error: the mock says no (NODE_MAY_BE_CONNECTED)\n",
+        "nobody has to stop anything"
+    );
     mock.script.lock().unwrap().conflicts = 1;
     let done = mock.run("node delete nodes/node-1 --force").await;
     assert_eq!(

@@ -48,11 +48,13 @@ async fn a_dead_node_is_forgotten_and_a_living_one_says_that_it_was_removed() ->
     ensure!(!problems(&site).await?.contains("node-2"));
     let answer = site.sgctl.call(&["node", "get", "node-2"]).await?;
     ensure!(answer.code == 3, "{}", answer.stderr);
-    // Nothing waits for it any more.
+    // The others go on.
     site.destination(&gateway, "next", &resource.address(), &[])
         .await?;
 
     // The first one lives: it is removed only by force, and says so.
+    let mut connected = app.connect().await?;
+    bytes::echo(&mut connected, 1, 1000).await?;
     let refused = site.sgctl.call(&["node", "delete", "node-1"]).await?;
     ensure!(refused.code == 5, "{}", refused.stderr);
     ensure!(
@@ -80,7 +82,9 @@ async fn a_dead_node_is_forgotten_and_a_living_one_says_that_it_was_removed() ->
     })
     .await?;
     // Whoever is connected through it stays so until somebody stops it.
-    bytes::echo(&mut app.connect().await?, 1, 1000).await?;
+    bytes::echo(&mut connected, 2, 1000).await?;
+    drop(connected);
+    bytes::echo(&mut app.connect().await?, 3, 1000).await?;
     let list = site.sgctl.json(&["node", "list"]).await?;
     ensure!(list["nodes"] == Value::Array(Vec::new()), "{list}");
 

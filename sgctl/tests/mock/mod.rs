@@ -36,6 +36,8 @@ pub struct Script {
     pub asked: Vec<String>,
     /// Answer this many changes with ABORTED first.
     pub conflicts: usize,
+    /// Why a node is not deleted without force; `NODE_CONNECTED` where nothing is said.
+    pub node_lives: Option<&'static str>,
     /// What watching a destination shows, one after the other; then the watch stays silent.
     pub destination_states: Vec<api::Destination>,
     /// The same for access control lists.

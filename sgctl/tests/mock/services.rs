@@ -516,7 +516,9 @@ impl nodes_server::Nodes for Services {
         let what = format!("delete node {} force {}", asked.etag, asked.force);
         self.changed(&r, &what, &asked.name)?;
         if !asked.force {
-            return Err(refusal(Code::FailedPrecondition, "NODE_CONNECTED"));
+            let reason = self.0.lock().unwrap().node_lives;
+            let reason = reason.unwrap_or("NODE_CONNECTED");
+            return Err(refusal(Code::FailedPrecondition, reason));
         }
         Ok(Response::new(Empty {}))
     }

@@ -402,3 +402,79 @@ impl Connection {
         self.keepalive.set_active(self.streams.len() > 0, now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+    use super::*;
+    use crate::batch::Batch;
+    use crate::code;
+
+    fn capacity(end: &Connection) -> usize {
+        end.events.capacity()
+            + end.incoming.capacity()
+            + end.controls.capacity()
+            + end.log.capacity()
+            + end.scheduler.capacity()
+            + end.streams.capacity()
+    }
+
+    /// Carries what both ends have to say, until they have nothing more.
+    fn talk(ends: &mut [Connection; 2], now: Instant) {
+        let mut silent = 0;
+        for turn in 0.. {
+            let mut batch = Batch::default();
+            ends[turn % 2].poll_transmit(now, &mut batch, 1 << 20);
+            silent = if batch.is_empty() { silent + 1 } else { 0 };
+            if silent == 2 {
+                return;
+            }
+            let mut slices = [std::io::IoSlice::new(&[]); 64];
+            let count = batch.slices(&mut slices);
+            let mut input = bytes::BytesMut::new();
+            for slice in &slices[..count] {
+                input.extend_from_slice(slice);
+            }
+            assert_eq!(input.len(), batch.len());
+            let peer = &mut ends[(turn + 1) % 2];
+            peer.handle_received(now, input.len());
+            peer.handle_input(now, &mut input);
+        }
+    }
+
+    #[test]
+    fn a_tunnel_at_rest_holds_no_lists() {
+        let now = Instant::now();
+        let mut ends =
+            [Side::Client, Side::Node].map(|side| Connection::new(side, Config::default(), now));
+        talk(&mut ends, now);
+        let open = |end: &mut Connection| end.open(Bytes::new()).unwrap();
+        let keys: Vec<_> = (0..10).map(|_| open(&mut ends[0])).collect();
+        ends[0].send_control(Bytes::from_static(b"word")).unwrap();
+        talk(&mut ends, now);
+        for end in &mut ends {
+            end.release_memory();
+            assert!(capacity(end) >= 10, "what is used stays");
+        }
+        for key in keys {
+            ends[0].release(key, code::CANCEL);
+        }
+        talk(&mut ends, now);
+        for end in &mut ends {
+            while let Some(incoming) = end.poll_incoming() {
+                if let Incoming::Offer { key, .. } = incoming {
+                    end.release(key, code::CANCEL);
+                }
+            }
+            while end.poll_event().is_some() {}
+        }
+        talk(&mut ends, now);
+        for end in &mut ends {
+            assert_eq!(end.streams(), 0);
+            assert!(capacity(end) > 0);
+            end.release_memory();
+            assert_eq!(capacity(end), 0);
+        }
+    }
+}

@@ -134,6 +134,12 @@ impl Log {
         give_back(&mut self.entries);
     }
 
+    /// Places that memory is held for.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.entries.capacity()
+    }
+
     /// Bytes that are kept.
     pub(crate) fn retained(&self) -> u64 {
         match self.keep {

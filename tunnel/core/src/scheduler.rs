@@ -73,6 +73,20 @@ impl Scheduler {
         }
     }
 
+    /// Places that memory is held for.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        let lists = [
+            &self.opens,
+            &self.control,
+            &self.held_resets,
+            &self.flows,
+            &self.interactive,
+            &self.bulk,
+        ];
+        lists.iter().map(|list| list.capacity()).sum()
+    }
+
     /// Puts a stream into the control list if it has control frames to send.
     pub(crate) fn mark_control(&mut self, stream: &mut Stream) {
         // Before the OPEN has been sent nothing else may be; then `id` is 0.

@@ -88,6 +88,12 @@ impl Table {
         }
     }
 
+    /// Places that memory is held for.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.capacity() + self.free.capacity() + self.by_id.capacity()
+    }
+
     /// A stream that fits, among the next few from `place` on; `place` goes on behind it, or behind those.
     pub(crate) fn search(
         &mut self,

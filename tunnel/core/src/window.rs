@@ -94,8 +94,9 @@ pub(crate) struct Window {
     /// Part of `size` that the pool pays for.
     charged: u32,
     granted_at: Option<Instant>,
-    /// What the application had taken of this stream and of all at that time.
-    granted_after: [u64; 2],
+    /// What applications had taken of this stream at that time, and of all.
+    own_before: u64,
+    all_before: u64,
 }
 
 impl Window {
@@ -109,7 +110,7 @@ impl Window {
         }
         self.limit = self.size.into();
         self.granted_at = Some(now);
-        self.granted_after = [0, pool.consumed];
+        (self.own_before, self.all_before) = (0, pool.consumed);
         self.size
     }
 
@@ -139,7 +140,7 @@ impl Window {
     #[must_use]
     pub(crate) fn consume(&mut self, pool: &mut Pool, bytes: usize) -> bool {
         self.consumed += bytes as u64;
-        pool.consumed = pool.consumed.wrapping_add(bytes as u64);
+        pool.consumed += bytes as u64;
         self.grant_is_due()
     }
 
@@ -165,7 +166,7 @@ impl Window {
             }
         }
         self.granted_at = Some(now);
-        self.granted_after = [self.consumed, pool.consumed];
+        (self.own_before, self.all_before) = (self.consumed, pool.consumed);
         let limit = self.consumed + u64::from(self.size);
         (limit > self.limit).then(|| {
             self.limit = limit;
@@ -178,9 +179,8 @@ impl Window {
         if self.size < SHARED {
             return RTT_FLOOR;
         }
-        let [own, all] = self.granted_after;
-        let own = self.consumed - own;
-        let all = pool.consumed.wrapping_sub(all).max(1);
+        let own = self.consumed - self.own_before;
+        let all = (pool.consumed - self.all_before).max(1);
         // In tenths of a per cent, which is fine enough, so that a stream of many counts as one of a thousand.
         let share = u32::try_from((own * 1000 / all).clamp(1, 1000)).unwrap_or(1000);
         RTT_FLOOR * share / 1000
@@ -253,35 +253,86 @@ mod tests {
         }
     }
 
-    /// The size to which each of `count` windows grows that are used by turns, half a window in a millisecond each.
-    fn sizes_of(count: usize, min_rtt: Option<Duration>) -> Vec<u32> {
-        let config = Config::default();
-        let mut pool = Pool::new(config.growth_budget, Arc::clone(&config.budget));
-        let mut now = Instant::now();
-        let mut windows: Vec<_> = (0..count).map(|_| Window::default()).collect();
-        for window in &mut windows {
-            window.start(&config, &mut pool, now);
-        }
-        for _ in 0..20 {
-            now += Duration::from_millis(1);
-            for window in &mut windows {
-                let half = window.size / 2;
-                assert!(window.receive(half.into()));
-                assert!(window.consume(&mut pool, half as usize));
-                assert!(window.grant(&config, &mut pool, min_rtt, now).is_some());
+    /// Windows of one tunnel that are used by turns, half a window in a millisecond each.
+    struct Together {
+        config: Config,
+        pool: Pool,
+        now: Instant,
+        min_rtt: Option<Duration>,
+        windows: Vec<Window>,
+    }
+
+    impl Together {
+        fn new(min_rtt: Duration) -> Self {
+            let config = Config::default();
+            Self {
+                pool: Pool::new(config.growth_budget, Arc::clone(&config.budget)),
+                config,
+                now: Instant::now(),
+                min_rtt: Some(min_rtt),
+                windows: Vec::new(),
             }
         }
-        windows.iter().map(|window| window.size).collect()
+
+        fn open(&mut self, count: usize) {
+            for _ in 0..count {
+                let mut window = Window::default();
+                window.start(&self.config, &mut self.pool, self.now);
+                self.windows.push(window);
+            }
+        }
+
+        fn run(&mut self, milliseconds: usize) {
+            for _ in 0..milliseconds {
+                self.now += Duration::from_millis(1);
+                for window in &mut self.windows {
+                    let half = window.size / 2;
+                    assert!(window.receive(half.into()));
+                    assert!(window.consume(&mut self.pool, half as usize));
+                    let grant = window.grant(&self.config, &mut self.pool, self.min_rtt, self.now);
+                    assert!(grant.is_some());
+                }
+            }
+        }
+
+        fn sizes(&self) -> Vec<u32> {
+            self.windows.iter().map(Window::size).collect()
+        }
     }
+
+    const NEAR: Duration = Duration::from_micros(100);
+    const FAR: Duration = Duration::from_millis(20);
 
     #[test]
     fn windows_that_share_a_fast_link_do_not_grow_as_if_each_had_it_alone() {
-        let near = Some(Duration::from_micros(100));
-        assert_eq!(sizes_of(1, near), [4 * 1024 * 1024]);
-        assert_eq!(sizes_of(16, near), [SHARED; 16]);
+        let sizes = |count, min_rtt| {
+            let mut together = Together::new(min_rtt);
+            together.open(count);
+            together.run(20);
+            together.sizes()
+        };
+        assert_eq!(sizes(1, NEAR), [4 * 1024 * 1024]);
+        assert_eq!(sizes(16, NEAR), [SHARED; 16]);
         // Where credit takes long on its way, every stream needs its window.
-        let far = Some(Duration::from_millis(20));
-        assert!(sizes_of(8, far).iter().all(|size| *size >= 1024 * 1024));
+        assert!(sizes(8, FAR).iter().all(|size| *size >= 1024 * 1024));
+    }
+
+    #[test]
+    fn what_a_tunnel_carried_before_keeps_no_window_small() {
+        let mut together = Together::new(NEAR);
+        together.open(1);
+        together.run(1000);
+        together.windows.clear();
+        together.open(1);
+        together.run(20);
+        assert_eq!(together.sizes(), [4 * 1024 * 1024], "it came late");
+
+        let mut together = Together::new(NEAR);
+        together.open(16);
+        together.run(1000);
+        together.windows.truncate(1);
+        together.run(20);
+        assert_eq!(together.sizes(), [4 * 1024 * 1024], "it is left alone");
     }
 
     #[test]

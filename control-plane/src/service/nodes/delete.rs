@@ -42,7 +42,7 @@ impl Core {
                 return Err(ServiceError::etag_mismatch("node", record.name.as_str()));
             }
             if !force {
-                self.is_gone(&id, &record.name)?;
+                self.refuse_living(&id, &record.name)?;
             }
             if call.validate_only {
                 return Ok(());
@@ -61,7 +61,7 @@ impl Core {
     }
 
     /// Refuses a node that lives, as far as is known here: which nodes are connected to another control plane only is not.
-    fn is_gone(&self, id: &NodeId, name: &Name) -> Result<(), ServiceError> {
+    fn refuse_living(&self, id: &NodeId, name: &Name) -> Result<(), ServiceError> {
         let reports = self.observed.reports();
         let (reason, message) = match reports.get(id) {
             Some(report) if report.connected => (
