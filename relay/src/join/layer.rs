@@ -18,16 +18,15 @@ use crate::tls::{self, Engine, Fault};
 
 /// Size of the buffer that all streams of a thread read into.
 const BUFFER: usize = 64 * 1024;
-/// With less room than this left, the next buffer is begun.
-const LEAST_ROOM: usize = 32 * 1024;
-/// Smaller reads are copied out: a slice keeps the whole buffer alive, and must not do so for a few bytes.
-const LEAST_SLICE: usize = BUFFER / 4;
+/// Size of the one for streams that fill the other. Each read makes the system acknowledge what it took, and take in what
+/// the user sends then: fewer and larger ones cost the sending side 6 to 11 % less CPU with 16 streams.
+const LARGE_BUFFER: usize = 256 * 1024;
 /// Chunks that one write takes.
 const CHUNKS: usize = 16;
 
 thread_local! {
-    /// Always empty between two reads, so it is free for whichever stream of this thread reads next.
-    static READ_BUFFER: RefCell<BytesMut> = RefCell::default();
+    static READ_BUFFER: RefCell<ReadBuffer> = RefCell::new(ReadBuffer::new(BUFFER));
+    static LARGE_READ_BUFFER: RefCell<ReadBuffer> = RefCell::new(ReadBuffer::new(LARGE_BUFFER));
 }
 
 type Outcome<T> = Result<T, EndReason>;
@@ -68,13 +67,18 @@ pub(super) trait Layer: Send {
 pub(super) struct Raw {
     /// Read before the join, and to be relayed first.
     front: Bytes,
+    /// The last read was as large as a read can be, and there may be more.
+    bulk: bool,
     /// The socket took less than it was offered.
     full: bool,
 }
 
 impl Raw {
     pub(super) fn new(front: Bytes) -> Self {
-        Self { front, full: false }
+        Self {
+            front,
+            ..Self::default()
+        }
     }
 }
 
@@ -101,7 +105,14 @@ impl Layer for Raw {
         if !self.front.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.front)));
         }
-        read(cx, tcp, budget).map_err(|error| failed("read", &error))
+        let buffer = match self.bulk && budget > BUFFER {
+            true => &LARGE_READ_BUFFER,
+            false => &READ_BUFFER,
+        };
+        let read = buffer.with_borrow_mut(|buffer| buffer.read(cx, tcp, budget));
+        let (bytes, filled) = ready!(read).map_err(|error| failed("read", &error))?;
+        self.bulk = filled || bytes.len() >= BUFFER;
+        Poll::Ready(Ok(bytes))
     }
 
     /// A reset is noticed without reading, and there is nothing else.
@@ -138,23 +149,45 @@ impl Layer for Raw {
     }
 }
 
-/// Reads at most `budget` bytes; none at the end.
-fn read(cx: &mut Context<'_>, tcp: &mut ReadHalf<'_>, budget: usize) -> Poll<io::Result<Bytes>> {
-    READ_BUFFER.with_borrow_mut(|buffer| {
-        if buffer.capacity() < LEAST_ROOM {
-            buffer.reserve(BUFFER);
+/// Always without bytes between two reads, so it is free for whichever stream of the thread reads next.
+struct ReadBuffer {
+    bytes: BytesMut,
+    /// What is allocated at a time.
+    size: usize,
+}
+
+impl ReadBuffer {
+    fn new(size: usize) -> Self {
+        Self {
+            bytes: BytesMut::new(),
+            size,
         }
-        let mut room = (&mut *buffer).limit(budget.max(1));
+    }
+
+    /// Reads at most `budget` bytes, none at the end; answers whether they filled the room that there was.
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &mut ReadHalf<'_>,
+        budget: usize,
+    ) -> Poll<io::Result<(Bytes, bool)>> {
+        // With less than half of it left, the next one is begun.
+        if self.bytes.capacity() < self.size / 2 {
+            self.bytes.reserve(self.size);
+        }
+        let most = budget.clamp(1, self.bytes.capacity());
+        let mut room = (&mut self.bytes).limit(most);
         let read = ready!(poll_read_buf(Pin::new(tcp), cx, &mut room))?;
-        let bytes = if read < LEAST_SLICE {
-            let copy = Bytes::copy_from_slice(buffer);
-            buffer.clear();
+        // A slice keeps the whole buffer alive, and must not do so for a few bytes.
+        let bytes = if read < self.size / 4 {
+            let copy = Bytes::copy_from_slice(&self.bytes);
+            self.bytes.clear();
             copy
         } else {
-            buffer.split().freeze()
+            self.bytes.split().freeze()
         };
-        Poll::Ready(Ok(bytes))
-    })
+        Poll::Ready(Ok((bytes, read == most)))
+    }
 }
 
 /// Offers up to [`CHUNKS`] chunks; answers how many bytes were offered, and taken.
@@ -261,5 +294,59 @@ impl Layer for Tls {
         }
         ready!(self.poll_flush(cx, tcp))?;
         Poll::Ready(shutdown_write(tcp).map_err(|error| failed("shutdown", &error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bulk_is_read_in_large_pieces_and_a_few_bytes_hold_on_to_no_buffer() {
+        let listening = TcpSocket::new_v4().unwrap();
+        // Room for all of it, so that nothing depends on when the system takes in what.
+        listening.set_recv_buffer_size(2 * 1024 * 1024).unwrap();
+        listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listening.listen(1).unwrap();
+        let user = TcpStream::connect(listener.local_addr().unwrap());
+        let (user, accepted) = tokio::join!(user, listener.accept());
+        let (mut user, (mut tcp, _)) = (user.unwrap(), accepted.unwrap());
+        let arrived = async |tcp: &TcpStream, count: usize| {
+            let mut all = vec![0; count];
+            while tcp.peek(&mut all).await.unwrap() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        let mut raw = Raw::default();
+        let mut read = async |tcp: &mut TcpStream, budget| {
+            let (mut half, _) = tcp.split();
+            let bytes = poll_fn(|cx| raw.poll_read(cx, &mut half, budget)).await;
+            bytes.unwrap()
+        };
+
+        user.write_all(&vec![7; 300 * 1024]).await.unwrap();
+        arrived(&tcp, 300 * 1024).await;
+        assert_eq!(read(&mut tcp, usize::MAX).await.len(), BUFFER);
+        assert_eq!(read(&mut tcp, usize::MAX).await.len(), 236 * 1024);
+        // Less than a quarter of the large buffer is copied out of it.
+        user.write_all(&[8; 60_000]).await.unwrap();
+        arrived(&tcp, 60_000).await;
+        let few = read(&mut tcp, usize::MAX).await;
+        assert_eq!((few.len(), few.is_unique()), (60_000, true));
+        // Not bulk any more: of a small one a slice of that length is taken.
+        user.write_all(&[9; 60_000]).await.unwrap();
+        arrived(&tcp, 60_000).await;
+        let slice = read(&mut tcp, usize::MAX).await;
+        assert_eq!((slice.len(), slice.is_unique()), (60_000, false));
+        user.write_all(&[10; 100]).await.unwrap();
+        arrived(&tcp, 100).await;
+        let few = read(&mut tcp, 10).await;
+        assert_eq!((few.len(), few.is_unique()), (10, true));
     }
 }

@@ -151,7 +151,7 @@ impl Default for Config {
             growth_budget: 64 * 1024 * 1024,
             budget: Arc::new(Budget::unlimited()),
             max_frame: 16_376,
-            send_queue: 128 * 1024,
+            send_queue: 256 * 1024,
             send_queues: 16 * 1024 * 1024,
             max_metadata: 4096,
             control_queue: 256,

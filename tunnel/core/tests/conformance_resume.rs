@@ -218,7 +218,7 @@ fn while_detached_streams_stay_and_opens_fail() {
     assert_eq!(solo.end.read(key, 100), Ok(Read::Pending));
     // Writes queue up to their bound, and no further.
     let mut chunk = Bytes::from(vec![7; 1_000_000]);
-    assert_eq!(solo.end.write(key, &mut chunk), Ok(128 * 1024));
+    assert_eq!(solo.end.write(key, &mut chunk), Ok(256 * 1024));
     assert_eq!(solo.end.write(key, &mut chunk), Ok(0));
     for _ in 0..256 {
         solo.end.send_control(Bytes::new()).unwrap();

@@ -270,7 +270,7 @@ async fn writes_wait_for_room_and_are_woken() {
     let ready = std::future::poll_fn(|cx| a.poll_write_ready(cx))
         .await
         .unwrap();
-    assert!((1..=128 * 1024).contains(&ready));
+    assert!((1..=256 * 1024).contains(&ready));
     let writer = tokio::spawn(async move {
         for i in 0..400_u32 {
             let piece = Bytes::from(vec![i.to_le_bytes()[0]; 10_000]);

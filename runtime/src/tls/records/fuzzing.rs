@@ -22,7 +22,7 @@ use super::RecordStream;
 use super::aead::Implementation;
 use super::keys::{Suite, TrafficSecret};
 use super::protect::{Fault, Opened, Opener, Sealer, content};
-use super::stream::BATCH;
+use super::stream::{BATCH, LARGE_BUFFER};
 use crate::secret::Secret;
 
 mod hostile;
@@ -34,9 +34,9 @@ pub use self::tampered::tampered_records;
 /// Operations of one input; longer ones teach nothing new.
 const MOST_OPERATIONS: usize = 100;
 /// Most that one read may ask for.
-const MOST_READ: usize = 64 * 1024;
+const MOST_READ: usize = LARGE_BUFFER;
 /// Most memory of a connection: what it receives into, a batch to send, and a message in pieces.
-const MOST_HELD: usize = 64 * 1024 + 2 * (BATCH + 4 * 1024) + 2 * 84 * 1024;
+const MOST_HELD: usize = LARGE_BUFFER + 2 * (BATCH + 4 * 1024) + 2 * 84 * 1024;
 /// Reads that have the size which the input asks for; the rest takes what there is.
 const CUT_READS: usize = 60;
 

@@ -310,6 +310,31 @@ async fn who_waits_holds_no_buffer_and_the_next_reader_has_it() {
 }
 
 #[tokio::test]
+async fn who_fills_a_buffer_reads_into_a_large_one_next() {
+    let (near, far) = shaken().await;
+    let (mut near, mut far) = (
+        RecordStream::take_over(near).unwrap(),
+        RecordStream::take_over(far).unwrap(),
+    );
+    let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+    // A batch that is a few bytes longer than it should be leaves as one.
+    let batch = pattern(256 * 1024 + 8, 1);
+    let taken = poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(&batch)])).await;
+    assert_eq!(taken.unwrap(), batch.len());
+    assert!(near.poll_flush(cx).is_ready());
+    let (mut pieces, mut reads) = (VecDeque::new(), Vec::new());
+    while let Poll::Ready(count) = far.poll_read(cx, &mut pieces) {
+        reads.push(count.unwrap());
+    }
+    // Whole records only: of the first read three.
+    let first = 3 * MOST_PLAIN;
+    assert_eq!(reads, [first, batch.len() - first]);
+    assert!(pieces.into_iter().flatten().eq(batch));
+    far.release();
+    assert_eq!(far.held(), 0);
+}
+
+#[tokio::test]
 async fn what_was_right_before_a_broken_record_is_given_first() {
     let (near, mut far) = shaken().await;
     let mut near = RecordStream::take_over(near).unwrap();

@@ -13,10 +13,10 @@ use crate::limits::Limit;
 use crate::stream::{Fin, Key, Phase, Stream};
 
 /// Unread pieces of all streams of a tunnel that may be references into the driver's receive buffers. Each may hold on
-/// to a whole buffer (64 KiB), to 32 MiB in all. For each further one, an older one is copied, of the streams in turn, and
+/// to a whole buffer (up to 256 KiB), to 32 MiB in all. For each further one, an older one is copied, of the streams in turn, and
 /// costs from then on about what it is long: so the references of streams whose readers have stopped become fewer, and those
 /// that are read pay for it no longer than that takes.
-const REFERENCES: usize = 512;
+const REFERENCES: usize = 128;
 /// A WINDOW that raises the limit by less is honoured, but counted as useless.
 const MIN_GRANT: u64 = 1024;
 /// Bytes of CONTROL messages that may wait for the application.
