@@ -8,7 +8,6 @@ use sg_model::{Name, NodeConfig, NodeId, Timestamp};
 use sg_relay::{StreamMetrics, TunnelBoard};
 use sg_runtime::shutdown::Shutdown;
 use sg_runtime::tasks::TaskPool;
-use sg_tunnel_io::Config;
 use tokio::sync::watch;
 
 use crate::balancers::Balancers;
@@ -57,8 +56,6 @@ pub(crate) struct Node {
     pub(crate) balancers: Balancers,
     /// Users' streams by source address.
     pub(crate) sources: Places,
-    /// What a new tunnel gets; they all share its memory budget.
-    pub(crate) tunnel_config: Config,
     /// The tunnels, for people and metrics.
     pub(crate) board: TunnelBoard,
     pub(crate) metrics: NodeMetrics,

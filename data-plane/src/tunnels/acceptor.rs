@@ -263,8 +263,7 @@ async fn begin(
     answer_within(&mut io, server_hello::Answer::Accepted(answer))
         .await
         .map_err(|error| Failure::new("hello-closed", error))?;
-    let settings = &node.tunnel_config;
-    let config = node.registry.settings.of(settings, resume_time);
+    let config = node.registry.settings.of(resume_time);
     let io = take_over(io).map_err(|error| Failure::new("tls-take-over", error))?;
     let (tunnel, incoming, driver) = start_with(io, Side::Node, config);
     let session = Session {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sg_model::{GatewayId, Name, Policy};
+use sg_tunnel_io::Config;
 use sg_tunnel_io::code::close;
 use sg_tunnel_io::resume::TunnelId;
 use tokio::sync::watch;
@@ -77,12 +78,13 @@ pub(crate) struct Registration {
 }
 
 impl Registry {
-    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+    /// New tunnels get `config`, but for their gateway's resume time; they all share its memory budget.
+    pub(crate) fn new(metrics: NodeMetrics, config: Config) -> Self {
         Self {
             inner: Mutex::default(),
             changes: watch::Sender::new(0),
             metrics,
-            settings: Settings::default(),
+            settings: Settings::new(config),
         }
     }
 
@@ -370,7 +372,10 @@ mod tests {
     impl Fixture {
         fn new() -> Self {
             let metrics = Metrics::new("test", "0");
-            let registry = Arc::new(Registry::new(NodeMetrics::register(&metrics)));
+            let registry = Arc::new(Registry::new(
+                NodeMetrics::register(&metrics),
+                Config::default(),
+            ));
             let gateway = GatewayId::new("g1").unwrap();
             registry.set_gateways(HashMap::from([(
                 gateway.clone(),

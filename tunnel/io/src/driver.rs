@@ -101,6 +101,8 @@ struct Exchange {
     closed: Option<Closed>,
     /// There will be something to write: the tasks that are ready may add to it first.
     paused: bool,
+    /// The tunnel is at rest; the core has given back its memory.
+    resting: bool,
     deadline: Option<Instant>,
 }
 
@@ -170,26 +172,29 @@ impl Drive {
                     link.take_batch(core, now);
                 }
             }
+            *busy |= core.streams() > 0;
+            let resting = !*busy && !paused && link.as_ref().is_none_or(Link::is_waiting);
+            if resting {
+                // Pings and messages alone are too seldom to keep memory for.
+                core.release_memory();
+            }
             let exchange = Exchange {
                 closed: core.closed().cloned(),
                 paused,
+                resting,
                 deadline: core.poll_timeout().map(Instant::from_std),
             };
-            *busy |= core.streams() > 0;
-            let idle = !*busy && !paused && link.as_ref().is_none_or(Link::is_waiting);
-            if idle {
-                // Pings and messages alone are too seldom to keep memory for.
-                core.release_memory();
-                if let Some(link) = link {
-                    link.release();
-                }
-            }
             // While there is something to write the transport brings us back.
             let sending = link.as_ref().is_some_and(Link::has_work);
             state.park_driver(cx, sending || paused);
             exchange
         });
         drop(gone);
+        if exchange.resting
+            && let Some(link) = &mut self.link
+        {
+            link.release();
+        }
         for waker in self.wakes.drain(..) {
             waker.wake();
         }
