@@ -40,9 +40,10 @@ const ROWS: &[(&[&str], &str, &str)] = &[
 /// The text of a refusal with flags of `command` (as `gateway create`) in place of fields: `FIELD: what is wrong`, several
 /// of them with `; ` between.
 pub(crate) fn named(command: &str, text: &str) -> String {
+    let grammar = crate::cli::grammar();
     let parts = text.split("; ").map(|part| {
-        let of = part.split_once(": ");
-        match of.and_then(|(field, what)| Some((flag(command, field)?, what))) {
+        let parted = part.split_once(": ");
+        match parted.and_then(|(field, what)| Some((flag(&grammar, command, field)?, what))) {
             Some((flag, what)) => format!("{flag}: {what}"),
             None => part.to_owned(),
         }
@@ -50,21 +51,21 @@ pub(crate) fn named(command: &str, text: &str) -> String {
     parts.collect::<Vec<_>>().join("; ")
 }
 
-fn flag(command: &str, field: &str) -> Option<String> {
+fn flag(grammar: &Command, command: &str, field: &str) -> Option<String> {
     let row = ROWS
         .iter()
-        .find(|(commands, of, _)| *of == field && commands.contains(&command));
+        .find(|(commands, named, _)| *named == field && commands.contains(&command));
     if let Some((_, _, flag)) = row {
         return Some((*flag).to_owned());
     }
-    let (_, last) = field.rsplit_once('.').unwrap_or(("", field));
-    let long = last.replace('_', "-");
-    let grammar = crate::cli::grammar();
-    has_flag(of(&grammar, command)?, &long).then(|| format!("--{long}"))
+    let ends = ["user_end.", "resource_end."];
+    let of_an_end = ends.iter().find_map(|end| field.strip_prefix(end));
+    let long = of_an_end.unwrap_or(field).replace('_', "-");
+    has_flag(command_at(grammar, command)?, &long).then(|| format!("--{long}"))
 }
 
 /// The command of this path, as `gateway create`.
-fn of<'a>(grammar: &'a Command, path: &str) -> Option<&'a Command> {
+fn command_at<'a>(grammar: &'a Command, path: &str) -> Option<&'a Command> {
     path.split(' ')
         .try_fold(grammar, |command, word| command.find_subcommand(word))
 }
@@ -96,6 +97,9 @@ mod tests {
             "--alpn: a; --kind: b; etag: c"
         );
         assert_eq!(named("gateway delete", "etag: d"), "--etag: d");
+        // Only fields of a destination's ends have dots.
+        let text = "db.plant.name: is taken";
+        assert_eq!(named("destination update", text), text);
         assert_eq!(
             named("gateway create", "no; nothing: of it"),
             "no; nothing: of it"
@@ -109,7 +113,7 @@ mod tests {
         for (commands, field, flag) in ROWS {
             for path in *commands {
                 assert!(seen.insert((path, field)), "{path} has {field} twice");
-                let command = of(&grammar, path).expect(path);
+                let command = command_at(&grammar, path).expect(path);
                 let there = match flag.strip_prefix("--") {
                     Some(long) => has_flag(command, long),
                     None => command.get_positionals().any(|argument| {
@@ -180,13 +184,19 @@ mod tests {
         ] {
             assert!(all.len() > 10, "{all:?}");
             let grammar = crate::cli::grammar();
-            let create = of(&grammar, command).expect(command);
+            let [create, update] = [command.to_owned(), command.replace("create", "update")];
+            let lacks = |path: &str, flag: &str| {
+                let long = flag.trim_start_matches('-');
+                !has_flag(command_at(&grammar, path).expect("a command"), long)
+            };
             for field in all {
-                let made = flag(command, &field);
-                let updated = flag(&command.replace("create", "update"), &field);
+                let made = flag(&grammar, &create, &field);
+                let updated = flag(&grammar, &update, &field);
                 // A flag that both have is named by both.
-                if let (None, Some(flag)) = (&made, &updated) {
-                    assert!(!has_flag(create, flag.trim_start_matches('-')), "{field}");
+                match (&made, &updated) {
+                    (None, Some(flag)) => assert!(lacks(&create, flag), "{field}"),
+                    (Some(flag), None) => assert!(lacks(&update, flag), "{field}"),
+                    _ => {}
                 }
                 let none = made.or(updated).is_none();
                 assert_eq!(none, without.contains(&field.as_str()), "{field}");

@@ -95,9 +95,9 @@ async fn two_hundred_stopped_readers_take_no_more_memory_than_they_were_promised
     const FAST: usize = 16;
     const READ_FIRST: usize = 24 * 1024 * 1024;
     // What may be added to each process: the growth budget of all streams (64 MiB), for each stream
-    // the window that it is sure of and its queue (144 KiB, 28 MiB in all), the 512 receive buffers that
+    // the window that it is sure of (16 KiB, 3 MiB in all), their queues (16 MiB), the 128 receive buffers that
     // unread pieces may hold on to (32 MiB), and what the process keeps when it is freed (16 MiB).
-    const BUDGET: u64 = (64 + 28 + 32 + 16) * MIB;
+    const BUDGET: u64 = (64 + 3 + 16 + 32 + 16) * MIB;
     let flood = Flood::start().await?;
     let echo = Echo::start().await?;
     let (mut site, gateway, client) = installation().await?;

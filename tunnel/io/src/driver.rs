@@ -1,6 +1,6 @@
 //! The one task of a tunnel: moves bytes between the transport and the core.
 //!
-//! Each round reads what is there (up to 192 KiB or so), hands it to the core, takes one batch from the
+//! Each round reads what is there (up to 448 KiB), hands it to the core, takes one batch from the
 //! core and writes it. Reading never waits for writing and writing never for reading; both get a turn
 //! in every round, and after [`ROUNDS`] rounds the other tasks of the runtime get theirs.
 //!

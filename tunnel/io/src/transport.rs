@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 /// An established, ordered, reliable connection. Dropping it closes it at once, without a goodbye.
 pub trait Transport: Send + Unpin {
-    /// Appends received bytes to `pieces`, about 64 KiB at most in at most about 3,000 pieces, and returns how
+    /// Appends received bytes to `pieces`, about 256 KiB at most in about 1,000 pieces at most, and returns how
     /// many bytes. Ready with 0 when the peer has ended the connection in order (TLS: `close_notify`).
     ///
-    /// Pieces may share memory, in buffers of about 64 KiB: a tunnel limits how many of them its streams hold on to.
+    /// Pieces may share memory, in buffers of up to about 256 KiB: a tunnel limits how many of them its streams hold on to.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ pub trait Transport: Send + Unpin {
     fn set_fast(&mut self, _fast: bool) {}
 }
 
-/// Size of a receive buffer. Larger ones are mapped and unmapped by the allocator each time.
+/// Size of a receive buffer.
 const BUFFER: usize = 64 * 1024;
 /// With less room than this, the next buffer is begun.
 const LEAST_ROOM: usize = 16 * 1024;

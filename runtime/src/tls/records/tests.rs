@@ -332,6 +332,49 @@ async fn who_fills_a_buffer_reads_into_a_large_one_next() {
     assert!(pieces.into_iter().flatten().eq(batch));
     far.release();
     assert_eq!(far.held(), 0);
+    // The large one is not for those who are slow: neither for itself, in the middle of a record, nor for others.
+    let ((third, fourth), wire) = (shaken().await, pattern(100, 2));
+    let (mut third, mut fourth) = (
+        RecordStream::take_over(third).unwrap(),
+        RecordStream::take_over(fourth).unwrap(),
+    );
+    for (from, to) in [(&mut near, &mut far), (&mut third, &mut fourth)] {
+        let beginning = pattern(200 * 1024, 3);
+        for round in 0..3 {
+            from.say(&wire).await.unwrap();
+            assert_eq!(to.hear().await.unwrap(), wire, "round {round}");
+            assert!(!to.reads_large() || round == 0);
+        }
+        // More than the pipe takes: the rest of a record is still to come.
+        for _ in 0..2 {
+            let taken = poll_fn(|cx| from.poll_write(cx, &[IoSlice::new(&beginning)])).await;
+            assert_eq!(taken.unwrap(), beginning.len());
+        }
+        let mut pieces = VecDeque::new();
+        while to.poll_read(cx, &mut pieces).is_ready() {}
+        assert!(to.held() > 0);
+        assert!(from.poll_flush(cx).is_ready());
+    }
+}
+
+#[tokio::test]
+async fn many_short_records_come_a_thousand_at_a_time() {
+    let (near, far) = shaken().await;
+    let (mut near, mut far) = (
+        RecordStream::take_over(near).unwrap(),
+        RecordStream::take_over(far).unwrap(),
+    );
+    for _ in 0..2500 {
+        let taken = poll_fn(|cx| near.poll_write(cx, &[IoSlice::new(b"x")])).await;
+        assert_eq!(taken.unwrap(), 1);
+    }
+    let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+    let mut counts = Vec::new();
+    let mut pieces = VecDeque::new();
+    while let Poll::Ready(count) = far.poll_read(cx, &mut pieces) {
+        counts.push(count.unwrap());
+    }
+    assert_eq!(counts, [1024, 1024, 452]);
 }
 
 #[tokio::test]
