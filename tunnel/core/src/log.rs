@@ -183,12 +183,14 @@ impl Log {
         }
     }
 
-    /// Before a batch is built: asks the process for what it will need.
-    pub(crate) fn prepare(&mut self) {
+    /// Before a batch of up to `batch` bytes is built: asks the process for what it will need.
+    pub(crate) fn prepare(&mut self, batch: usize) {
         if self.keep != Keep::Yes {
             return;
         }
-        let missing = self.wanted().saturating_sub(self.share.used());
+        let next = self.limit.min(self.retained() + batch as u64);
+        let wanted = self.wanted().max(next.saturating_sub(MIN));
+        let missing = wanted.saturating_sub(self.share.used());
         let all = missing.next_multiple_of(STEP);
         // When little is left it is shared out step by step.
         for bytes in [all, STEP] {
@@ -369,7 +371,7 @@ mod tests {
     use super::*;
 
     fn send(log: &mut Log, bytes: usize, now: Instant) {
-        log.prepare();
+        log.prepare(0);
         log.push(|| Bytes::from(vec![0; bytes]), bytes, now);
     }
 
@@ -385,7 +387,7 @@ mod tests {
             "a tunnel with little to keep asks for nothing"
         );
         send(&mut log, 160_000, now);
-        log.prepare();
+        log.prepare(0);
         assert_eq!(budget.log_used(), 3 * STEP);
         assert!(log.room() > 700_000);
         // Another tunnel finds less, and is still sure of its least.
@@ -403,6 +405,23 @@ mod tests {
         other.stop();
         assert_eq!((budget.log_used(), other.retained()), (0, 0));
         assert_eq!(other.room(), usize::MAX);
+    }
+
+    #[test]
+    fn a_batch_that_is_larger_than_the_least_finds_room_at_once() {
+        let now = Instant::now();
+        let batch = to_usize(MIN) + 1000;
+        for (budget, room) in [(8 * STEP, MIN + STEP), (STEP - 1, MIN)] {
+            let budget = Arc::new(Budget::new(budget));
+            let mut log = Log::new(true, Arc::clone(&budget), now);
+            log.prepare(1000);
+            assert_eq!(budget.log_used(), 0);
+            log.prepare(batch);
+            assert_eq!(log.room() as u64, room);
+        }
+        let mut log = Log::new(true, Arc::new(Budget::unlimited()), now);
+        log.prepare(usize::MAX / 2);
+        assert_eq!(log.room() as u64, START);
     }
 
     #[test]

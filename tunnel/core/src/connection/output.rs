@@ -72,8 +72,11 @@ impl Connection {
     }
 
     fn put_frames(&mut self, now: Instant, batch: &mut Batch, limit: usize) -> bool {
-        self.log.prepare();
         let start = batch.len();
+        // With the headers of all but tiny frames.
+        let waiting = self.send_queues.queued();
+        self.log
+            .prepare((waiting + waiting / 8).min(limit.saturating_sub(start)));
         batch.begin_logged();
         // The log has a reserve for everything that is not DATA (protocol 210).
         let most = limit.min(start.saturating_add(self.log.reserve()));
